@@ -1,0 +1,95 @@
+"""The interface of schedule templates, and the list of those that exist.
+
+A template is one file. Every template file looks alike: docstring (what the kernel does, Requires), `matches`, `space`,
+`default`, `pack`, `kernel`. A task's search space is the union of all templates that match, dense included.
+"""
+
+from __future__ import annotations
+
+import abc
+import functools
+import importlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sparsetvm.core.config import Config
+from sparsetvm.core.target import Target
+from sparsetvm.core.workload import Workload
+from sparsetvm.space.space import Space
+
+if TYPE_CHECKING:
+    import tvm
+
+# Imported by name, so that listing templates needs no TVM. Order: the first that matches gives the default config.
+_TEMPLATES: dict[str, tuple[str, str]] = {
+    "x86.pattern_code": ("sparsetvm.schedules.x86.pattern_code", "PatternCode"),
+    "x86.pattern_data": ("sparsetvm.schedules.x86.pattern_data", "PatternData"),
+    "x86.spmv_lookup": ("sparsetvm.schedules.x86.spmv_lookup", "SpmvLookup"),
+    "x86.spmv_csr": ("sparsetvm.schedules.x86.spmv_csr", "SpmvCsr"),
+    "x86.dense_gemv": ("sparsetvm.schedules.x86.dense_gemv", "DenseGemv"),
+    "x86.dense": ("sparsetvm.schedules.x86.dense", "Dense"),
+}
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What a kernel reads: constant 1-D arrays in argument order, and facts that shape the generated code."""
+
+    arrays: tuple[np.ndarray, ...]
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(a.nbytes for a in self.arrays)
+
+
+class Template(abc.ABC):
+    """A schedule template. Instances have no state."""
+
+    name: str
+    version: int
+    dense: bool = False  # True for templates that ignore zeros: the baseline that always competes
+
+    @abc.abstractmethod
+    def matches(self, workload: Workload, target: Target) -> bool:
+        """True when `kernel` can implement the workload on the target."""
+
+    @abc.abstractmethod
+    def space(self, workload: Workload, target: Target) -> Space:
+        """The knobs and their values; every point of the space is a valid config."""
+
+    @abc.abstractmethod
+    def default(self, workload: Workload, target: Target) -> Config:
+        """A config that is good without any tuning; a point of `space`."""
+
+    @abc.abstractmethod
+    def pack(self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target) -> Packed:
+        """Arrange the (m, k) float32 weight and the (m,) bias as the kernel reads them."""
+
+    @abc.abstractmethod
+    def kernel(self, workload: Workload, config: Config, packed: Packed, target: Target, symbol: str) -> tvm.tirx.PrimFunc:
+        """The kernel with global symbol `symbol`.
+
+        Arguments, in order: X, the residual (when the epilogue has one), the arrays of `packed`, Y. X, residual and Y
+        are float32 in the physical shapes of the workload's layouts; arrays are 1-D.
+        """
+
+
+@functools.cache
+def template(name: str) -> Template:
+    """The template of that name. Raises KeyError for an unknown name."""
+    module, cls = _TEMPLATES[name]
+    found: Template = getattr(importlib.import_module(module), cls)()
+    return found
+
+
+def template_names() -> tuple[str, ...]:
+    """Names of all templates."""
+    return tuple(_TEMPLATES)
+
+
+def matching(workload: Workload, target: Target) -> list[Template]:
+    """All templates that can implement the workload, sparse ones first."""
+    return [t for t in map(template, _TEMPLATES) if t.matches(workload, target)]

@@ -1,0 +1,50 @@
+"""A config: one frozen assignment of a template's knobs.
+
+Default, search, log replay and hand-written schedules all produce this one value (the idea is tinygrad's `Opt`).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+KnobValue = int | str
+
+
+class Config(msgspec.Struct, frozen=True):
+    """`template` names the schedule template; `knobs` are (name, value) pairs sorted by name."""
+
+    template: str
+    knobs: tuple[tuple[str, KnobValue], ...] = ()
+
+    @staticmethod
+    def of(template: str, **knobs: KnobValue) -> Config:
+        """Config from keyword arguments."""
+        return Config(template, tuple(sorted(knobs.items())))
+
+    def __getitem__(self, knob: str) -> KnobValue:
+        for name, value in self.knobs:
+            if name == knob:
+                return value
+        raise KeyError(knob)
+
+    def int(self, knob: str) -> int:
+        """Value of an integer knob."""
+        value = self[knob]
+        if not isinstance(value, int):
+            raise TypeError(f"knob '{knob}' of {self.template} is {value!r}, not an integer")
+        return value
+
+    def str(self, knob: str) -> str:
+        """Value of a string knob."""
+        value = self[knob]
+        if not isinstance(value, str):
+            raise TypeError(f"knob '{knob}' of {self.template} is {value!r}, not a string")
+        return value
+
+    def replace(self, **knobs: KnobValue) -> Config:
+        """A copy with some knobs changed."""
+        return Config.of(self.template, **{**dict(self.knobs), **knobs})
+
+    def __str__(self) -> str:
+        """Python that makes this config again, to be pasted."""
+        return f"Config.of({', '.join([repr(self.template), *(f'{k}={v!r}' for k, v in self.knobs)])})"

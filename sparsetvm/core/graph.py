@@ -1,0 +1,129 @@
+"""The graph between the ONNX file and the kernels: static shapes, constants as arrays, ONNX names kept.
+
+The frontend makes a `Graph` of ONNX operators; the rewrite passes replace parts of it with fused operators of the
+domain "sparsetvm"; `build` emits each node as a kernel call or hands it to TVM's ONNX importer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from sparsetvm.core.layout import PLAIN, Layout
+
+SPARSETVM_DOMAIN = "sparsetvm"
+
+
+@dataclass
+class Value:
+    """A tensor: static shape, numpy dtype name, constant data when known, and the layout it is stored in."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    data: np.ndarray | None = None
+    layout: Layout = PLAIN
+
+    @property
+    def is_constant(self) -> bool:
+        return self.data is not None
+
+
+@dataclass
+class Node:
+    """One operator. `attrs` holds plain Python values (int, float, str, list, np.ndarray); "" marks an absent input.
+
+    `origin` lists the names of the ONNX nodes this node stands for, the node that carries the weight first.
+    """
+
+    name: str
+    op: str
+    inputs: list[str]
+    outputs: list[str]
+    attrs: dict[str, Any] = field(default_factory=dict)
+    domain: str = ""
+    origin: tuple[str, ...] = ()
+
+    def is_op(self, *ops: str, domain: str = "") -> bool:
+        """True when the node is one of `ops` of the given domain ("" is the default ONNX domain)."""
+        return self.domain == domain and self.op in ops
+
+
+@dataclass
+class Graph:
+    """Nodes in topological order, every value by name; `inputs` and `outputs` in the model's order."""
+
+    name: str
+    opset: int
+    nodes: list[Node]
+    values: dict[str, Value]
+    inputs: list[str]
+    outputs: list[str]
+
+    def constant(self, name: str) -> np.ndarray | None:
+        """The data of a constant value, None when `name` is "" or is computed."""
+        return self.values[name].data if name else None
+
+    def producers(self) -> dict[str, Node]:
+        """Value name -> the node that computes it."""
+        return {out: node for node in self.nodes for out in node.outputs if out}
+
+    def consumers(self) -> dict[str, list[Node]]:
+        """Value name -> the nodes that read it (a node appears once per reading input)."""
+        users: dict[str, list[Node]] = {name: [] for name in self.values}
+        for node in self.nodes:
+            for name in node.inputs:
+                if name:
+                    users[name].append(node)
+        return users
+
+    def add_value(self, stem: str, shape: tuple[int, ...], dtype: str, data: np.ndarray | None = None) -> Value:
+        """Add a value with a fresh name derived from `stem`."""
+        name, count = stem, 0
+        while name in self.values:
+            count += 1
+            name = f"{stem}.{count}"
+        value = Value(name, tuple(int(d) for d in shape), dtype, data)
+        self.values[name] = value
+        return value
+
+    def add_constant(self, stem: str, data: np.ndarray) -> Value:
+        """Add a constant value with a fresh name derived from `stem`."""
+        return self.add_value(stem, data.shape, str(data.dtype), data)
+
+    def prune_dead(self) -> None:
+        """Drop nodes whose outputs nobody reads, and values nobody mentions."""
+        alive = set(self.outputs)
+        kept: list[Node] = []
+        for node in reversed(self.nodes):
+            if any(out in alive for out in node.outputs):
+                alive.update(name for name in node.inputs if name)
+                kept.append(node)
+        self.nodes = kept[::-1]
+        mentioned = alive | set(self.inputs) | {out for node in self.nodes for out in node.outputs}
+        self.values = {name: value for name, value in self.values.items() if name in mentioned}
+
+    def sort(self) -> None:
+        """Restore topological order after a pass appended nodes; stable."""
+        ready = {name for name, value in self.values.items() if value.is_constant} | set(self.inputs) | {""}
+        pending, ordered = list(self.nodes), []
+        while pending:
+            rest = []
+            for node in pending:
+                if all(name in ready for name in node.inputs):
+                    ready.update(node.outputs)
+                    ordered.append(node)
+                else:
+                    rest.append(node)
+            if len(rest) == len(pending):
+                raise ValueError(f"the graph has a cycle through '{rest[0].name}'")
+            pending = rest
+        self.nodes = ordered
+
+    def walk(self) -> Iterator[tuple[Node, list[Value | None], list[Value]]]:
+        """Nodes with their input values (None where absent) and output values."""
+        for node in self.nodes:
+            yield node, [self.values[i] if i else None for i in node.inputs], [self.values[o] for o in node.outputs if o]

@@ -1,0 +1,213 @@
+"""Targets: what `--target` means, and the fingerprints of device and toolchain that records carry."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import re
+from importlib import metadata
+from pathlib import Path
+
+import msgspec
+
+from sparsetvm.errors import TargetError, did_you_mean
+
+# LLVM names of x86 cores that sparsetvm knows, with their vector instruction set and L1d, L2 (bytes) per core.
+_AVX512, _AVX2 = "avx512", "avx2"
+_KNOWN_CPUS: dict[str, tuple[str, int, int]] = {
+    "skylake-avx512": (_AVX512, 32 << 10, 1 << 20),
+    "cascadelake": (_AVX512, 32 << 10, 1 << 20),
+    "cooperlake": (_AVX512, 32 << 10, 1 << 20),
+    "icelake-server": (_AVX512, 48 << 10, 1280 << 10),
+    "rocketlake": (_AVX512, 48 << 10, 512 << 10),
+    "tigerlake": (_AVX512, 48 << 10, 1280 << 10),
+    "sapphirerapids": (_AVX512, 48 << 10, 2 << 20),
+    "emeraldrapids": (_AVX512, 48 << 10, 2 << 20),
+    "graniterapids": (_AVX512, 48 << 10, 2 << 20),
+    "znver4": (_AVX512, 32 << 10, 1 << 20),
+    "znver5": (_AVX512, 48 << 10, 1 << 20),
+    "haswell": (_AVX2, 32 << 10, 256 << 10),
+    "broadwell": (_AVX2, 32 << 10, 256 << 10),
+    "skylake": (_AVX2, 32 << 10, 256 << 10),
+    "alderlake": (_AVX2, 48 << 10, 1280 << 10),
+    "znver1": (_AVX2, 32 << 10, 512 << 10),
+    "znver2": (_AVX2, 32 << 10, 512 << 10),
+    "znver3": (_AVX2, 32 << 10, 512 << 10),
+    "x86-64-v3": (_AVX2, 32 << 10, 256 << 10),
+    "x86-64-v4": (_AVX512, 32 << 10, 1 << 20),
+}
+_AVX512_FLAGS = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
+
+
+class Target(msgspec.Struct, frozen=True):
+    """What to compile for.
+
+    kind: "cpu" or "cuda". mcpu: LLVM's name of the core. isa: "avx512" or "avx2". threads: worker threads of a kernel.
+    l1, l2: data cache bytes per core. host: True when this machine can run and measure the result.
+    """
+
+    kind: str
+    mcpu: str
+    isa: str
+    threads: int = 1
+    l1: int = 32 << 10
+    l2: int = 1 << 20
+    host: bool = True
+
+    @property
+    def lanes(self) -> int:
+        """float32 lanes of the widest vector register."""
+        return 16 if self.isa == _AVX512 else 8
+
+    @property
+    def registers(self) -> int:
+        """Number of vector registers."""
+        return 32 if self.isa == _AVX512 else 16
+
+    def __str__(self) -> str:
+        return f"{self.kind},{self.mcpu}"
+
+
+def parse_target(text: str, threads: int | None = None) -> Target:
+    """Parse `--target`: "cpu" (this host) or "cpu,NAME" (cross-compile for an LLVM core name).
+
+    Raises TargetError with the next step for anything else; "cuda" is named as not available in this version.
+    """
+    kind, _, arch = text.partition(",")
+    threads = default_threads() if threads is None else threads
+    if threads < 1:
+        raise TargetError(f"--threads {threads}: must be at least 1")
+    if kind == "cuda" or kind.startswith("cuda:"):
+        raise TargetError(
+            f"target '{text}': this version has no CUDA schedules yet", hint="use --target cpu"
+        )
+    if kind != "cpu":
+        raise TargetError(
+            f"unknown target '{text}'{did_you_mean(kind, ['cpu', 'cuda'])}",
+            hint="use --target cpu for this machine, or cpu,znver4 (any LLVM core name) to cross-compile",
+        )
+    if not arch:
+        return host_target(threads)
+    if arch not in _KNOWN_CPUS:
+        raise TargetError(
+            f"unknown CPU '{arch}' in target '{text}'{did_you_mean(arch, _KNOWN_CPUS)}",
+            hint=f"known: {', '.join(sorted(_KNOWN_CPUS))}",
+        )
+    isa, l1, l2 = _KNOWN_CPUS[arch]
+    return Target("cpu", arch, isa, threads, l1, l2, host=_runs_here(isa))
+
+
+def default_threads() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def host_target(threads: int) -> Target:
+    """Target of this machine. SPARSETVM_ISA=avx2 hides AVX-512 (to try what an older CPU would run)."""
+    flags = cpu_flags()
+    isa = os.environ.get("SPARSETVM_ISA") or (_AVX512 if flags >= _AVX512_FLAGS else _AVX2)
+    if isa not in (_AVX512, _AVX2):
+        raise TargetError(f"SPARSETVM_ISA={isa}: must be avx512 or avx2")
+    if not flags >= ({"avx2", "fma"} if isa == _AVX2 else _AVX512_FLAGS):
+        raise TargetError(f"this CPU lacks {isa.upper()}", hint="sparsetvm needs an x86 CPU with AVX2 and FMA")
+    mcpu = ("x86-64-v3" if isa == _AVX2 else _avx512_core(flags))
+    return Target("cpu", mcpu, isa, threads, _cache_bytes(1, 32 << 10), _cache_bytes(2, 1 << 20))
+
+
+def _avx512_core(flags: frozenset[str]) -> str:
+    """The LLVM core whose instruction set and scheduling model fit the CPU flags.
+
+    Taken from flags, not from family and model numbers: virtual machines report those wrongly.
+    """
+    if "amd" in cpu_vendor().lower():
+        return "znver5" if "avx512_vp2intersect" in flags else "znver4"
+    if "avx512_fp16" in flags:
+        return "sapphirerapids"
+    return "icelake-server" if "avx512_vbmi2" in flags else "skylake-avx512"
+
+
+def _runs_here(isa: str) -> bool:
+    flags = cpu_flags()
+    return flags >= (_AVX512_FLAGS if isa == _AVX512 else {"avx2", "fma"})
+
+
+@functools.cache
+def _cpuinfo() -> dict[str, str]:
+    text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
+    pairs = (line.split(":", 1) for line in text.splitlines() if ":" in line)
+    return {key.strip(): value.strip() for key, value in pairs}
+
+
+def cpu_flags() -> frozenset[str]:
+    """Instruction set flags of this machine as Linux names them."""
+    return frozenset(_cpuinfo().get("flags", "").split())
+
+
+def cpu_vendor() -> str:
+    """Vendor string of this machine's CPU, e.g. "AuthenticAMD"."""
+    return _cpuinfo().get("vendor_id", "unknown")
+
+
+def _cache_bytes(level: int, otherwise: int) -> int:
+    for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        kind = (index / "type").read_text().strip()
+        if kind != "Instruction" and (index / "level").read_text().strip() == str(level):
+            size = re.fullmatch(r"(\d+)([KM])", (index / "size").read_text().strip())
+            if size:
+                return int(size[1]) << (10 if size[2] == "K" else 20)
+    return otherwise
+
+
+class DeviceFingerprint(msgspec.Struct, frozen=True):
+    """The measured device. Times are reused as they are only on an equal `model`."""
+
+    kind: str
+    vendor: str
+    model: str
+    isa: str
+    cores: int
+    flags_digest: str
+
+
+class ToolchainFingerprint(msgspec.Struct, frozen=True):
+    """Versions that shape the generated code."""
+
+    sparsetvm: str
+    tvm: str
+    numpy: str
+    python: str
+
+
+@functools.cache
+def device_fingerprint(target: Target) -> DeviceFingerprint:
+    """Fingerprint of this machine's CPU as `target` uses it."""
+    import hashlib
+
+    info = _cpuinfo()
+    flags = " ".join(sorted(cpu_flags()))
+    model = info.get("model name", platform.processor() or "unknown")
+    return DeviceFingerprint(
+        target.kind,
+        cpu_vendor(),
+        f"{model} (family {info.get('cpu family', '?')} model {info.get('model', '?')})",
+        target.isa,
+        os.cpu_count() or 1,
+        hashlib.sha256(flags.encode()).hexdigest()[:12],
+    )
+
+
+@functools.cache
+def toolchain_fingerprint() -> ToolchainFingerprint:
+    """Installed versions, read without importing TVM."""
+    return ToolchainFingerprint(
+        version_of("sparsetvm"), version_of("apache-tvm"), version_of("numpy"), platform.python_version()
+    )
+
+
+def version_of(package: str) -> str:
+    """Installed version of a package, "missing" when it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "missing"

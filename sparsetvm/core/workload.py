@@ -1,0 +1,111 @@
+"""A workload: operator, shapes, layouts, epilogue and a summary of the weight pattern. Records are matched on it.
+
+Both operators are one computation, written in "taps":
+    Y[m, p] = activation(sum_k W[m, k] * X[tap(k) + p] + bias[m] + residual[m, p])
+For "matmul" k runs over the features of a token p; for "conv2d" k = (c, ky, kx) and p runs over the output grid.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+import msgspec
+
+from sparsetvm.core.layout import AnyLayout
+from sparsetvm.core.pattern import PatternSummary
+
+Activation = Literal["none", "relu", "clip", "gelu", "gelu_tanh", "sigmoid", "silu"]
+
+
+class Epilogue(msgspec.Struct, frozen=True):
+    """What happens to the sum, in this order: + bias, + residual, activation. `low`, `high` are the bounds of "clip"."""
+
+    bias: bool = False
+    residual: bool = False
+    activation: Activation = "none"
+    low: float = 0.0
+    high: float = 0.0
+
+
+class ConvGeometry(msgspec.Struct, frozen=True):
+    """A 2-D convolution: pads are (top, left, bottom, right), in ONNX order; shapes are those of one image."""
+
+    in_channels: int
+    in_height: int
+    in_width: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    @property
+    def out_height(self) -> int:
+        return self._out(0, self.in_height)
+
+    @property
+    def out_width(self) -> int:
+        return self._out(1, self.in_width)
+
+    def _out(self, axis: int, size: int) -> int:
+        window = self.dilation[axis] * (self.kernel[axis] - 1) + 1
+        return (size + self.pads[axis] + self.pads[axis + 2] - window) // self.stride[axis] + 1
+
+
+class Workload(msgspec.Struct, frozen=True):
+    """One task of the autotuner.
+
+    op: "matmul" (X[n, k] times W[m, k]^T) or "conv2d".
+    m: output features or channels. k: reduction length of one output (in_channels / groups * kh * kw for conv2d).
+    n: tokens for matmul; batch * out_height * out_width for conv2d.
+    layout_in, layout_out: of X, and of Y and the residual.
+    """
+
+    op: Literal["matmul", "conv2d"]
+    m: int
+    k: int
+    n: int
+    layout_in: AnyLayout
+    layout_out: AnyLayout
+    epilogue: Epilogue
+    pattern: PatternSummary
+    conv: ConvGeometry | None = None
+    dtype: str = "float32"
+    threads: int = 1
+
+    def canonical(self) -> bytes:
+        """Canonical JSON: sorted keys, no spaces. The identity of the workload."""
+        return msgspec.json.encode(self, order="deterministic")
+
+    @property
+    def id(self) -> str:
+        """Digest of the workload with its pattern digest: equal id = exactly the same task."""
+        return hashlib.sha256(self.canonical()).hexdigest()[:16]
+
+    @property
+    def family(self) -> str:
+        """Digest of everything but the numbers of the pattern (its kind and block stay): the "compatible" relation."""
+        bare = msgspec.structs.replace(
+            self.pattern, density=0.0, row_imbalance=0.0, empty_rows=0, digest=""
+        )
+        family = msgspec.structs.replace(self, pattern=bare)
+        return hashlib.sha256(family.canonical()).hexdigest()[:16]
+
+    @property
+    def dense_flops(self) -> int:
+        """Floating-point operations of the dense computation (multiply and add count one each)."""
+        return 2 * self.m * self.k * self.n
+
+    @property
+    def nnz(self) -> int:
+        return round(self.pattern.density * self.m * self.k)
+
+    def describe(self) -> str:
+        """One line for tables, e.g. "conv2d 3x3 64->64 56x56" or "matmul 768x3072 n=128"."""
+        if self.conv is None:
+            return f"matmul {self.m}x{self.k} n={self.n}"
+        c = self.conv
+        stride = f"/{c.stride[0]}" if c.stride != (1, 1) else ""
+        groups = f" g{c.groups}" if c.groups > 1 else ""
+        return f"conv2d {c.kernel[0]}x{c.kernel[1]}{stride} {c.in_channels}->{self.m} {c.out_height}x{c.out_width}{groups}"
