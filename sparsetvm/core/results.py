@@ -1,0 +1,152 @@
+"""What the public functions return. Field names are the keys of `--json` output: a contract, see docs/json.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+JSON_SCHEMA = 1
+
+
+class Result(msgspec.Struct, kw_only=True):
+    """Base of all results; `schema` changes when a key is renamed or removed."""
+
+    schema: int = JSON_SCHEMA
+
+    def to_json(self) -> bytes:
+        """Indented JSON with the documented keys."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=2)
+
+
+class LayerReport(msgspec.Struct, kw_only=True):
+    """One constant-weight layer as `inspect` sees it.
+
+    shape: of the workload in words; sparsity: share of zeros in [0, 1]; pattern: see PatternSummary.describe;
+    expected_speedup: over dense, from the roofline; verdict: "sparse" or "dense"; reason: why, in one sentence.
+    """
+
+    name: str
+    op: str
+    shape: str
+    sparsity: float
+    pattern: str
+    row_imbalance: float
+    empty_rows: int
+    nnz: int
+    expected_speedup: float
+    verdict: str
+    reason: str
+
+
+class InspectReport(Result, kw_only=True):
+    model: str
+    target: str
+    layers: list[LayerReport]
+    notes: list[str] = []
+
+
+class TaskReport(msgspec.Struct, kw_only=True):
+    """One task of a tune. source: tuned, exact, compatible, shipped, default or dense. Times in microseconds."""
+
+    name: str
+    workload: str
+    pattern: str
+    sparsity: float
+    count: int
+    dense_us: float | None
+    best_us: float | None
+    speedup: float | None
+    trials: int
+    source: str
+    config: str
+
+
+class TuneReport(Result, kw_only=True):
+    model: str
+    target: str
+    device: str
+    threads: int
+    trials_run: int
+    reused: int
+    seconds: float
+    log: str
+    seed: int
+    statuses: dict[str, int]
+    tasks: list[TaskReport]
+    interrupted: bool = False
+    output: str | None = None
+
+
+class CompileReport(Result, kw_only=True):
+    model: str
+    target: str
+    output: str
+    manifest: str
+    seconds: float
+    layers: list[dict[str, Any]]
+
+
+class OutputError(msgspec.Struct, kw_only=True):
+    name: str
+    rel_l2_error: float
+    max_abs_error: float
+
+
+class VerifyReport(Result, kw_only=True):
+    """rel_l2_error = ||y - ref||_2 / ||ref||_2, the worst over outputs and inputs tried."""
+
+    passed: bool
+    tolerance: float
+    rel_l2_error: float
+    max_abs_error: float
+    outputs: list[OutputError]
+
+
+class Latency(msgspec.Struct, kw_only=True):
+    """Milliseconds per inference."""
+
+    median: float
+    p90: float
+    p99: float
+    min: float
+    repeats: int
+
+
+class BenchReport(Result, kw_only=True):
+    """Competitors are interleaved with ours in one process; speedup = competitor median / our median."""
+
+    model: str
+    threads: int
+    latency_ms: Latency
+    against: dict[str, Latency]
+    speedup: dict[str, float]
+    notes: list[str] = []
+
+
+class PruneReport(Result, kw_only=True):
+    model: str
+    output: str
+    pattern: str
+    sparsity: float
+    layers: list[dict[str, Any]]
+
+
+class DoctorReport(Result, kw_only=True):
+    """checks: name, ok, detail and, when not ok, the next step."""
+
+    ok: bool
+    checks: list[dict[str, Any]]
+
+
+class Event(msgspec.Struct, kw_only=True):
+    """Progress of a long call. kind: "start", "task_start", "trial", "task_end", "note", "compile", "end"."""
+
+    kind: str
+    task: str = ""
+    message: str = ""
+    data: dict[str, Any] = {}
+
+
+Progress = Callable[[Event], None]
