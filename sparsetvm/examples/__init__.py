@@ -1,0 +1,17 @@
+"""Models that are shipped with the package: `example:NAME` on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+EXAMPLES = ("digits",)
+
+
+def example_path(name: str) -> Path:
+    """Path of a shipped model; `name` is one of EXAMPLES."""
+    return Path(__file__).with_name(f"{name}.onnx")
+
+
+def digits_path() -> Path:
+    """A small convolutional network for 8x8 digits, at least 90 % pruned (scripts/train_digits.py made it)."""
+    return example_path("digits")

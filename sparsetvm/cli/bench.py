@@ -1,0 +1,70 @@
+"""`sparsetvm bench`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from sparsetvm.cli.arrays import read_arrays
+from sparsetvm.cli.params import Duration, Model, model_argument
+from sparsetvm.cli.session import Session, common_options, pass_session
+from sparsetvm.errors import UsageError, did_you_mean
+
+COMPETITORS = ("ort", "dense")
+
+
+def parse_against(text: str) -> tuple[str, ...]:
+    """ "ort,dense" -> ("ort", "dense"); "none" times ours alone."""
+    names = tuple(name.strip() for name in text.split(",") if name.strip() not in ("", "none"))
+    for name in names:
+        if name not in COMPETITORS:
+            raise UsageError(
+                f"--against {name}: unknown competitor{did_you_mean(name, COMPETITORS)}",
+                hint=f"known: {', '.join(COMPETITORS)}, none",
+            )
+    return names
+
+
+@click.command("bench")
+@model_argument("path")
+@click.option(
+    "--against", default="ort,dense", show_default=True, help="Competitors, timed in turn with ours; or none."
+)
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--seconds", type=Duration(), help="Time to spend on each competitor.")
+@click.option(
+    "-i", "--inputs", type=click.Path(exists=True, dir_okay=False), help=".npz with inputs.  [default: random]"
+)
+@click.option("--reference", type=Model(), metavar="MODEL", help="The .onnx that a .so was made from, for competitors.")
+@common_options
+@pass_session
+def command(
+    session: Session,
+    *,
+    path: str,
+    against: str,
+    threads: int,
+    seconds: float | None,
+    inputs: str | None,
+    reference: str | None,
+) -> None:
+    """Time PATH (a compiled .so, or a model, which is compiled first) beside ONNX Runtime and our dense build."""
+    from sparsetvm import api
+
+    competitors = parse_against(against)
+    session.say_settings(
+        "bench", path=path, against=competitors, threads=threads, seconds=seconds, inputs=inputs, reference=reference
+    )
+    options: dict[str, Any] = {} if seconds is None else {"seconds": seconds}
+    report = api.bench(
+        path, against=competitors, threads=threads, inputs=None if inputs is None else read_arrays(inputs),
+        reference_model=reference, **options,
+    )  # fmt: skip
+
+    def render() -> None:
+        from sparsetvm.report.console import print_bench
+
+        print_bench(report)
+
+    session.emit(report, render)

@@ -1,0 +1,100 @@
+"""`sparsetvm tune`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from sparsetvm.cli.params import (
+    Duration,
+    model_argument,
+    record_options,
+    shape_option,
+    target_option,
+    threads_option,
+    to_shapes,
+)
+from sparsetvm.cli.session import Session, common_options, pass_session
+from sparsetvm.errors import Interrupted
+
+if TYPE_CHECKING:
+    from sparsetvm.core.results import TuneReport
+
+
+@click.command("tune")
+@model_argument()
+@target_option
+@threads_option
+@click.option("--trials", type=click.IntRange(min=0), help="Most measurements in all.")
+@click.option("--budget", type=Duration(), help="Most time in all: 90s, 10m, 1h.")
+@click.option("--early-stopping", type=click.IntRange(min=1), help="Leave a task after N trials without gain.")
+@click.option(
+    "--effort", type=click.Choice(["quick", "default", "max"]), default="default", show_default=True,
+    help="How long to search when neither --trials nor --budget says.",
+)  # fmt: skip
+@click.option(
+    "--tasks", default="all", show_default=True, metavar="all|list|NAME,3-5",
+    help="Tasks to tune, by name or number; list only lists them.",
+)  # fmt: skip
+@record_options
+@click.option("--dry-run", is_flag=True, help="Show what would be tuned and what would be reused.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--jobs", type=click.IntRange(min=1), help="Processes that build candidates.")
+@shape_option
+@click.option("-o", "--output", type=click.Path(dir_okay=False), help="Also compile to this .so.")
+@common_options
+@pass_session
+def command(
+    session: Session,
+    *,
+    model: str,
+    target: str,
+    threads: int | None,
+    trials: int | None,
+    budget: float | None,
+    early_stopping: int | None,
+    effort: str,
+    tasks: str,
+    records: tuple[str, ...],
+    log_dir: str | None,
+    no_reuse: bool,
+    dry_run: bool,
+    seed: int,
+    jobs: int | None,
+    shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    output: str | None,
+) -> None:
+    """Search fast kernels for the layers of MODEL on this device.
+
+    Every measurement is appended to the tuning log. Run the same command again to go on: what is known is reused.
+    """
+    from sparsetvm import api
+
+    only_list = tasks == "list"
+    session.say_settings(
+        "tune", model=model, target=target, threads=threads, trials=trials, budget=budget,
+        early_stopping=early_stopping, effort=effort, tasks=tasks, records=records, log_dir=log_dir,
+        no_reuse=no_reuse or None, dry_run=dry_run or None, seed=seed, jobs=jobs, shape=to_shapes(shapes),
+        output=output,
+    )  # fmt: skip
+    with session.progress() as progress:
+        report = api.tune(
+            model, target=target, threads=threads, trials=trials, budget=budget, early_stopping=early_stopping,
+            effort=effort, tasks="all" if only_list else tasks, records=records, log_dir=log_dir, reuse=not no_reuse,
+            dry_run=dry_run or only_list, seed=seed, jobs=jobs, shapes=to_shapes(shapes),
+            output=None if only_list else output, progress=progress,
+        )  # fmt: skip
+    _finish(session, report, only_list)
+
+
+def _finish(session: Session, report: TuneReport, only_list: bool) -> None:
+    def render() -> None:
+        from sparsetvm.report.console import print_tasks, print_tune
+
+        print_tasks(report) if only_list else print_tune(report)
+
+    session.emit(report, render)
+    if report.interrupted:
+        session.say_error("interrupted; everything measured is in the log\n  next step: run the same command to go on")
+        raise click.exceptions.Exit(Interrupted.exit_code)

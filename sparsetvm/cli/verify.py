@@ -1,0 +1,45 @@
+"""`sparsetvm verify`."""
+
+from __future__ import annotations
+
+import click
+
+from sparsetvm.cli.params import Model
+from sparsetvm.cli.session import Session, common_options, pass_session
+from sparsetvm.errors import VerificationError
+
+
+@click.command("verify")
+@click.argument("module", type=click.Path(exists=True, dir_okay=False), metavar="MODULE.so")
+@click.option("--reference", type=Model(), required=True, metavar="MODEL", help="The .onnx it was compiled from.")
+@click.option("--samples", type=click.IntRange(min=1), default=3, show_default=True, help="Random inputs to try.")
+@click.option(
+    "--tolerance", type=click.FloatRange(min=0, min_open=True), default=1e-5, show_default=True,
+    help="Largest relative L2 error.",
+)  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--per-layer", is_flag=True, help="Also compare every sparse layer on its own.")
+@common_options
+@pass_session
+def command(
+    session: Session, *, module: str, reference: str, samples: int, tolerance: float, seed: int, per_layer: bool
+) -> None:
+    """Compare the outputs of MODULE.so with ONNX Runtime on the model. Exit code 5 when they differ."""
+    from sparsetvm import api
+
+    session.say_settings(
+        "verify", module=module, reference=reference, samples=samples, tolerance=str(tolerance), seed=seed
+    )
+    report = api.verify(module, reference, samples=samples, tolerance=tolerance, seed=seed, per_layer=per_layer)
+
+    def render() -> None:
+        from sparsetvm.report.console import print_verify
+
+        print_verify(report)
+
+    session.emit(report, render)
+    if not report.passed:
+        session.say_error(
+            "outputs differ from the reference\n  next step: sparsetvm verify --per-layer names the layer"
+        )
+        raise click.exceptions.Exit(VerificationError.exit_code)

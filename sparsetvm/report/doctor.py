@@ -1,0 +1,164 @@
+"""`sparsetvm doctor`: what this machine needs to tune, compile and run, each with the next step when it is missing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sparsetvm.core.results import DoctorReport
+from sparsetvm.core.target import cpu_vendor, default_threads, host_target, version_of
+from sparsetvm.errors import SparseTvmError
+
+TVM_VERSION = "0.27.0.post1"
+MIN_MEMORY_GIB = 2.0
+_REINSTALL = "pip install --force-reinstall sparsetvm (in a fresh virtual environment)"
+
+
+class _Failed(Exception):
+    """A check that failed: what is wrong, and the next step."""
+
+    def __init__(self, detail: str, next_step: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.next_step = next_step
+
+
+def run_doctor() -> DoctorReport:
+    """Run every check; none raises, and a failure does not stop the others."""
+    checks: list[tuple[str, Callable[[], str]]] = [
+        ("versions", _versions),
+        ("apache-tvm-ffi", _tvm_ffi),
+        ("CPU", _cpu),
+        ("cores", _cores),
+        ("memory", _memory),
+        ("C++ compiler", _compiler),
+        ("log folder", _log_folder),
+        ("kernel", _kernel),
+    ]
+    rows = [_run(name, check) for name, check in checks]
+    return DoctorReport(ok=all(row["ok"] for row in rows), checks=rows)
+
+
+def _run(name: str, check: Callable[[], str]) -> dict[str, Any]:
+    try:
+        return {"name": name, "ok": True, "detail": check()}
+    except _Failed as error:
+        return {"name": name, "ok": False, "detail": error.detail, "next_step": error.next_step}
+    except SparseTvmError as error:
+        return {"name": name, "ok": False, "detail": error.message, "next_step": error.hint or _REINSTALL}
+    except Exception as error:
+        # A check that breaks is a finding of its own: the report must come out on a broken machine.
+        return {"name": name, "ok": False, "detail": f"{type(error).__name__}: {error}", "next_step": _REINSTALL}
+
+
+def _versions() -> str:
+    packages = ("sparsetvm", "apache-tvm", "numpy", "onnx", "xgboost-cpu", "onnxruntime")
+    found = {package: version_of(package) for package in packages}
+    optional = {"onnxruntime"}
+    missing = [package for package, version in found.items() if version == "missing" and package not in optional]
+    if missing:
+        raise _Failed(f"not installed: {', '.join(missing)}", _REINSTALL)
+    if found["apache-tvm"] != TVM_VERSION:
+        raise _Failed(
+            f"apache-tvm {found['apache-tvm']}, but this version needs {TVM_VERSION}",
+            f"pip install apache-tvm=={TVM_VERSION}",
+        )
+    text = ", ".join(f"{package} {version}" for package, version in found.items() if version != "missing")
+    hint = "; no onnxruntime: verify and bench need it (pip install 'sparsetvm[bench]')"
+    return text + (hint if found["onnxruntime"] == "missing" else "")
+
+
+def _tvm_ffi() -> str:
+    """0.1.15 segfaults in tvm.ir.save_json, and the TVM wheel does not exclude it."""
+    version = version_of("apache-tvm-ffi")
+    if version == "missing" or not version.startswith("0.1.14"):
+        raise _Failed(
+            f"version {version}; only 0.1.14 is known to work (0.1.15 crashes)",
+            "pip install 'apache-tvm-ffi>=0.1.14,<0.1.15'",
+        )
+    return version
+
+
+def _cpu() -> str:
+    target = host_target(1)
+    slower = "" if target.isa == "avx512" else "; without AVX-512 the kernels use AVX2 and are about half as fast"
+    return f"{cpu_vendor()}, {target.isa} as {target.mcpu}, L1d {target.l1 >> 10} KiB, L2 {target.l2 >> 10} KiB{slower}"
+
+
+def _cores() -> str:
+    usable, total = default_threads(), os.cpu_count() or 1
+    return f"{usable} usable" + (f" of {total}" if usable != total else "")
+
+
+def _memory() -> str:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    free, total = memory.available / 2**30, memory.total / 2**30
+    if free < MIN_MEMORY_GIB:
+        raise _Failed(
+            f"{free:.1f} of {total:.1f} GiB free; large models need {MIN_MEMORY_GIB:.0f} GiB to compile",
+            "close other programs, or compile on another machine (--target cpu,NAME)",
+        )
+    return f"{free:.1f} of {total:.1f} GiB free"
+
+
+def find_compiler() -> str | None:
+    """Path of the C++ compiler that links a .so: $CXX, else g++, c++, clang++; None when there is none."""
+    given = os.environ.get("CXX", "").split()
+    for name in [*given[:1], "g++", "c++", "clang++"]:
+        path = shutil.which(name)
+        if path:
+            return path
+    return None
+
+
+def _compiler() -> str:
+    path = find_compiler()
+    if path is None:
+        raise _Failed(
+            "none found; it links the .so", "install one: apt-get install g++ (or set CXX), then run doctor again"
+        )
+    return path
+
+
+def _log_folder() -> str:
+    from sparsetvm.log.location import log_dir
+
+    folder = log_dir()
+    if not is_writable(folder):
+        raise _Failed(f"cannot write to {folder}", "give --log-dir a writable folder, or mkdir tuning_logs here")
+    return str(folder)
+
+
+def is_writable(folder: Path) -> bool:
+    """True when a file can be made in `folder`, or in its nearest parent that exists."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def _kernel() -> str:
+    """Build a loop for the host and run it: LLVM, the pinned TVM and its runtime work together."""
+    import numpy as np
+    import tvm
+    from tvm import te
+
+    target = host_target(1)
+    x = te.placeholder((64,), "float32", name="x")
+    y = te.compute((64,), lambda i: x[i] * 2 + 1, name="y")
+    loop = tvm.compile(te.create_prim_func([x, y]), target=tvm.target.Target({"kind": "llvm", "mcpu": target.mcpu}))
+    given = np.arange(64, dtype="float32")
+    result = tvm.runtime.empty((64,), "float32")
+    loop(tvm.runtime.tensor(given), result)
+    if not np.array_equal(result.numpy(), given * 2 + 1):
+        raise _Failed("a test kernel was built but computes something else", _REINSTALL)
+    return f"a test kernel for {target.mcpu} was built and gives the right answer"

@@ -1,0 +1,130 @@
+"""Progress of long calls, on stderr: one plain line per event, or a live line under the finished ones on a terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, TextIO
+
+from sparsetvm.core.results import Event, Progress
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.status import Status
+
+
+def describe(event: Event) -> str:
+    """One line of text for an event; the message comes first, then the data that it does not already say."""
+    parts = [event.message] if event.message else []
+    parts += [f"{key}={_number(value)}" for key, value in event.data.items() if isinstance(value, (str, int, float))]
+    subject = f"{event.task}: " if event.task else ""
+    return f"[{event.kind.replace('_', ' ')}] {subject}{' '.join(parts)}".rstrip()
+
+
+def _number(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+class ProgressContext(Protocol):
+    """Called with each event, inside a `with` block."""
+
+    def __enter__(self) -> Progress: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class LineProgress:
+    """One line per event, no ANSI; what goes into a file or a CI log. Without `verbose`, ordinary trials are left out.
+
+    A trial is not ordinary when it fails or improves the task's best time ("best_us" in its data).
+    """
+
+    def __init__(self, stream: TextIO, verbose: bool) -> None:
+        self._stream = stream
+        self._verbose = verbose
+        self._best: dict[str, float] = {}
+
+    def __enter__(self) -> LineProgress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.flush()
+
+    def __call__(self, event: Event) -> None:
+        if self._verbose or event.kind != "trial" or self._is_news(event):
+            self._stream.write(describe(event) + "\n")
+            self._stream.flush()
+
+    def _is_news(self, event: Event) -> bool:
+        best = event.data.get("best_us")
+        if isinstance(best, (int, float)) and best < self._best.get(event.task, float("inf")):
+            self._best[event.task] = float(best)
+            return True
+        return bool(event.data.get("status", "ok") != "ok")
+
+
+class LiveProgress:
+    """A spinner with the running task; starts, ends and notes stay above it."""
+
+    def __init__(self, console: Console, verbose: bool) -> None:
+        self._console = console
+        self._verbose = verbose
+        self._status: Status = console.status("")
+        self._trials = 0
+        self._begun = time.monotonic()
+
+    def __enter__(self) -> LiveProgress:
+        self._status.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._status.stop()
+
+    def __call__(self, event: Event) -> None:
+        text = describe(event)
+        if event.kind == "trial":
+            self._trials += 1
+        elif event.kind == "task_start":
+            self._trials = 0
+        if self._verbose or event.kind not in ("trial", "task_start"):
+            self._console.print(text, markup=False, highlight=False)
+        elapsed = time.monotonic() - self._begun
+        self._status.update(
+            f"{elapsed:4.0f} s  {_plain(text)}" + (f"  ({self._trials} trials)" if self._trials else "")
+        )
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+class NoProgress:
+    """`-q`."""
+
+    def __enter__(self) -> NoProgress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def __call__(self, event: Event) -> None:
+        return None
+
+
+def make_progress(*, quiet: bool = False, verbose: bool = False, stream: TextIO | None = None) -> ProgressContext:
+    """The progress for this process's stderr: a context manager that is called with each event."""
+    stream = sys.stderr if stream is None else stream
+    if quiet:
+        return NoProgress()
+    if not stream.isatty():
+        return LineProgress(stream, verbose)
+    from rich.console import Console
+
+    return LiveProgress(Console(file=stream), verbose)

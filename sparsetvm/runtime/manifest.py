@@ -1,0 +1,78 @@
+"""The part of a manifest that the runtime needs: names, shapes and threads, and the hash of the library.
+
+`build` writes `<name>.so.json` beside `<name>.so`; this file reads it without importing the compiler.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from sparsetvm.errors import ModelError
+
+MANIFEST_SCHEMA = 1
+
+
+class TensorInfo(msgspec.Struct, frozen=True):
+    """An input or output: ONNX name, static shape, numpy dtype name."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class _Signature(msgspec.Struct):
+    schema: int
+    library_sha256: str
+    inputs: list[TensorInfo]
+    outputs: list[TensorInfo]
+    threads: int = 1
+
+
+def manifest_path(library: Path) -> Path:
+    """Where the manifest of a library stands: m.so -> m.so.json."""
+    return library.with_name(library.name + ".json")
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def read_manifest(library: Path) -> tuple[dict[str, Any], _Signature] | None:
+    """The manifest beside `library` and its signature, None when there is none.
+
+    Raises ModelError when it cannot be understood or belongs to another library.
+    """
+    path = manifest_path(library)
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ModelError(f"cannot read manifest '{path}': {error.strerror}", hint="check its owner and mode") from error
+    again = "compile the model again, or delete the manifest if you trust the library"
+    try:
+        manifest = msgspec.json.decode(text, type=dict[str, Any])
+        if manifest.get("schema") != MANIFEST_SCHEMA:
+            raise ModelError(
+                f"manifest '{path}' has schema {manifest.get('schema')!r}, this version reads {MANIFEST_SCHEMA}",
+                hint=again,
+            )
+        signature = msgspec.convert(manifest, _Signature)
+    except msgspec.MsgspecError as error:
+        raise ModelError(f"manifest '{path}' is damaged: {error}", hint=again) from error
+    if sha256_of(library) != signature.library_sha256:
+        raise ModelError(
+            f"'{library}' is not the library that its manifest describes (SHA-256 differs): "
+            "it was changed or replaced after it was compiled",
+            hint="copy the .so and its .so.json together, or compile the model again",
+        )
+    return manifest, signature

@@ -1,0 +1,227 @@
+"""A compiled `.so`, loaded: named numpy (or DLPack) arrays in, numpy arrays out.
+
+A `.so` is code. Loading it runs it with the rights of this process: load only what you compiled yourself, or what comes
+from somebody you trust. The manifest's hash finds a damaged or exchanged file, not a forged pair of files.
+
+Only TVM's runtime is used here: with TVM_USE_RUNTIME_LIB=1 set before the first import, the compiler is never loaded.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from sparsetvm.core.results import Latency
+from sparsetvm.errors import ModelError, UsageError, did_you_mean
+from sparsetvm.runtime.manifest import TensorInfo, read_manifest
+from sparsetvm.runtime.threads import set_threads
+
+_ALIGNMENT = 64  # bytes; generated code uses aligned vector loads
+_WARM_UP_RUNS = 3
+
+
+class Module:
+    """A loaded model; calls are serialised, so one Module may be shared by threads.
+
+    inputs, outputs: name, shape and dtype of each tensor. manifest: the parsed manifest, {} when there is none.
+    notes: what the user should know about how it was loaded. Raises ModelError when the file cannot be loaded.
+    """
+
+    def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
+        self.path = Path(path)
+        self.manifest: dict[str, Any] = {}
+        self.inputs: list[TensorInfo] = []
+        self.outputs: list[TensorInfo] = []
+        self.notes: list[str] = []
+        if not self.path.is_file():
+            raise UsageError(f"'{path}' is no file", hint="sparsetvm compile MODEL -o m.so writes one")
+        found = read_manifest(self.path)
+        self._main, arity = _load(self.path)
+        if found is None:
+            self.inputs = [TensorInfo(f"input_{i}", (), "") for i in range(arity)]
+            self.notes.append("no manifest beside the library: inputs and outputs have generic names, unchecked shapes")
+            self.threads = threads or 1
+        else:
+            self.manifest, signature = found
+            self.inputs, self.outputs = signature.inputs, signature.outputs
+            self.threads = threads or signature.threads
+            if len(self.inputs) != arity:
+                raise ModelError(
+                    f"'{path}' takes {arity} inputs, its manifest names {len(self.inputs)}",
+                    hint="compile the model again",
+                )
+        self._checked = found is not None
+        self._lock = threading.Lock()
+        self._buffers = [_Buffer(info.shape, info.dtype) for info in self.inputs] if self._checked else []
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Run once on named arrays; the results are fresh arrays that later runs leave alone.
+
+        inputs: numpy arrays, or CPU arrays that speak DLPack, of exactly the shapes and dtypes in `self.inputs`.
+        Raises UsageError that names the input, what is expected and what was given.
+        """
+        names = [info.name for info in self.inputs]
+        for name in inputs:
+            if name not in names:
+                raise UsageError(f"no input '{name}'{did_you_mean(name, names)}", hint=f"inputs: {', '.join(names)}")
+        for name in names:
+            if name not in inputs:
+                raise UsageError(f"input '{name}' is missing", hint=f"inputs: {', '.join(names)}")
+        results = self(*[inputs[name] for name in names])
+        outputs = results if isinstance(results, tuple) else (results,)
+        if self._checked:
+            return {info.name: array for info, array in zip(self.outputs, outputs, strict=True)}
+        return {f"output_{i}": array for i, array in enumerate(outputs)}
+
+    def __call__(self, *arrays: Any) -> np.ndarray | tuple[np.ndarray, ...]:
+        """Run once on arrays in the model's order; one output comes back as an array, several as a tuple."""
+        if len(arrays) != len(self.inputs):
+            raise UsageError(
+                f"the model takes {len(self.inputs)} inputs, {len(arrays)} were given",
+                hint=f"in this order: {', '.join(info.name for info in self.inputs)}",
+            )
+        given = [_as_array(array, info) for array, info in zip(arrays, self.inputs, strict=True)]
+        with self._lock:
+            set_threads(self.threads)
+            results = self._main(*self._fill(given))
+            if isinstance(results, _tensor_type()):
+                return _copy_out(results)
+            copies = tuple(_copy_out(result) for result in results)
+        return copies[0] if len(copies) == 1 else copies
+
+    def benchmark(self, inputs: Mapping[str, Any] | None = None, *, seconds: float = 1.0, repeats: int = 10) -> Latency:
+        """Milliseconds per run on `inputs` (random ones when None): at least `repeats` runs and about `seconds`.
+
+        The copies in and out, which every caller pays, are part of the time.
+        """
+        if inputs is None:
+            inputs = self.random_inputs()
+        for _ in range(_WARM_UP_RUNS):
+            self.run(inputs)
+        times: list[float] = []
+        end = time.perf_counter() + seconds
+        while len(times) < repeats or time.perf_counter() < end:
+            begun = time.perf_counter()
+            self.run(inputs)
+            times.append((time.perf_counter() - begun) * 1e3)
+        median, p90, p99 = np.percentile(times, (50, 90, 99))
+        return Latency(median=float(median), p90=float(p90), p99=float(p99), min=min(times), repeats=len(times))
+
+    def random_inputs(self, seed: int = 0) -> dict[str, np.ndarray]:
+        """Standard normal float inputs, zeros for other dtypes (which may be indices)."""
+        if not self._checked:
+            raise UsageError("the shapes of the inputs are not known without a manifest", hint="pass inputs")
+        rng = np.random.default_rng(seed)
+        return {
+            info.name: rng.standard_normal(info.shape).astype(info.dtype)
+            if np.dtype(info.dtype).kind == "f"
+            else np.zeros(info.shape, info.dtype)
+            for info in self.inputs
+        }
+
+    def __enter__(self) -> Module:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the buffers; the module cannot run any more. (The process keeps the library's code mapped.)"""
+        with self._lock:
+            self._buffers = []
+            self._main = _closed
+
+    def __repr__(self) -> str:
+        return f"Module({str(self.path)!r}, inputs={[i.name for i in self.inputs]}, threads={self.threads})"
+
+    def _fill(self, arrays: list[np.ndarray]) -> list[Any]:
+        buffers = self._buffers if self._checked else [_Buffer(array.shape, str(array.dtype)) for array in arrays]
+        for buffer, array in zip(buffers, arrays, strict=False):
+            np.copyto(buffer.array, array)
+        return [buffer.tensor for buffer in buffers]
+
+
+class _Buffer:
+    """An aligned tensor with a numpy view of the same memory."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
+        import tvm_ffi
+
+        bytes_needed = math.prod(shape) * np.dtype(dtype).itemsize
+        raw = np.zeros(bytes_needed + _ALIGNMENT, np.uint8)
+        start = -raw.ctypes.data % _ALIGNMENT
+        self.array = raw[start : start + bytes_needed].view(dtype).reshape(shape)
+        self.tensor = tvm_ffi.from_dlpack(self.array)
+
+
+def _load(path: Path) -> tuple[Any, int]:
+    """The function "main" of a Relax executable, ready to call, and the number of its inputs."""
+    import tvm
+    from tvm.runtime.vm import VirtualMachine
+
+    try:
+        machine = VirtualMachine(tvm.runtime.load_module(str(path.resolve())), tvm.cpu())
+        return machine["main"], int(machine.module["get_function_arity"]("main"))
+    except Exception as error:
+        # TVM raises RuntimeError, AttributeError, ValueError and its own types here; all mean the same to a user.
+        reason = str(error).strip().splitlines()
+        raise ModelError(
+            f"'{path}' cannot be loaded as a compiled model: {reason[0] if reason else type(error).__name__}",
+            hint="it must be a .so written by `sparsetvm compile` for this kind of machine",
+        ) from error
+
+
+def _closed(*_: Any) -> Any:
+    raise UsageError("this module is closed", hint="load it again")
+
+
+def _tensor_type() -> Any:
+    import tvm_ffi
+
+    return tvm_ffi.Tensor
+
+
+def _copy_out(tensor: Any) -> np.ndarray:
+    """A fresh numpy array: the tensor's memory goes back to the virtual machine's pool."""
+    return np.array(np.from_dlpack(tensor))
+
+
+def _as_array(value: Any, info: TensorInfo) -> np.ndarray:
+    """`value` as a numpy array without a copy where possible, checked against `info` (shape and dtype, when known)."""
+    if isinstance(value, np.ndarray):
+        array = value
+    elif hasattr(value, "__dlpack__"):
+        try:
+            array = np.from_dlpack(value)
+        except (RuntimeError, BufferError, TypeError) as error:
+            raise UsageError(
+                f"input '{info.name}': this array cannot be read on the CPU: {error}", hint="move it to the CPU first"
+            ) from error
+    else:
+        array = np.asarray(value)
+    if not info.dtype:
+        return array
+    if array.dtype != info.dtype:
+        raise UsageError(
+            f"input '{info.name}': expected {info.dtype}, given {array.dtype}",
+            hint=f"convert it: array.astype('{info.dtype}')",
+        )
+    if array.shape != info.shape:
+        raise UsageError(
+            f"input '{info.name}': expected shape {_dims(info.shape)}, given {_dims(array.shape)}",
+            hint="shapes are fixed when the model is compiled; compile again with --shape for another one",
+        )
+    return array
+
+
+def _dims(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) if shape else "scalar"
