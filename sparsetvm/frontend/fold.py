@@ -1,0 +1,58 @@
+"""Constant folding: run a node on its constant inputs through onnx's reference implementation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+from onnx import helper
+from onnx.reference import ReferenceEvaluator
+
+from sparsetvm.core.graph import Value
+from sparsetvm.errors import ModelError
+from sparsetvm.frontend.names import words
+from sparsetvm.frontend.to_onnx import value_info
+
+_MAX_FOLDED_BYTES = 64 << 20
+_MAX_GROWTH = 4
+
+# Random numbers must not be frozen; the others take time that no size limit bounds.
+_NEVER = words(
+    """
+    Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike
+    Conv ConvTranspose DeformConv GRU LSTM RNN If Loop Scan MaxPool AveragePool LpPool Einsum GridSample RoiAlign
+    """
+)
+
+
+def fold_node(
+    node: onnx.NodeProto, inputs: Mapping[str, Value], outputs: Sequence[Value], opset: int, layer: str
+) -> list[np.ndarray] | None:
+    """The outputs of a node whose inputs are all constant; None when it is not to be folded.
+
+    A result of more than 64 MB that is also more than 4 times its inputs is left for the run.
+    """
+    arrays = {name: inputs[name].data for name in node.input if name}
+    if node.op_type in _NEVER or any(array is None for array in arrays.values()):
+        return None
+    read = sum(array.nbytes for array in arrays.values() if array is not None)
+    written = sum(math.prod(value.shape) * np.dtype(value.dtype).itemsize for value in outputs)
+    if written > max(_MAX_FOLDED_BYTES, _MAX_GROWTH * read):
+        return None
+    graph = helper.make_graph(
+        [node], "fold", [value_info(inputs[name]) for name in arrays], [value_info(value) for value in outputs]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    try:
+        with np.errstate(all="ignore"):
+            results = ReferenceEvaluator(model).run(None, arrays)
+    # The reference implementation raises whatever numpy raises on a malformed node.
+    except Exception as error:
+        raise ModelError(f"{node.op_type} of constants cannot be computed: {error}", layer=layer) from error
+    folded = [np.asarray(r).astype(np.dtype(v.dtype), copy=False) for r, v in zip(results, outputs, strict=True)]
+    for array, value in zip(folded, outputs, strict=True):
+        if array.shape != value.shape:
+            raise ModelError(f"{node.op_type} of constants gives shape {array.shape}, not {value.shape}", layer=layer)
+    return folded

@@ -1,0 +1,54 @@
+"""Inline functions: those that the model brings along, and standard operators that are only defined as functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import onnx
+from onnx import defs, inliner
+
+from sparsetvm.errors import ModelError
+from sparsetvm.frontend.names import display_name
+from sparsetvm.frontend.support import SUPPORTED_OPS
+from sparsetvm.frontend.to_onnx import element_type
+
+
+def inline_functions(model: onnx.ModelProto, constants: Mapping[str, np.ndarray]) -> onnx.ModelProto:
+    """The model without local functions and without standard function operators that no kernel exists for.
+
+    `constants` are the initializers that were taken out of the model: they get declared as inputs while types are
+    inferred. Raises ModelError for functions that call themselves or are broken.
+    """
+    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    wanted = sorted({("", op) for op in _ops(model) if op not in SUPPORTED_OPS and _is_function(op, opset)})
+    if not model.functions and not wanted:
+        return model
+    declared = {info.name for info in model.graph.input}
+    for name, data in constants.items():
+        if name not in declared:
+            info = onnx.helper.make_tensor_value_info(name, element_type(str(data.dtype)), list(data.shape))
+            model.graph.input.append(info)
+    try:
+        if model.functions:
+            model = inliner.inline_local_functions(model, convert_version=True)
+        if wanted:
+            model = inliner.inline_selected_functions(model, wanted, inline_schema_functions=True)
+    except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
+        names = ", ".join(display_name(function.name) for function in model.functions) or "standard functions"
+        raise ModelError(f"functions cannot be inlined ({names}): {display_name(str(error))}") from error
+    return model
+
+
+def _ops(model: onnx.ModelProto) -> Iterable[str]:
+    for nodes in (model.graph.node, *(function.node for function in model.functions)):
+        for node in nodes:
+            if node.domain in ("", "ai.onnx"):
+                yield node.op_type
+
+
+def _is_function(op: str, opset: int) -> bool:
+    if not opset or not defs.has(op, opset, ""):
+        return False
+    schema = defs.get_schema(op, opset, "")
+    return bool(schema.has_function or schema.has_context_dependent_function)

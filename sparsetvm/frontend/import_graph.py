@@ -1,0 +1,235 @@
+"""One walk over the nodes of an ONNX graph: infer shapes, fold constants, drop what does nothing, keep the rest.
+
+All shapes are static, so every Shape is a constant and the chains that exporters build from it
+(Shape, Gather, Concat, Reshape) fold away as the walk goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import defs
+
+from sparsetvm.core.graph import Graph, Node, Value
+from sparsetvm.errors import ModelError
+from sparsetvm.frontend.constants import sparse_array, take_initializers, tensor_array
+from sparsetvm.frontend.fold import fold_node
+from sparsetvm.frontend.infer import infer_outputs
+from sparsetvm.frontend.names import display_name, display_shape, unique_name
+from sparsetvm.frontend.noop import passes_through
+from sparsetvm.frontend.support import is_supported, unsupported_error
+
+_FLOAT32_OPS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
+_MAX_DEPTH = 16
+
+
+class GraphImporter:
+    """Turns the nodes of a graph into `Node`s, with the values they mention."""
+
+    def __init__(self, opset: int, inputs: Iterable[Value], constants: Mapping[str, np.ndarray]) -> None:
+        self.opset = opset
+        self.nodes: list[Node] = []
+        self.values: dict[str, Value] = {value.name: value for value in inputs}
+        self._inputs = list(self.values)
+        for name, data in constants.items():
+            self._set_constant(name, data)
+        self._same: dict[str, str] = {}  # a dropped value -> the value that stands for it
+        self._layers: set[str] = set()
+
+    def import_nodes(self, nodes: Sequence[onnx.NodeProto], scope: dict[str, str], depth: int = 0) -> None:
+        """Import the nodes in order. `scope` maps names of a subgraph to names of this graph, and is added to."""
+        for index, original in enumerate(nodes):
+            node = onnx.NodeProto()
+            node.CopyFrom(original)
+            node.domain = _domain(node)
+            layer = unique_name(node.name or f"{node.op_type}_{index}", self._layers)
+            self._layers.add(layer)
+            self._bind_names(node, scope, layer, nested=depth > 0)
+            if node.op_type == "If" and not node.domain and self._inline_branch(node, scope, depth):
+                continue
+            if not self._import_node(node, layer):
+                unsupported = [(layer, node.op_type, node.domain)]
+                for later, other in enumerate(nodes[index + 1 :], index + 1):
+                    if not is_supported(other.op_type, _domain(other)):
+                        name = other.name or f"{other.op_type}_{later}"
+                        unsupported.append((name, other.op_type, _domain(other)))
+                raise unsupported_error(unsupported)
+
+    def finish(self, name: str, outputs: Sequence[str]) -> Graph:
+        """The graph of everything imported, with its outputs under their own names."""
+        for output in outputs:
+            self._name_output(output, set(outputs))
+        graph = Graph(name, self.opset, self.nodes, self.values, self._inputs, list(outputs))
+        graph.prune_dead()
+        return graph
+
+    def _resolve(self, name: str) -> str:
+        return self._same.get(name, name)
+
+    def _set_constant(self, name: str, data: np.ndarray) -> None:
+        self.values[name] = Value(name, data.shape, str(data.dtype), data)
+
+    def _fresh(self, name: str) -> str:
+        return unique_name(name, self.values.keys() | self._same.keys())
+
+    def _bind_names(self, node: onnx.NodeProto, scope: dict[str, str], layer: str, nested: bool) -> None:
+        """Replace input names by the values that stand for them; check that outputs are new."""
+        for i, name in enumerate(node.input):
+            if not name:
+                continue
+            node.input[i] = self._resolve(scope.get(name, name))
+            if node.input[i] not in self.values:
+                raise ModelError(
+                    f"no earlier node computes its input '{display_name(name)}'",
+                    layer=display_name(layer),
+                    hint="check the model with onnx.checker.check_model(path)",
+                )
+        for i, name in enumerate(node.output):
+            if name and nested:
+                scope[name] = node.output[i] = self._fresh(name)
+            elif name and (name in self.values or name in self._same or name in node.output[:i]):
+                raise ModelError(f"its output '{display_name(name)}' is already defined", layer=display_name(layer))
+
+    def _inline_branch(self, node: onnx.NodeProto, scope: Mapping[str, str], depth: int) -> bool:
+        """Replace an If of a constant condition by its branch; False when the condition is computed."""
+        condition = self.values[node.input[0]].data if len(node.input) == 1 and node.input[0] else None
+        branches = {attribute.name: attribute.g for attribute in node.attribute}
+        if condition is None or condition.size != 1 or depth >= _MAX_DEPTH:
+            return False
+        branch = branches.get("then_branch" if bool(condition.reshape(())) else "else_branch")
+        if branch is None or len(branch.output) != len(node.output):
+            return False
+        inner = dict(scope)
+        for name, data in take_initializers(branch).items():
+            inner[name] = self._fresh(name)
+            self._set_constant(inner[name], data)
+        self.import_nodes(branch.node, inner, depth + 1)
+        for ours, theirs in zip(node.output, branch.output, strict=True):
+            value = self._resolve(inner.get(theirs.name, theirs.name))
+            if value not in self.values:
+                raise ModelError(f"no node computes the output '{display_name(theirs.name)}' of its branch")
+            self._same[ours] = value
+        return True
+
+    def _import_node(self, node: onnx.NodeProto, layer: str) -> bool:
+        """Fold, drop or keep one node; False when its operator is not supported."""
+        shown = display_name(layer)
+        if node.op_type == "Constant" and not node.domain:
+            self._set_constant(node.output[0], _constant_data(node, shown))
+            return True
+        if node.domain or not defs.has(node.op_type, self.opset, node.domain):
+            return False
+        inputs = [self.values[name] if name else None for name in node.input]
+        if node.op_type == "Shape":
+            self._set_constant(node.output[0], _shape_data(node, inputs[0]))
+            return True
+        if node.op_type == "Size" and inputs[0] is not None:
+            self._set_constant(node.output[0], np.array(int(np.prod(inputs[0].shape, dtype=np.int64)), np.int64))
+            return True
+        constant = all(value is None or value.is_constant for value in inputs)
+        if not constant and not is_supported(node.op_type, node.domain):
+            return False
+        outputs = infer_outputs(node, self.values, self.opset, shown)
+        if constant:
+            folded = fold_node(node, self.values, outputs, self.opset, shown)
+            if folded is not None:
+                for value, data in zip(outputs, folded, strict=True):
+                    self._set_constant(value.name, data)
+                return True
+            if not is_supported(node.op_type, node.domain):
+                return False
+        attrs = {attribute.name: _attribute_value(attribute, shown) for attribute in node.attribute}
+        if outputs and passes_through(node.op_type, inputs, node.output, outputs[0], attrs):
+            self._same[node.output[0]] = node.input[0]
+            return True
+        _check_types(node, inputs, outputs, shown)
+        self.values.update((value.name, value) for value in outputs)
+        self.nodes.append(Node(layer, node.op_type, list(node.input), list(node.output), attrs, "", (layer,)))
+        return True
+
+    def _name_output(self, output: str, outputs: set[str]) -> None:
+        """Give a dropped output back its name: rename the value that stands for it, or keep an Identity."""
+        if output in self.values:
+            return
+        if output not in self._same:
+            raise ModelError(f"no node computes the model's output '{display_name(output)}'")
+        stands_for = self.values[self._resolve(output)]
+        if stands_for.data is not None:
+            self._set_constant(output, stands_for.data)
+        elif stands_for.name in outputs or stands_for.name in self._inputs:
+            self.values[output] = Value(output, stands_for.shape, stands_for.dtype)
+            layer = unique_name(f"Identity_{output}", self._layers)
+            self.nodes.append(Node(layer, "Identity", [stands_for.name], [output], {}, "", (layer,)))
+        else:
+            old = stands_for.name
+            for node in self.nodes:
+                node.inputs = [output if name == old else name for name in node.inputs]
+                node.outputs = [output if name == old else name for name in node.outputs]
+            self._same = {dropped: output if name == old else name for dropped, name in self._same.items()}
+            self.values[output] = Value(output, stands_for.shape, stands_for.dtype)
+            del self.values[old]
+
+
+def _domain(node: onnx.NodeProto) -> str:
+    return "" if node.domain == "ai.onnx" else node.domain
+
+
+def _constant_data(node: onnx.NodeProto, layer: str) -> np.ndarray:
+    """The value of a Constant node in any of the forms that the standard knows."""
+    if len(node.attribute) != 1:
+        raise ModelError("Constant must have exactly one value", layer=layer)
+    attribute = node.attribute[0]
+    if attribute.name == "sparse_value":
+        return sparse_array(attribute.sparse_tensor, f"the value of '{layer}'")
+    value = _attribute_value(attribute, layer)
+    if attribute.name == "value" and isinstance(value, np.ndarray):
+        return value
+    dtypes = {"value_int": np.int64, "value_ints": np.int64, "value_float": np.float32, "value_floats": np.float32}
+    if attribute.name not in dtypes:
+        raise ModelError(f"Constant of kind '{display_name(attribute.name)}' is not supported", layer=layer)
+    return np.array(value, dtypes[attribute.name])
+
+
+def _shape_data(node: onnx.NodeProto, value: Value | None) -> np.ndarray:
+    """What Shape gives: all sizes, or those from `start` to `end` (opset 15)."""
+    bounds = {attribute.name: attribute.i for attribute in node.attribute}
+    sizes = value.shape if value is not None else ()
+    return np.array(sizes[bounds.get("start", 0) : bounds.get("end", len(sizes))], np.int64)
+
+
+def _attribute_value(attribute: onnx.AttributeProto, layer: str) -> Any:
+    kind, kinds = attribute.type, onnx.AttributeProto
+    if attribute.ref_attr_name:
+        raise ModelError(f"attribute '{display_name(attribute.name)}' refers to a function's attribute", layer=layer)
+    if kind == kinds.TENSOR:
+        return tensor_array(attribute.t, f"attribute '{display_name(attribute.name)}' of '{layer}'")
+    if kind in (kinds.INT, kinds.FLOAT, kinds.INTS, kinds.FLOATS):
+        value = onnx.helper.get_attribute_value(attribute)
+        return list(value) if kind in (kinds.INTS, kinds.FLOATS) else value
+    if kind == kinds.STRING:
+        return attribute.s.decode("utf-8", "surrogateescape")
+    if kind == kinds.STRINGS:
+        return [text.decode("utf-8", "surrogateescape") for text in attribute.strings]
+    raise ModelError(f"attribute '{display_name(attribute.name)}' is of a kind that is not supported", layer=layer)
+
+
+def _check_types(node: onnx.NodeProto, inputs: Sequence[Value | None], outputs: Sequence[Value], layer: str) -> None:
+    for value in outputs:
+        if 0 in value.shape:
+            what = (
+                f"{node.op_type} gives output '{display_name(value.name)}' of size zero ({display_shape(value.shape)})"
+            )
+            raise ModelError(what, layer=layer, hint="remove this layer, or fix the dimension that is zero")
+    if node.op_type not in _FLOAT32_OPS:
+        return
+    for value in inputs:
+        if value is not None and value.dtype != "float32":
+            kind = "weights" if value.is_constant else "inputs"
+            what = f"{node.op_type} has {kind} of type {value.dtype} ('{display_name(value.name)}')"
+            raise ModelError(what, layer=layer, hint="only float32 models are supported: export or convert to float32")
+        if value is not None and 0 in value.shape:
+            what = f"{node.op_type} reads '{display_name(value.name)}' of size zero ({display_shape(value.shape)})"
+            raise ModelError(what, layer=layer)

@@ -1,0 +1,84 @@
+"""Load an ONNX model as a `Graph`: static shapes, constants as arrays, layer names kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx
+from onnx import defs
+
+from sparsetvm.core.graph import Graph
+from sparsetvm.errors import ModelError
+from sparsetvm.frontend.constants import take_initializers
+from sparsetvm.frontend.functions import inline_functions
+from sparsetvm.frontend.import_graph import GraphImporter
+from sparsetvm.frontend.names import display_name
+from sparsetvm.frontend.read import read_model
+from sparsetvm.frontend.shapes import fix_inputs
+
+MIN_OPSET = 9
+TESTED_OPSET = 21
+
+
+@dataclass
+class LoadedModel:
+    """A model ready for analysis and rewriting.
+
+    digest: sha256 of the file and its external data. notes: what the user should know, one sentence each.
+    symbolic: input name -> {dimension: size} for each dimension that the file leaves open.
+    """
+
+    graph: Graph
+    path: Path
+    digest: str
+    notes: list[str] = field(default_factory=list)
+    symbolic: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+def load_model(path: str | Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> LoadedModel:
+    """Load an ONNX file (opset 9-21, float32).
+
+    `shapes`: input name -> shape for inputs with symbolic dimensions (`--shape`); a symbolic first dimension defaults
+    to 1. Raises ModelError when the model is broken, unsafe or not supported, UsageError when `shapes` does not fit.
+    """
+    file = read_model(path)
+    notes: list[str] = []
+    graph, opset = file.proto.graph, _opset(file.proto, notes)
+    constants = take_initializers(graph)
+    proto = inline_functions(file.proto, constants)
+    inputs = fix_inputs([info for info in proto.graph.input if info.name not in constants], shapes)
+    outputs = [info.name for info in proto.graph.output]
+    if not outputs:
+        raise ModelError("the model has no outputs", hint="export it again: nothing would be computed")
+    importer = GraphImporter(opset, inputs.values, constants)
+    importer.import_nodes(proto.graph.node, {})
+    imported = importer.finish(proto.graph.name, outputs)
+    for name in outputs:
+        if imported.values[name].is_constant:
+            notes.append(f"output '{display_name(name)}' is a constant: it does not depend on any input")
+    return LoadedModel(imported, file.path, file.digest, inputs.notes + notes, inputs.symbolic)
+
+
+def _opset(proto: onnx.ModelProto, notes: list[str]) -> int:
+    """The opset of the standard operators; adds a note for versions newer than those tested."""
+    versions = {entry.domain: entry.version for entry in proto.opset_import}
+    opset = versions.get("", versions.get("ai.onnx"))
+    if opset is None:
+        raise ModelError(
+            "the model imports no standard ONNX operators", hint="export it again with torch.onnx or similar"
+        )
+    if opset < MIN_OPSET:
+        raise ModelError(
+            f"opset {opset} is too old (supported: {MIN_OPSET} to {TESTED_OPSET})",
+            hint="convert it: onnx.version_converter.convert_version(model, 13)",
+        )
+    if opset > defs.onnx_opset_version():
+        raise ModelError(
+            f"opset {opset} is newer than the installed onnx package knows ({defs.onnx_opset_version()})",
+            hint=f"export with opset_version={TESTED_OPSET}, or update the onnx package",
+        )
+    if opset > TESTED_OPSET:
+        notes.append(f"opset {opset} is newer than {TESTED_OPSET}, the newest that is tested")
+    return int(opset)
