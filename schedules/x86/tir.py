@@ -1,0 +1,324 @@
+"""Shared building blocks of the x86 kernels: TIR through the IRBuilder, with Python doing the unrolling.
+
+Vectors are TIR vector expressions of `lanes` float32. An expression that is used twice is compiled twice, so bind it
+with `let` first. Everything here may only be called inside `prim_func`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as B
+
+Expr = Any  # a TIR expression; TVM ships no types
+Buffer = Any
+
+
+# --- functions, arguments, loops --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def prim_func(symbol: str) -> Iterator[IRBuilder]:
+    """Open a kernel named `symbol`; afterwards `.get()` of the yielded builder is the PrimFunc.
+
+    Buffers do not alias, and Relax must not fuse into the kernel (op_pattern 8, opaque).
+    """
+    with IRBuilder() as builder:
+        with B.prim_func(s_tir=True):
+            B.func_name(symbol)
+            B.func_attr({"global_symbol": symbol, "tirx.noalias": True, "op_pattern": 8})
+            yield builder
+
+
+def flat_args(**shapes: Sequence[int]) -> list[Buffer]:
+    """Declare all float32 arguments, in order and with their n-d shapes; return 1-D aliases of them.
+
+    TIR wants every argument declared before anything else, hence one call: `x, y = flat_args(X=(4, 16), Y=(64,))`.
+    """
+    arguments = [B.arg(name, B.buffer(tuple(shape), "float32")) for name, shape in shapes.items()]
+    return [
+        B.decl_buffer((math.prod(shape),), "float32", data=argument.data)
+        for argument, shape in zip(arguments, shapes.values(), strict=True)
+    ]
+
+
+def outer(extent: int, threads: int) -> Any:
+    """The outermost loop of a kernel: parallel when there are several threads and iterations to share."""
+    return B.parallel(extent) if threads > 1 and extent > 1 else B.serial(extent)
+
+
+def scratch(floats: int) -> Buffer:
+    """Uninitialised float32 scratch memory; inside a parallel loop every thread gets its own."""
+    return B.alloc_buffer((floats,), "float32", scope="global")
+
+
+# --- vectors ----------------------------------------------------------------------------------------------------------
+
+
+def f32(value: float) -> Expr:
+    """A float32 constant."""
+    return tirx.const(float(value), "float32")
+
+
+def i32(value: int) -> Expr:
+    """An int32 constant."""
+    return tirx.const(value, "int32")
+
+
+def broadcast(value: Expr | float, lanes: int) -> Expr:
+    """A vector whose lanes all hold a scalar expression or Python number."""
+    return tirx.Broadcast(f32(value) if isinstance(value, (int, float)) else value, lanes)
+
+
+def vload(buffer: Buffer, offset: Expr, lanes: int) -> Expr:
+    """`lanes` consecutive floats of a flat buffer."""
+    return buffer[tirx.Ramp(offset, 1, lanes)]
+
+
+def vstore(buffer: Buffer, value: Expr, offset: Expr, lanes: int) -> None:
+    """Store a vector to a flat buffer."""
+    B.buffer_store(buffer, value, [tirx.Ramp(offset, 1, lanes)])
+
+
+def lane_mask(first: int, end: int, lanes: int) -> Expr:
+    """Constant mask: True for lanes first <= i < end."""
+    ramp = tirx.Ramp(i32(0), i32(1), lanes)
+    below = ramp < tirx.Broadcast(i32(end), lanes)
+    return below if first <= 0 else tirx.And(ramp >= tirx.Broadcast(i32(first), lanes), below)
+
+
+def vload_lanes(buffer: Buffer, offset: Expr, lanes: int, first: int, end: int, fill: float = 0.0) -> Expr:
+    """Load lanes first <= i < end only (no other address is touched); the others are `fill`."""
+    first, end = max(first, 0), min(end, lanes)
+    if first >= end:
+        return broadcast(fill, lanes)
+    if (first, end) == (0, lanes):
+        return vload(buffer, offset, lanes)
+    mask = lane_mask(first, end, lanes)
+    loaded = B.masked_load(f"float32x{lanes}", buffer, tirx.Ramp(offset, 1, lanes), mask)
+    return tirx.Select(mask, loaded, broadcast(fill, lanes))
+
+
+def vstore_lanes(buffer: Buffer, value: Expr, offset: Expr, lanes: int, first: int, end: int) -> None:
+    """Store lanes first <= i < end only."""
+    first, end = max(first, 0), min(end, lanes)
+    if first >= end:
+        return
+    if (first, end) == (0, lanes):
+        vstore(buffer, value, offset, lanes)
+        return
+    B.evaluate(B.masked_store(buffer, value, tirx.Ramp(offset, 1, lanes), lane_mask(first, end, lanes)))
+
+
+def let(value: Expr) -> Expr:
+    """Compute `value` here and once; the result may be used any number of times."""
+    # Buffers of one vector become stack slots and then registers; TVM puts anything from 1 kB on in the heap.
+    cell = B.alloc_buffer((1,), value.ty.dtype, scope="global")
+    B.buffer_store(cell, value, [0])
+    return cell[0]
+
+
+class Registers:
+    """`count` vectors meant to live in registers: read `r[i]`, write `r[i] = value`, with Python indices."""
+
+    def __init__(self, count: int, lanes: int, fill: float | None = None) -> None:
+        self.lanes = lanes
+        # One buffer each, see `let`: a single buffer of more than 1 kB would be memory.
+        self.cells = [B.alloc_buffer((1,), f"float32x{lanes}", scope="global") for _ in range(count)]
+        if fill is not None:
+            for index in range(count):
+                self[index] = broadcast(fill, lanes)
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def __getitem__(self, index: int) -> Expr:
+        return self.cells[index][0]
+
+    def __setitem__(self, index: int, value: Expr) -> None:
+        B.buffer_store(self.cells[index], value, [0])
+
+
+def vmax(a: Expr, b: Expr) -> Expr:
+    """Lane-wise maximum, one vmaxps: `b` where `b` is NaN."""
+    return tirx.Select(b < a, a, b)
+
+
+def vmin(a: Expr, b: Expr) -> Expr:
+    """Lane-wise minimum, one vminps: `b` where `b` is NaN."""
+    return tirx.Select(a < b, a, b)
+
+
+def bits(value: Expr, dtype: str) -> Expr:
+    """The same bits as another vector type, e.g. "int32x16"."""
+    return tirx.reinterpret(dtype, value)
+
+
+# --- across lanes -----------------------------------------------------------------------------------------------------
+
+
+def every(vectors: Sequence[Expr], step: int, first: int, lanes: int) -> Expr:
+    """Lanes first, first + step, ... of the concatenated vectors."""
+    return tirx.Shuffle(list(vectors), [first + step * i for i in range(lanes)])
+
+
+def reduce_lanes(vector: Expr, lanes: int, combine: Callable[[Expr, Expr], Expr]) -> Expr:
+    """Combine all lanes; every lane of the result holds the total. `vector` must be bound with `let`."""
+    half = lanes // 2
+    while half:
+        swapped = tirx.Shuffle([vector], [i ^ half for i in range(lanes)])
+        vector = let(combine(vector, swapped))
+        half //= 2
+    return vector
+
+
+def reduce_each(vectors: Sequence[Expr], lanes: int, combine: Callable[[Expr, Expr], Expr]) -> Expr:
+    """Reduce each of `lanes` vectors over its lanes: lane i of the result is the total of vector i."""
+    level = list(vectors)
+    while len(level) > 1:
+        pairs = [(let(a), let(b)) for a, b in zip(level[::2], level[1::2], strict=True)]
+        level = [let(combine(every(p, 2, 0, lanes), every(p, 2, 1, lanes))) for p in pairs]
+    return level[0]
+
+
+def transpose(rows: Sequence[Expr], lanes: int) -> list[Expr]:
+    """Transpose a lanes x lanes block held in vectors, in log2(lanes) rounds of two-source shuffles."""
+    block = [let(row) for row in rows]
+    distance = 1
+    while distance < lanes:
+        low = [i if not i & distance else lanes + (i ^ distance) for i in range(lanes)]
+        high = [(i | distance) if not i & distance else lanes + i for i in range(lanes)]
+        step = list(block)
+        for i in range(lanes):
+            if not i & distance:
+                pair = [block[i], block[i | distance]]
+                step[i] = let(tirx.Shuffle(pair, low))
+                step[i | distance] = let(tirx.Shuffle(pair, high))
+        block = step
+        distance *= 2
+    return block
+
+
+# --- functions --------------------------------------------------------------------------------------------------------
+
+_LN2 = 0.6931471805599453
+# exp(r) = 1 + r + r^2 P(r) on |r| <= ln(2) / 2, least squares of the relative error at Chebyshev nodes; low to high.
+_EXP = (0.49999988, 0.16666517, 0.04166956, 0.00836911, 0.00137507)
+# erf(x) = x P(x^2) / Q(x^2) on |x| <= 4; the rational approximation that Eigen uses; high to low.
+_ERF_P = (
+    -2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05,
+    -7.34990630326855e-04, -2.95459980854025e-03, -1.60960333262415e-02,
+)  # fmt: skip
+_ERF_Q = (
+    -1.45660718464996e-05,
+    -2.13374055278905e-04,
+    -1.68282697438203e-03,
+    -7.37332916720468e-03,
+    -1.42647390514189e-02,
+)
+_EXP_LOW, _EXP_HIGH = -87.0, 88.0
+
+
+def polynomial(x: Expr, coefficients: Sequence[float], lanes: int) -> Expr:
+    """Horner's scheme, highest coefficient first; `x` must be bound with `let`."""
+    value = broadcast(coefficients[0], lanes)
+    for coefficient in coefficients[1:]:
+        value = value * x + broadcast(coefficient, lanes)
+    return let(value)
+
+
+def exp_vec(x: Expr, lanes: int, upper: bool = True) -> Expr:
+    """exp(x) with x clamped to [-87, 88] (no upper clamp with `upper` False, for x <= 0); NaN stays NaN.
+
+    2^n * exp(r) with r = x - n ln 2; n comes from adding 1.5 * 2^23, whose low mantissa bits then are n.
+    """
+    x = let(vmax(broadcast(_EXP_LOW, lanes), x))
+    if upper:
+        x = let(vmin(broadcast(_EXP_HIGH, lanes), x))
+    magic = broadcast(12582912.0, lanes)
+    shifted = let(x * broadcast(1.0 / _LN2, lanes) + magic)
+    r = let(x - let(shifted - magic) * broadcast(_LN2, lanes))
+    tail = polynomial(r, _EXP[::-1], lanes)
+    mantissa = let(let(r * r) * tail + r) + broadcast(1.0, lanes)
+    exponent = (bits(shifted, f"int32x{lanes}") << tirx.Broadcast(i32(23), lanes)) + tirx.Broadcast(
+        i32(0x3F800000), lanes
+    )
+    return let(mantissa * bits(exponent, f"float32x{lanes}"))
+
+
+def reciprocal(x: Expr, lanes: int) -> Expr:
+    """1 / x within 1.5 ulp for 2^-120 < |x| < 2^126; `x` must be bound with `let`.
+
+    AVX-512: a 14-bit estimate and one Newton step (a division of 16 lanes blocks its port for 16 cycles).
+    """
+    if lanes != 16:
+        return let(broadcast(1.0, lanes) / x)
+    name = "llvm.x86.avx512.rcp14.ps.512"
+    estimate = let(tirx.call_llvm_pure_intrin("float32x16", name, x, broadcast(0.0, lanes), tirx.const(-1, "int16")))
+    return let(estimate + estimate * (broadcast(1.0, lanes) - x * estimate))
+
+
+def erf_vec(x: Expr, lanes: int) -> Expr:
+    """erf(x), absolute error below 4e-7; NaN stays NaN."""
+    clamped = let(vmax(broadcast(-4.0, lanes), let(vmin(broadcast(4.0, lanes), x))))
+    square = let(clamped * clamped)
+    bottom = polynomial(square, _ERF_Q, lanes)
+    return let(clamped * polynomial(square, _ERF_P, lanes) * reciprocal(bottom, lanes))
+
+
+def sigmoid_vec(x: Expr, lanes: int) -> Expr:
+    """1 / (1 + exp(-x)); NaN stays NaN."""
+    return reciprocal(let(exp_vec(let(broadcast(0.0, lanes) - x), lanes) + broadcast(1.0, lanes)), lanes)
+
+
+def tanh_vec(x: Expr, lanes: int) -> Expr:
+    """tanh(x) = 2 sigmoid(2x) - 1, absolute error below 3e-7; NaN stays NaN."""
+    return let(sigmoid_vec(let(x + x), lanes) * broadcast(2.0, lanes) - broadcast(1.0, lanes))
+
+
+def _gelu(x: Expr, lanes: int) -> Expr:
+    # Below -6 the result is 0 within 1e-8; the clamp keeps a huge x from multiplying the rounding error of 1 + erf.
+    x = let(vmax(broadcast(-6.0, lanes), x))
+    half = let(x * broadcast(0.5, lanes))
+    return let(half * erf_vec(let(x * broadcast(math.sqrt(0.5), lanes)), lanes) + half)
+
+
+def _gelu_tanh(x: Expr, lanes: int) -> Expr:
+    # 0.5 (1 + tanh(u)) = sigmoid(2u); below -10 the result is 0 within 1e-20.
+    x = let(vmax(broadcast(-10.0, lanes), x))
+    scale = 2.0 * math.sqrt(2.0 / math.pi)
+    cubic = let(x * x) * broadcast(scale * 0.044715, lanes) + broadcast(scale, lanes)
+    return let(x * sigmoid_vec(let(x * cubic), lanes))
+
+
+def _silu(x: Expr, lanes: int) -> Expr:
+    x = let(vmax(broadcast(_EXP_LOW, lanes), x))
+    return let(x * sigmoid_vec(x, lanes))
+
+
+def activate(x: Expr, activation: str, low: float, high: float, lanes: int) -> Expr:
+    """`activation` of one vector; `x` must be bound with `let` unless it is "none", "relu" or "clip".
+
+    Names are those of core.workload.Activation. Absolute and relative error stay below 1e-6 (whichever is larger);
+    NaN gives NaN, for relu and clip as well.
+    """
+    if activation == "none":
+        return x
+    if activation == "relu":
+        return let(vmax(broadcast(0.0, lanes), let(x)))
+    if activation == "clip":
+        return let(vmin(broadcast(high, lanes), let(vmax(broadcast(low, lanes), let(x)))))
+    smooth = {"gelu": _gelu, "gelu_tanh": _gelu_tanh, "sigmoid": sigmoid_vec, "silu": _silu, "tanh": tanh_vec}
+    return smooth[activation](x, lanes)
+
+
+def activation(values: Registers, kind: str, low: float, high: float, lanes: int) -> None:
+    """Apply an activation to all vectors of `values` in place."""
+    if kind != "none":
+        for index in range(len(values)):
+            values[index] = activate(values[index], kind, low, high, lanes)
