@@ -225,11 +225,11 @@ def _check_types(node: onnx.NodeProto, inputs: Sequence[Value | None], outputs: 
             raise ModelError(what, layer=layer, hint="remove this layer, or fix the dimension that is zero")
     if node.op_type not in _FLOAT32_OPS:
         return
-    for value in inputs:
-        if value is not None and value.dtype != "float32":
+    for value in filter(None, inputs):
+        if value.dtype != "float32":
             kind = "weights" if value.is_constant else "inputs"
             what = f"{node.op_type} has {kind} of type {value.dtype} ('{display_name(value.name)}')"
             raise ModelError(what, layer=layer, hint="only float32 models are supported: export or convert to float32")
-        if value is not None and 0 in value.shape:
+        if 0 in value.shape:
             what = f"{node.op_type} reads '{display_name(value.name)}' of size zero ({display_shape(value.shape)})"
             raise ModelError(what, layer=layer)

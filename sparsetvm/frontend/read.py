@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-import google.protobuf.message
 import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import external_data_helper
 
 from sparsetvm.errors import ModelError
@@ -51,7 +51,7 @@ def read_model(path: str | Path) -> ModelFile:
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(content)
-    except google.protobuf.message.DecodeError as error:
+    except DecodeError as error:
         raise ModelError(*_why_unparsable(shown, content)) from error
     if not proto.HasField("graph"):
         raise ModelError(f"'{shown}' is not an ONNX model: it holds no graph", hint="give the path of an .onnx file")

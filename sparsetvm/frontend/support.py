@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from sparsetvm.errors import ModelError, did_you_mean
-from sparsetvm.frontend.names import display_name, display_names
+from sparsetvm.frontend.names import display_name, display_names, words
 
-SUPPORTED_OPS = frozenset(
+SUPPORTED_OPS = words(
     """
     Abs Acos Acosh Add AffineGrid And ArgMax ArgMin Asin Asinh Atan Atanh Attention AveragePool BatchNormalization
     BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast CastLike Ceil Clip Concat Constant ConstantOfShape Conv
@@ -24,23 +24,23 @@ SUPPORTED_OPS = frozenset(
     Relu Reshape Resize RoiAlign Round Scatter ScatterElements ScatterND Selu Shape Shrink Sigmoid Sign Sin Sinh Size
     Slice Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Tan Tanh ThresholdedRelu Tile TopK Transpose
     Trilu Unsqueeze Upsample Where Xor
-    """.split()
+    """
 )
 
 # In TVM's table, but without a static tensor shape, or outside ONNX, or integer arithmetic.
-DYNAMIC_OPS = frozenset(
+DYNAMIC_OPS = words(
     """
     AllClassNMS Compress ConcatFromSequence NonMaxSuppression NonZero Optional OptionalGetElement OptionalHasElement
     SequenceAt SequenceConstruct SequenceEmpty SequenceErase SequenceInsert SequenceLength SplitToSequence Unique
-    """.split()
+    """
 )
-CONTRIB_OPS = frozenset("BiasGelu EmbedLayerNormalization FastGelu SkipLayerNormalization MatMulInteger16".split())
-QUANTIZED_OPS = frozenset(
+CONTRIB_OPS = words("BiasGelu EmbedLayerNormalization FastGelu SkipLayerNormalization MatMulInteger16")
+QUANTIZED_OPS = words(
     """
     ConvInteger DequantizeLinear DynamicQuantizeLinear MatMulInteger QLinearConv QLinearMatMul QuantizeLinear
     QAttention QEmbedLayerNormalization QGemm QLinearAdd QLinearAveragePool QLinearConcat QLinearGlobalAveragePool
     QLinearLeakyRelu QLinearMul QLinearSigmoid QLinearSoftmax
-    """.split()
+    """
 )
 
 
@@ -63,7 +63,7 @@ def unsupported_error(nodes: Iterable[tuple[str, str, str]]) -> ModelError:
     if quantized:
         return ModelError(
             f"quantised models are not supported yet: {what}",
-            hint="export the model in float32, pruned but not quantised",
+            hint="export the pruned model in float32",
         )
     op_domain, op = next(iter(layers))
     if op_domain:

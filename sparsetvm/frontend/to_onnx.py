@@ -54,9 +54,9 @@ def single_node_model(node: Node, graph: Graph) -> onnx.ModelProto:
         [node_proto(node, opset)],
         node.op,
         opset,
-        [graph.values[name] for name in names if not graph.values[name].is_constant],
-        [graph.values[name] for name in node.outputs if name],
-        [graph.values[name] for name in names if graph.values[name].is_constant],
+        inputs=[graph.values[name] for name in names if not graph.values[name].is_constant],
+        outputs=[graph.values[name] for name in node.outputs if name],
+        constants=[graph.values[name] for name in names if graph.values[name].is_constant],
     )
 
 
@@ -69,7 +69,7 @@ def graph_to_onnx(graph: Graph) -> onnx.ModelProto:
     inputs = [graph.values[name] for name in graph.inputs]
     outputs = [graph.values[name] for name in graph.outputs]
     constants = [value for value in graph.values.values() if value.is_constant]
-    return _model(protos, graph.name or "graph", graph.opset, inputs, outputs, constants)
+    return _model(protos, graph.name or "graph", graph.opset, inputs=inputs, outputs=outputs, constants=constants)
 
 
 def _checked_opset(node: Node, opset: int) -> int:
@@ -82,6 +82,7 @@ def _model(
     nodes: Sequence[onnx.NodeProto],
     name: str,
     opset: int,
+    *,
     inputs: Sequence[Value],
     outputs: Sequence[Value],
     constants: Sequence[Value],
