@@ -23,28 +23,36 @@ Buffer = Any
 
 
 @contextmanager
-def prim_func(symbol: str) -> Iterator[IRBuilder]:
-    """Open a kernel named `symbol`; afterwards `.get()` of the yielded builder is the PrimFunc.
+def kernel_function(symbol: str) -> Iterator[None]:
+    """The frame of a kernel named `symbol`, inside an IRBuilder.
 
     Buffers do not alias, and Relax must not fuse into the kernel (op_pattern 8, opaque).
     """
-    with IRBuilder() as builder:
-        with B.prim_func(s_tir=True):
-            B.func_name(symbol)
-            B.func_attr({"global_symbol": symbol, "tirx.noalias": True, "op_pattern": 8})
-            yield builder
+    with B.prim_func(s_tir=True):
+        B.func_name(symbol)
+        B.func_attr({"global_symbol": symbol, "tirx.noalias": True, "op_pattern": 8})
+        yield
 
 
-def flat_args(**shapes: Sequence[int]) -> list[Buffer]:
-    """Declare all float32 arguments, in order and with their n-d shapes; return 1-D aliases of them.
+@contextmanager
+def prim_func(symbol: str) -> Iterator[IRBuilder]:
+    """A builder with an open kernel frame; afterwards `.get()` of the builder is the PrimFunc."""
+    with IRBuilder() as builder, kernel_function(symbol):
+        yield builder
 
-    TIR wants every argument declared before anything else, hence one call: `x, y = flat_args(X=(4, 16), Y=(64,))`.
+
+def flat_args(**shapes: Sequence[int | str]) -> list[Buffer]:
+    """Declare all arguments, in order and with their n-d shapes; return 1-D aliases of them.
+
+    A shape may end in a dtype name, float32 otherwise. TIR wants every argument declared before anything else, hence
+    one call: `x, taps, y = flat_args(X=(4, 16), taps=(9, "int32"), Y=(64,))`.
     """
-    arguments = [B.arg(name, B.buffer(tuple(shape), "float32")) for name, shape in shapes.items()]
-    return [
-        B.decl_buffer((math.prod(shape),), "float32", data=argument.data)
-        for argument, shape in zip(arguments, shapes.values(), strict=True)
-    ]
+    arguments = []
+    for name, spec in shapes.items():
+        dtype = spec[-1] if isinstance(spec[-1], str) else "float32"
+        shape = tuple(int(d) for d in spec if not isinstance(d, str))
+        arguments.append((B.arg(name, B.buffer(shape, dtype)), math.prod(shape), dtype))
+    return [B.decl_buffer((size,), dtype, data=argument.data) for argument, size, dtype in arguments]
 
 
 def outer(extent: int, threads: int) -> Any:
@@ -70,7 +78,7 @@ def i32(value: int) -> Expr:
     return tirx.const(value, "int32")
 
 
-def broadcast(value: Expr | float, lanes: int) -> Expr:
+def splat(value: Expr | float, lanes: int) -> Expr:
     """A vector whose lanes all hold a scalar expression or Python number."""
     return tirx.Broadcast(f32(value) if isinstance(value, (int, float)) else value, lanes)
 
@@ -96,12 +104,12 @@ def vload_lanes(buffer: Buffer, offset: Expr, lanes: int, first: int, end: int, 
     """Load lanes first <= i < end only (no other address is touched); the others are `fill`."""
     first, end = max(first, 0), min(end, lanes)
     if first >= end:
-        return broadcast(fill, lanes)
+        return splat(fill, lanes)
     if (first, end) == (0, lanes):
         return vload(buffer, offset, lanes)
     mask = lane_mask(first, end, lanes)
     loaded = B.masked_load(f"float32x{lanes}", buffer, tirx.Ramp(offset, 1, lanes), mask)
-    return tirx.Select(mask, loaded, broadcast(fill, lanes))
+    return tirx.Select(mask, loaded, splat(fill, lanes))
 
 
 def vstore_lanes(buffer: Buffer, value: Expr, offset: Expr, lanes: int, first: int, end: int) -> None:
@@ -132,7 +140,7 @@ class Registers:
         self.cells = [B.alloc_buffer((1,), f"float32x{lanes}", scope="global") for _ in range(count)]
         if fill is not None:
             for index in range(count):
-                self[index] = broadcast(fill, lanes)
+                self[index] = splat(fill, lanes)
 
     def __len__(self) -> int:
         return len(self.cells)
@@ -226,9 +234,9 @@ _EXP_LOW, _EXP_HIGH = -87.0, 88.0
 
 def polynomial(x: Expr, coefficients: Sequence[float], lanes: int) -> Expr:
     """Horner's scheme, highest coefficient first; `x` must be bound with `let`."""
-    value = broadcast(coefficients[0], lanes)
+    value = splat(coefficients[0], lanes)
     for coefficient in coefficients[1:]:
-        value = value * x + broadcast(coefficient, lanes)
+        value = value * x + splat(coefficient, lanes)
     return let(value)
 
 
@@ -237,14 +245,14 @@ def exp_vec(x: Expr, lanes: int, upper: bool = True) -> Expr:
 
     2^n * exp(r) with r = x - n ln 2; n comes from adding 1.5 * 2^23, whose low mantissa bits then are n.
     """
-    x = let(vmax(broadcast(_EXP_LOW, lanes), x))
+    x = let(vmax(splat(_EXP_LOW, lanes), x))
     if upper:
-        x = let(vmin(broadcast(_EXP_HIGH, lanes), x))
-    magic = broadcast(12582912.0, lanes)
-    shifted = let(x * broadcast(1.0 / _LN2, lanes) + magic)
-    r = let(x - let(shifted - magic) * broadcast(_LN2, lanes))
+        x = let(vmin(splat(_EXP_HIGH, lanes), x))
+    magic = splat(12582912.0, lanes)
+    shifted = let(x * splat(1.0 / _LN2, lanes) + magic)
+    r = let(x - let(shifted - magic) * splat(_LN2, lanes))
     tail = polynomial(r, _EXP[::-1], lanes)
-    mantissa = let(let(r * r) * tail + r) + broadcast(1.0, lanes)
+    mantissa = let(let(r * r) * tail + r) + splat(1.0, lanes)
     exponent = (bits(shifted, f"int32x{lanes}") << tirx.Broadcast(i32(23), lanes)) + tirx.Broadcast(
         i32(0x3F800000), lanes
     )
@@ -257,15 +265,15 @@ def reciprocal(x: Expr, lanes: int) -> Expr:
     AVX-512: a 14-bit estimate and one Newton step (a division of 16 lanes blocks its port for 16 cycles).
     """
     if lanes != 16:
-        return let(broadcast(1.0, lanes) / x)
+        return let(splat(1.0, lanes) / x)
     name = "llvm.x86.avx512.rcp14.ps.512"
-    estimate = let(tirx.call_llvm_pure_intrin("float32x16", name, x, broadcast(0.0, lanes), tirx.const(-1, "int16")))
-    return let(estimate + estimate * (broadcast(1.0, lanes) - x * estimate))
+    estimate = let(tirx.call_llvm_pure_intrin("float32x16", name, x, splat(0.0, lanes), tirx.const(-1, "int16")))
+    return let(estimate + estimate * (splat(1.0, lanes) - x * estimate))
 
 
 def erf_vec(x: Expr, lanes: int) -> Expr:
     """erf(x), absolute error below 4e-7; NaN stays NaN."""
-    clamped = let(vmax(broadcast(-4.0, lanes), let(vmin(broadcast(4.0, lanes), x))))
+    clamped = let(vmax(splat(-4.0, lanes), let(vmin(splat(4.0, lanes), x))))
     square = let(clamped * clamped)
     bottom = polynomial(square, _ERF_Q, lanes)
     return let(clamped * polynomial(square, _ERF_P, lanes) * reciprocal(bottom, lanes))
@@ -273,36 +281,36 @@ def erf_vec(x: Expr, lanes: int) -> Expr:
 
 def sigmoid_vec(x: Expr, lanes: int) -> Expr:
     """1 / (1 + exp(-x)); NaN stays NaN."""
-    return reciprocal(let(exp_vec(let(broadcast(0.0, lanes) - x), lanes) + broadcast(1.0, lanes)), lanes)
+    return reciprocal(let(exp_vec(let(splat(0.0, lanes) - x), lanes) + splat(1.0, lanes)), lanes)
 
 
 def tanh_vec(x: Expr, lanes: int) -> Expr:
     """tanh(x) = 2 sigmoid(2x) - 1, absolute error below 3e-7; NaN stays NaN."""
-    return let(sigmoid_vec(let(x + x), lanes) * broadcast(2.0, lanes) - broadcast(1.0, lanes))
+    return let(sigmoid_vec(let(x + x), lanes) * splat(2.0, lanes) - splat(1.0, lanes))
 
 
 def _gelu(x: Expr, lanes: int) -> Expr:
     # Below -6 the result is 0 within 1e-8; the clamp keeps a huge x from multiplying the rounding error of 1 + erf.
-    x = let(vmax(broadcast(-6.0, lanes), x))
-    half = let(x * broadcast(0.5, lanes))
-    return let(half * erf_vec(let(x * broadcast(math.sqrt(0.5), lanes)), lanes) + half)
+    x = let(vmax(splat(-6.0, lanes), x))
+    half = let(x * splat(0.5, lanes))
+    return let(half * erf_vec(let(x * splat(math.sqrt(0.5), lanes)), lanes) + half)
 
 
 def _gelu_tanh(x: Expr, lanes: int) -> Expr:
     # 0.5 (1 + tanh(u)) = sigmoid(2u); below -10 the result is 0 within 1e-20.
-    x = let(vmax(broadcast(-10.0, lanes), x))
+    x = let(vmax(splat(-10.0, lanes), x))
     scale = 2.0 * math.sqrt(2.0 / math.pi)
-    cubic = let(x * x) * broadcast(scale * 0.044715, lanes) + broadcast(scale, lanes)
+    cubic = let(x * x) * splat(scale * 0.044715, lanes) + splat(scale, lanes)
     return let(x * sigmoid_vec(let(x * cubic), lanes))
 
 
 def _silu(x: Expr, lanes: int) -> Expr:
-    x = let(vmax(broadcast(_EXP_LOW, lanes), x))
+    x = let(vmax(splat(_EXP_LOW, lanes), x))
     return let(x * sigmoid_vec(x, lanes))
 
 
-def activate(x: Expr, activation: str, low: float, high: float, lanes: int) -> Expr:
-    """`activation` of one vector; `x` must be bound with `let` unless it is "none", "relu" or "clip".
+def activated(x: Expr, activation: str, low: float, high: float, lanes: int) -> Expr:
+    """`activation` of one vector; `x` must be bound with `let` unless the activation is "none", "relu" or "clip".
 
     Names are those of core.workload.Activation. Absolute and relative error stay below 1e-6 (whichever is larger);
     NaN gives NaN, for relu and clip as well.
@@ -310,15 +318,19 @@ def activate(x: Expr, activation: str, low: float, high: float, lanes: int) -> E
     if activation == "none":
         return x
     if activation == "relu":
-        return let(vmax(broadcast(0.0, lanes), let(x)))
+        return let(vmax(splat(0.0, lanes), let(x)))
     if activation == "clip":
-        return let(vmin(broadcast(high, lanes), let(vmax(broadcast(low, lanes), let(x)))))
+        return let(vmin(splat(high, lanes), let(vmax(splat(low, lanes), let(x)))))
     smooth = {"gelu": _gelu, "gelu_tanh": _gelu_tanh, "sigmoid": sigmoid_vec, "silu": _silu, "tanh": tanh_vec}
     return smooth[activation](x, lanes)
 
 
-def activation(values: Registers, kind: str, low: float, high: float, lanes: int) -> None:
-    """Apply an activation to all vectors of `values` in place."""
-    if kind != "none":
-        for index in range(len(values)):
-            values[index] = activate(values[index], kind, low, high, lanes)
+def activate(values: Registers | Buffer, index: int, activation: str, low: float, high: float, lanes: int) -> None:
+    """Apply an activation to `values[index]` in place; `values` is Registers or a buffer of vectors."""
+    if activation == "none":
+        return
+    result = activated(values[index], activation, low, high, lanes)
+    if isinstance(values, Registers):
+        values[index] = result
+    else:
+        B.buffer_store(values, result, [index])

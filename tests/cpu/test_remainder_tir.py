@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 import pytest
-
 from remainder_cases import TARGETS, compile_kernel, run_kernel
-from sparsetvm.core.target import Target
 from sparsetvm.schedules.x86 import tir
+
+from sparsetvm.core.target import Target
 
 REFERENCE = {
     "none": lambda x: x,
@@ -35,7 +35,7 @@ def _map_kernel(size: int, target: Target, function: str) -> object:
             elif function == "reduce":
                 result = tir.reduce_lanes(value, lanes, lambda a, b: a + b)
             else:
-                result = tir.activate(value, function, 0.0, 6.0, lanes)
+                result = tir.activated(value, function, 0.0, 6.0, lanes)
             tir.vstore(y, result, i * lanes, lanes)
     return builder.get()
 
