@@ -65,11 +65,15 @@ class Template(abc.ABC):
         """A config that is good without any tuning; a point of `space`."""
 
     @abc.abstractmethod
-    def pack(self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target) -> Packed:
+    def pack(
+        self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target
+    ) -> Packed:
         """Arrange the (m, k) float32 weight and the (m,) bias as the kernel reads them."""
 
     @abc.abstractmethod
-    def kernel(self, workload: Workload, config: Config, packed: Packed, target: Target, symbol: str) -> tvm.tirx.PrimFunc:
+    def kernel(
+        self, workload: Workload, config: Config, packed: Packed, target: Target, symbol: str
+    ) -> tvm.tirx.PrimFunc:
         """The kernel with global symbol `symbol`.
 
         Arguments, in order: X, the residual (when the epilogue has one), the arrays of `packed`, Y. X, residual and Y

@@ -8,33 +8,36 @@ from __future__ import annotations
 import msgspec
 
 KnobValue = int | str
+# Named outside the class: inside it, `int` and `str` are the methods below.
+Text = str
+Knobs = tuple[tuple[str, KnobValue], ...]
 
 
 class Config(msgspec.Struct, frozen=True):
     """`template` names the schedule template; `knobs` are (name, value) pairs sorted by name."""
 
-    template: str
-    knobs: tuple[tuple[str, KnobValue], ...] = ()
+    template: Text
+    knobs: Knobs = ()
 
     @staticmethod
-    def of(template: str, **knobs: KnobValue) -> Config:
+    def of(template: Text, **knobs: KnobValue) -> Config:
         """Config from keyword arguments."""
         return Config(template, tuple(sorted(knobs.items())))
 
-    def __getitem__(self, knob: str) -> KnobValue:
+    def __getitem__(self, knob: Text) -> KnobValue:
         for name, value in self.knobs:
             if name == knob:
                 return value
         raise KeyError(knob)
 
-    def int(self, knob: str) -> int:
+    def int(self, knob: Text) -> int:
         """Value of an integer knob."""
         value = self[knob]
         if not isinstance(value, int):
             raise TypeError(f"knob '{knob}' of {self.template} is {value!r}, not an integer")
         return value
 
-    def str(self, knob: str) -> str:
+    def str(self, knob: Text) -> Text:
         """Value of a string knob."""
         value = self[knob]
         if not isinstance(value, str):
@@ -45,6 +48,6 @@ class Config(msgspec.Struct, frozen=True):
         """A copy with some knobs changed."""
         return Config.of(self.template, **{**dict(self.knobs), **knobs})
 
-    def __str__(self) -> str:
+    def __str__(self) -> Text:
         """Python that makes this config again, to be pasted."""
         return f"Config.of({', '.join([repr(self.template), *(f'{k}={v!r}' for k, v in self.knobs)])})"

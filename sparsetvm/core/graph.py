@@ -126,4 +126,8 @@ class Graph:
     def walk(self) -> Iterator[tuple[Node, list[Value | None], list[Value]]]:
         """Nodes with their input values (None where absent) and output values."""
         for node in self.nodes:
-            yield node, [self.values[i] if i else None for i in node.inputs], [self.values[o] for o in node.outputs if o]
+            yield (
+                node,
+                [self.values[i] if i else None for i in node.inputs],
+                [self.values[o] for o in node.outputs if o],
+            )

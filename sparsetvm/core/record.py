@@ -11,7 +11,15 @@ from sparsetvm.core.target import DeviceFingerprint, ToolchainFingerprint
 from sparsetvm.core.workload import Workload
 
 Status = Literal[
-    "ok", "invalid", "compile_error", "compile_timeout", "run_error", "run_timeout", "crash", "wrong_answer", "out_of_memory"
+    "ok",
+    "invalid",
+    "compile_error",
+    "compile_timeout",
+    "run_error",
+    "run_timeout",
+    "crash",
+    "wrong_answer",
+    "out_of_memory",
 ]
 STATUSES: tuple[str, ...] = Status.__args__  # type: ignore[attr-defined]
 SCHEMA_VERSION = 1

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from sparsetvm.errors import TargetError, did_you_mean
+from sparsetvm.settings import read_settings
 
 # LLVM names of x86 cores that sparsetvm knows, with their vector instruction set and L1d, L2 (bytes) per core.
 _AVX512, _AVX2 = "avx512", "avx2"
@@ -79,9 +80,7 @@ def parse_target(text: str, threads: int | None = None) -> Target:
     if threads < 1:
         raise TargetError(f"--threads {threads}: must be at least 1")
     if kind == "cuda" or kind.startswith("cuda:"):
-        raise TargetError(
-            f"target '{text}': this version has no CUDA schedules yet", hint="use --target cpu"
-        )
+        raise TargetError(f"target '{text}': this version has no CUDA schedules yet", hint="use --target cpu")
     if kind != "cpu":
         raise TargetError(
             f"unknown target '{text}'{did_you_mean(kind, ['cpu', 'cuda'])}",
@@ -106,12 +105,10 @@ def default_threads() -> int:
 def host_target(threads: int) -> Target:
     """Target of this machine. SPARSETVM_ISA=avx2 hides AVX-512 (to try what an older CPU would run)."""
     flags = cpu_flags()
-    isa = os.environ.get("SPARSETVM_ISA") or (_AVX512 if flags >= _AVX512_FLAGS else _AVX2)
-    if isa not in (_AVX512, _AVX2):
-        raise TargetError(f"SPARSETVM_ISA={isa}: must be avx512 or avx2")
+    isa = read_settings().isa or (_AVX512 if flags >= _AVX512_FLAGS else _AVX2)
     if not flags >= ({"avx2", "fma"} if isa == _AVX2 else _AVX512_FLAGS):
         raise TargetError(f"this CPU lacks {isa.upper()}", hint="sparsetvm needs an x86 CPU with AVX2 and FMA")
-    mcpu = ("x86-64-v3" if isa == _AVX2 else _avx512_core(flags))
+    mcpu = "x86-64-v3" if isa == _AVX2 else _avx512_core(flags)
     return Target("cpu", mcpu, isa, threads, _cache_bytes(1, 32 << 10), _cache_bytes(2, 1 << 20))
 
 

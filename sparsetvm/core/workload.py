@@ -86,9 +86,7 @@ class Workload(msgspec.Struct, frozen=True):
     @property
     def family(self) -> str:
         """Digest of everything but the numbers of the pattern (its kind and block stay): the "compatible" relation."""
-        bare = msgspec.structs.replace(
-            self.pattern, density=0.0, row_imbalance=0.0, empty_rows=0, digest=""
-        )
+        bare = msgspec.structs.replace(self.pattern, density=0.0, row_imbalance=0.0, empty_rows=0, digest="")
         family = msgspec.structs.replace(self, pattern=bare)
         return hashlib.sha256(family.canonical()).hexdigest()[:16]
 
@@ -108,4 +106,6 @@ class Workload(msgspec.Struct, frozen=True):
         c = self.conv
         stride = f"/{c.stride[0]}" if c.stride != (1, 1) else ""
         groups = f" g{c.groups}" if c.groups > 1 else ""
-        return f"conv2d {c.kernel[0]}x{c.kernel[1]}{stride} {c.in_channels}->{self.m} {c.out_height}x{c.out_width}{groups}"
+        return (
+            f"conv2d {c.kernel[0]}x{c.kernel[1]}{stride} {c.in_channels}->{self.m} {c.out_height}x{c.out_width}{groups}"
+        )

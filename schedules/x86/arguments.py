@@ -1,0 +1,28 @@
+"""The arguments of all layer kernels: X, residual, packed arrays, Y, in the order that schedules/base.py documents."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from sparsetvm.schedules.base import Packed
+
+from sparsetvm.core.workload import Workload
+
+
+def layer_args(workload: Workload, packed: Packed) -> tuple[Any, Any, list[Any], Any]:
+    """Declare the arguments; returns flat 1-D X, residual (None without one), the packed arrays, flat Y."""
+    from tvm.tirx.script import builder as tb
+
+    shape_in = workload.layout_in.physical_shape((1, workload.k))
+    shape_out = workload.layout_out.physical_shape((1, workload.m))
+    # TIR wants every argument declared before the first alias.
+    x = tb.arg("X", tb.buffer(shape_in, "float32"))
+    r = tb.arg("R", tb.buffer(shape_out, "float32")) if workload.epilogue.residual else None
+    arrays = [tb.arg(f"A{i}", tb.buffer((a.size,), str(a.dtype))) for i, a in enumerate(packed.arrays)]
+    y = tb.arg("Y", tb.buffer(shape_out, "float32"))
+
+    def flat(buffer: Any, shape: tuple[int, ...]) -> Any:
+        return tb.decl_buffer((math.prod(shape),), "float32", data=buffer.data)
+
+    return flat(x, shape_in), flat(r, shape_out) if r is not None else None, arrays, flat(y, shape_out)

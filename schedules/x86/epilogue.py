@@ -1,0 +1,76 @@
+"""What all matmul-like x86 kernels do around their sums: zero borders, residual, activation, pad columns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sparsetvm.schedules.x86.geometry import TapGeometry
+
+from sparsetvm.core.workload import Epilogue
+
+
+def zero_borders(y: Any, geometry: TapGeometry, rows: int, threads: int) -> None:
+    """Write zeros above, below and behind the grid of every output plane; nothing for token tiles.
+
+    Kernels own their whole output buffer: memory is reused between layers, and the next convolution reads the borders.
+    """
+    from sparsetvm.schedules.x86 import tir
+    from tvm import tirx
+    from tvm.tirx.script import builder as tb
+
+    if not geometry.borders:
+        return
+    zero = tir.splat(0.0, 16)
+    with tir.outer(geometry.batch * rows, threads) as plane:
+        for start, stop in geometry.borders:
+            base = plane * geometry.row_stride + start
+            if stop - start <= 128:
+                for at in range(0, stop - start, 16):
+                    tb.buffer_store(y, zero, [tirx.Ramp(base + at, 1, 16)])
+            else:
+                with tb.serial((stop - start) // 16) as i:
+                    tb.buffer_store(y, zero, [tirx.Ramp(base + i * 16, 1, 16)])
+
+
+def finish_vector(total: Any, residual: Any, at: Any, epilogue: Epilogue, geometry: TapGeometry, mask: Any) -> Any:
+    """`total` (the bias is already in it) with residual, activation and pad-column mask applied.
+
+    `residual` is the flat residual buffer or None, `at` the offset of the vector in it; `mask` is the uint16 lane mask
+    expression of the tile or None. `total` must be bound.
+    """
+    from sparsetvm.schedules.x86 import tir
+
+    lanes = geometry.lanes
+    if residual is not None:
+        total = tir.let(total + tir.vload(residual, at, lanes))
+    total = tir.activated(total, epilogue.activation, epilogue.low, epilogue.high, lanes)
+    return total if mask is None else mask_lanes(total, mask, lanes)
+
+
+def mask_lanes(value: Any, mask: Any, lanes: int) -> Any:
+    """`value` where the bit of the lane is set in the uint16 `mask`, else zero."""
+    from tvm import tirx
+
+    bits = tirx.Broadcast(tirx.Cast("int32", mask), lanes)
+    chosen = tirx.bitwise_and(bits, _lane_bits(lanes))
+    return tirx.Select(
+        tirx.NE(chosen, tirx.Broadcast(tirx.const(0, "int32"), lanes)),
+        value,
+        tirx.Broadcast(tirx.const(0.0, "float32"), lanes),
+    )
+
+
+def _lane_bits(lanes: int) -> Any:
+    """The vector (1, 2, 4, ..., 2^(lanes-1))."""
+    from tvm import tirx
+
+    return tirx.shift_left(tirx.Broadcast(tirx.const(1, "int32"), lanes), tirx.Ramp(0, 1, lanes))
+
+
+def activate_in_place(y: Any, at: Any, epilogue: Epilogue, lanes: int, mask: Any) -> None:
+    """Apply an activation to the stored vector y[at : at + lanes]; pad columns stay zero."""
+    from sparsetvm.schedules.x86 import tir
+
+    value = tir.let(tir.vload(y, at, lanes))
+    value = tir.activated(value, epilogue.activation, epilogue.low, epilogue.high, lanes)
+    tir.vstore(y, value if mask is None else mask_lanes(value, mask, lanes), at, lanes)

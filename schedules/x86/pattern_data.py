@@ -1,0 +1,159 @@
+"""SpMM and sparse convolution with the non-zero pattern in arrays: one small kernel for weights of any pattern.
+
+    for K block: for tile block (NR vectors):       # KB * NR vectors of X stay in L1
+        for rows of equal length: for non-zeros: NR FMAs
+
+Requires: layouts that `supports_taps`. Runs on AVX-512 and AVX2. Rows of a K block are sorted by length
+(formats/bucketed_csr.py says why). Bound by the loads of X: about 70 % of what code reaches on L1-resident tiles, but
+its 8 bytes per non-zero win where code would be used too few times.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from sparsetvm.schedules.base import Packed, Template
+from sparsetvm.schedules.x86.arguments import layer_args
+from sparsetvm.schedules.x86.epilogue import finish_vector, zero_borders
+from sparsetvm.schedules.x86.geometry import TapGeometry, supports_taps, tap_geometry
+
+from sparsetvm.core.config import Config
+from sparsetvm.core.target import Target
+from sparsetvm.core.workload import Workload
+from sparsetvm.formats.bucketed_csr import pack_bucketed_csr
+from sparsetvm.space.knobs import Ordered
+from sparsetvm.space.space import Space
+
+
+class PatternData(Template):
+    """Template x86.pattern_data."""
+
+    name = "x86.pattern_data"
+    version = 1
+
+    def matches(self, workload: Workload, target: Target) -> bool:
+        return workload.pattern.kind != "dense" and workload.nnz > 0 and supports_taps(workload)
+
+    def space(self, workload: Workload, target: Target) -> Space:
+        blocks = tuple(b for b in (64, 128, 256, 512, 1024) if b < workload.k)
+        vectors = (1, 2, 3, 4, 6, 8) if target.registers == 32 else (1, 2, 3, 4)
+        return Space(
+            self.name,
+            (Ordered("nr", vectors), Ordered("k_block", (*blocks, workload.k)), Ordered("unroll", (1, 2, 4))),
+        )
+
+    def default(self, workload: Workload, target: Target) -> Config:
+        tiles = tap_geometry(workload).tiles
+        nr = next(v for v in (4, 3, 2, 1) if v <= tiles)
+        blocks = self.space(workload, target).knobs[1].values
+        k_block = min(blocks, key=lambda v: abs(int(v) - 512 // nr))
+        return Config.of(self.name, nr=nr, k_block=k_block, unroll=2)
+
+    def pack(
+        self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target
+    ) -> Packed:
+        geometry = tap_geometry(workload)
+        csr = pack_bucketed_csr(
+            weight, geometry.taps, geometry.rows_per_group, geometry.row_stride, config.int("k_block")
+        )
+        start = np.zeros(workload.m, np.float32) if bias is None else bias.astype(np.float32)
+        return Packed((*csr.arrays(), start, geometry.mask_bits()), {"blocks": csr.blocks})
+
+    def kernel(self, workload: Workload, config: Config, packed: Packed, target: Target, symbol: str) -> Any:
+        return _DataKernel(workload, config, packed, target).build(symbol)
+
+
+class _DataKernel:
+    """Builds the TIR; the fields are what all loops share."""
+
+    def __init__(self, workload: Workload, config: Config, packed: Packed, target: Target) -> None:
+        self.workload, self.packed, self.threads = workload, packed, target.threads
+        self.geometry: TapGeometry = tap_geometry(workload)
+        self.nr = min(config.int("nr"), self.geometry.tiles)
+        self.unroll = config.int("unroll")
+        self.blocks: list[int] = packed.meta["blocks"].tolist()
+
+    def build(self, symbol: str) -> Any:
+
+        from sparsetvm.schedules.x86 import tir
+
+        with tir.prim_func(symbol) as ib:
+            self.x, self.r, arrays, self.y = layer_args(self.workload, self.packed)
+            self.runs, _, self.rows, self.offsets, self.values, self.bias, self.mask = arrays
+            zero_borders(self.y, self.geometry, self.workload.m, self.threads)
+            self._tiles()
+        return ib.get()
+
+    def _tiles(self) -> None:
+        from sparsetvm.schedules.x86 import tir
+
+        g = self.geometry
+        per_image, rest = g.tiles // self.nr, g.tiles % self.nr
+        with tir.outer(g.batch * per_image, self.threads) as at:
+            self._tile_block(at // per_image, at % per_image * self.nr, self.nr)
+        if rest:
+            with tir.outer(g.batch, self.threads) as image:
+                self._tile_block(image, g.tiles - rest, rest)
+
+    def _tile_block(self, image: Any, tile: Any, nr: int) -> None:
+        from tvm.tirx.script import builder as tb
+
+        last = len(self.blocks) - 2
+        middle = (1, last) if last > 1 else (1, 1)
+        with tb.serial(self.blocks[1]) as run:
+            self._run(run, image, tile, nr, first=True, last=last == 0)
+        if middle[1] > middle[0]:
+            with tb.serial(self.blocks[middle[1]] - self.blocks[middle[0]]) as run:
+                self._run(self.blocks[middle[0]] + run, image, tile, nr, first=False, last=False)
+        if last > 0:
+            with tb.serial(self.blocks[last + 1] - self.blocks[last]) as run:
+                self._run(self.blocks[last] + run, image, tile, nr, first=False, last=True)
+
+    def _run(self, run: Any, image: Any, tile: Any, nr: int, *, first: bool, last: bool) -> None:
+        from sparsetvm.schedules.x86 import tir
+        from tvm import tirx
+        from tvm.tirx.script import builder as tb
+
+        g, lanes = self.geometry, self.geometry.lanes
+        x0 = tb.Bind(g.x0 + image * g.x_batch + tile * g.x_tile)
+        y0 = tb.Bind(g.y0 + image * g.y_batch + tile * g.y_tile)
+        length = tb.Bind(self.runs[run * 4 + 3])
+        with tb.serial(self.runs[run * 4 + 1]) as i:
+            row = tb.Bind(self.rows[self.runs[run * 4] + i])
+            p0 = tb.Bind(self.runs[run * 4 + 2] + i * length)
+            acc = tir.Registers(nr, lanes)
+            at = [y0 + row + n * g.y_tile for n in range(nr)]
+            for n in range(nr):
+                if first:
+                    acc[n] = tir.splat(self.bias[tirx.floordiv(row, g.row_stride)], lanes)
+                else:
+                    acc[n] = tir.vload(self.y, at[n], lanes)
+            self._non_zeros(acc, x0, p0, length, nr)
+            for n in range(nr):
+                value = acc[n]
+                if last:
+                    mask = self.mask[tile + n] if g.mask is not None else None
+                    value = finish_vector(value, self.r, at[n], self.workload.epilogue, g, mask)
+                tir.vstore(self.y, value, at[n], lanes)
+
+    def _non_zeros(self, acc: Any, x0: Any, p0: Any, length: Any, nr: int) -> None:
+        from sparsetvm.schedules.x86 import tir
+        from tvm import tirx
+        from tvm.tirx.script import builder as tb
+
+        g, lanes = self.geometry, self.geometry.lanes
+
+        def step(p: Any) -> None:
+            column = tb.Bind(x0 + self.offsets[p])
+            value = tir.let(tir.splat(self.values[p], lanes))
+            for n in range(nr):
+                acc[n] = acc[n] + value * tir.vload(self.x, column + n * g.x_tile, lanes)
+
+        whole = tirx.floordiv(length, self.unroll)
+        with tb.serial(whole) as q:
+            for u in range(self.unroll):
+                step(p0 + q * self.unroll + u)
+        if self.unroll > 1:
+            with tb.serial(length - whole * self.unroll) as q:
+                step(p0 + whole * self.unroll + q)

@@ -1,0 +1,83 @@
+"""Sparse matrix times vector (one token) as plain CSR: four scalar chains per row.
+
+Requires: N = 1, plain layouts; any x86 CPU. Slower than the lookup kernel where that exists, except for very few
+non-zeros; on AVX2 machines it is the sparse choice.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from sparsetvm.schedules.base import Packed, Template
+from sparsetvm.schedules.x86.arguments import layer_args
+from sparsetvm.schedules.x86.vector_out import write_vector_output
+
+from sparsetvm.core.config import Config
+from sparsetvm.core.layout import Plain
+from sparsetvm.core.target import Target
+from sparsetvm.core.workload import Workload
+from sparsetvm.space.knobs import Ordered
+from sparsetvm.space.space import Space
+
+
+class SpmvCsr(Template):
+    """Template x86.spmv_csr."""
+
+    name = "x86.spmv_csr"
+    version = 1
+
+    def matches(self, workload: Workload, target: Target) -> bool:
+        return (
+            workload.op == "matmul"
+            and workload.n == 1
+            and isinstance(workload.layout_in, Plain)
+            and isinstance(workload.layout_out, Plain)
+            and workload.pattern.kind != "dense"
+            and workload.nnz > 0
+        )
+
+    def space(self, workload: Workload, target: Target) -> Space:
+        return Space(self.name, (Ordered("chains", (1, 2, 4, 8)),))
+
+    def default(self, workload: Workload, target: Target) -> Config:
+        return Config.of(self.name, chains=4)
+
+    def pack(
+        self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target
+    ) -> Packed:
+        rows, columns = np.nonzero(weight)
+        pointer = np.zeros(workload.m + 1, np.int32)
+        pointer[1:] = np.cumsum(np.bincount(rows, minlength=workload.m))
+        start = np.zeros(workload.m, np.float32) if bias is None else bias.astype(np.float32)
+        return Packed((pointer, columns.astype(np.int32), weight[rows, columns].astype(np.float32), start))
+
+    def kernel(self, workload: Workload, config: Config, packed: Packed, target: Target, symbol: str) -> Any:
+        from sparsetvm.schedules.x86 import tir
+        from tvm import tirx
+        from tvm.tirx.script import builder as tb
+
+        chains = config.int("chains")
+        with tir.prim_func(symbol) as ib:
+            x, r, (pointer, columns, values, bias), y = layer_args(workload, packed)
+            sums = tb.alloc_buffer((-(-workload.m // target.lanes) * target.lanes,), "float32", scope="global")
+            with tir.outer(workload.m, target.threads) as row:
+                p0 = tb.Bind(pointer[row])
+                length = tb.Bind(pointer[row + 1] - p0)
+                acc = [tb.alloc_buffer((1,), "float32", scope="global") for _ in range(chains)]
+                for c in range(chains):
+                    tb.buffer_store(acc[c], bias[row] if c == 0 else tir.f32(0.0), [0])
+                whole = tb.Bind(tirx.floordiv(length, chains))
+                with tb.serial(whole) as q:
+                    for c in range(chains):
+                        at = p0 + q * chains + c
+                        tb.buffer_store(acc[c], acc[c][0] + values[at] * x[columns[at]], [0])
+                with tb.serial(length - whole * chains) as q:
+                    at = p0 + whole * chains + q
+                    tb.buffer_store(acc[0], acc[0][0] + values[at] * x[columns[at]], [0])
+                total = acc[0][0]
+                for c in range(1, chains):
+                    total = total + acc[c][0]
+                tb.buffer_store(sums, total, [row])
+            write_vector_output(sums, None, r, y, workload, target.lanes)
+        return ib.get()

@@ -1,0 +1,209 @@
+"""Pattern in code: the non-zero positions of a weight matrix as straight-line AVX-512 instructions.
+
+The idea is SparseRT's (Wang, PACT 2020), moved to a CPU: R output rows live in R vector registers, an activation vector is
+loaded once per row group and column, and each non-zero is one instruction that reads its weight from memory,
+    vfmadd231ps disp8(%rdx){1to16}, %zmm_x, %zmm_acc
+so there are no indices, no branches, and rows of any length cost the same per non-zero. K is cut into blocks so that a
+block of activations stays in L1; accumulators pass through Y between blocks.
+
+The code is cut into pieces (some row groups of one K block). The host runs each piece over all tiles before it goes to
+the next: a piece is fetched once and stays in L1I/L2, where one stretch of code per layer would be streamed for every tile.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+REGISTER = {16: "zmm", 8: "ymm", 4: "xmm"}
+_WEIGHT_BIAS = 512  # rdx points 512 bytes into the stream: disp8 * 4 then covers 256 weights per bump
+_X_WINDOW = 127 * 64  # bytes of X that disp8 * 64 covers on either side of the base register
+
+
+@dataclass(frozen=True)
+class Epilog:
+    """What the last K block does to a sum; other activations are left to the host."""
+
+    residual: bool
+    activation: str  # none, relu or clip
+    mask: bool
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Code for rows [row, row_end) and one K block; `weight` is its first weight in the stream."""
+
+    lines: list[str]
+    row: int
+    row_end: int
+    weight: int
+    first: bool
+    last: bool
+
+
+@dataclass(frozen=True)
+class CodePlan:
+    """Row groups x K blocks. rows: registers per group; k_block: columns per block; groups: row groups per piece."""
+
+    rows: int
+    k_block: int
+    groups: int
+    rows_first: bool  # pieces ordered rows-outer (True) or K-outer (False)
+
+
+class _Emitter:
+    """Collects the instructions of one piece and the weights in the order in which they are read."""
+
+    def __init__(self, lanes: int, row_stride: int, epilog: Epilog, bias_rows: int, registers: int) -> None:
+        self.v = REGISTER[lanes]
+        self.lanes = lanes
+        self.row_bytes = 4 * row_stride
+        self.epilog = epilog
+        self.bias_rows = bias_rows
+        self.x_registers = registers
+        self.lines: list[str] = []
+        self.weights: list[np.ndarray] = []
+        self.count = 0
+        self._weight_base = _WEIGHT_BIAS
+        self._x_base: int | None = None
+        self._next_x = 0
+
+    def begin(self) -> None:
+        self.lines.append(f"addq ${_WEIGHT_BIAS}, %rdx")
+        if self.epilog.mask:
+            self.lines.append("kmovw (%r8), %k1")
+
+    def load_x(self, offset: int) -> str:
+        """Load the activation vector at float `offset` from the tile; returns its register."""
+        register = f"%{self.v}{self._next_x % self.x_registers}"
+        self._next_x += 1
+        byte = 4 * offset
+        step = 4 * self.lanes
+        if byte % step == 0 and step == 64:
+            if self._x_base is None or not -_X_WINDOW <= byte - self._x_base <= _X_WINDOW:
+                self._x_base = byte + _X_WINDOW // 64 * 64
+                self.lines.append(f"leaq {self._x_base}(%rdi), %r10")
+            self.lines.append(f"vmovups {byte - self._x_base}(%r10), {register}")
+        else:
+            self.lines.append(f"vmovups {byte}(%rdi), {register}")
+        return register
+
+    def fma(self, x: str, accumulators: list[str], values: np.ndarray) -> None:
+        for accumulator in accumulators:
+            offset = 4 * self.count - self._weight_base
+            if offset >= _WEIGHT_BIAS:
+                self.lines.append(f"addq ${2 * _WEIGHT_BIAS}, %rdx")
+                self._weight_base += 2 * _WEIGHT_BIAS
+                offset -= 2 * _WEIGHT_BIAS
+            self.lines.append(f"vfmadd231ps {offset}(%rdx){{1to{self.lanes}}}, {x}, {accumulator}")
+            self.count += 1
+        self.weights.append(values)
+
+    def load_accumulator(self, row: int, accumulator: str, first: bool) -> None:
+        source = f"vbroadcastss {4 * row}(%rcx)" if first else f"vmovups {self.row_bytes * row}(%rsi)"
+        self.lines.append(f"{source}, {accumulator}")
+
+    def finish(self, row: int, accumulator: str) -> None:
+        """Residual and activation of a finished sum. Operand order makes max and min return NaN for a NaN sum."""
+        epilog, masked = self.epilog, "{%k1}{z}" if self.epilog.mask else ""
+        if epilog.residual:
+            self.lines.append(f"vaddps {self.row_bytes * row}(%r9), {accumulator}, {accumulator}")
+        if epilog.activation == "relu":
+            self.lines.append(f"vmaxps {accumulator}, %{self.v}0, {accumulator}{masked}")
+        elif epilog.activation == "clip":
+            self.lines.append(f"vmaxps {accumulator}, %{self.v}0, {accumulator}")
+            self.lines.append(f"vminps {accumulator}, %{self.v}1, {accumulator}{masked}")
+        elif masked:
+            self.lines.append(f"vmovaps {accumulator}, {accumulator}{masked}")
+
+    def bounds(self) -> None:
+        if self.epilog.activation == "relu":
+            self.lines.append("vpxord %xmm0, %xmm0, %xmm0")
+        elif self.epilog.activation == "clip":
+            self.lines.append(f"vbroadcastss {4 * self.bias_rows}(%rcx), %{self.v}0")
+            self.lines.append(f"vbroadcastss {4 * self.bias_rows + 4}(%rcx), %{self.v}1")
+
+    def store(self, row: int, accumulator: str) -> None:
+        self.lines.append(f"vmovups {accumulator}, {self.row_bytes * row}(%rsi)")
+
+
+def emit_pieces(
+    weight: np.ndarray,
+    taps: tuple[np.ndarray, ...],
+    rows_per_group: int,
+    row_stride: int,
+    lanes: int,
+    plan: CodePlan,
+    epilog: Epilog,
+) -> tuple[list[Piece], np.ndarray]:
+    """Instructions and weight stream for `weight` (m, k).
+
+    Row r reads its column c at X[taps[r // rows_per_group][c]]. Pieces come in the order in which they must run.
+    Registers: rdi X tile, rsi Y tile, rdx weights of the piece, rcx bias (m floats, then the clip bounds), r8 mask
+    (uint16) of the tile, r9 residual tile; r10 and all vector registers are clobbered.
+    """
+    m, k = weight.shape
+    pieces: list[Piece] = []
+    streams: list[np.ndarray] = []
+    position = 0
+    for start, stop, k0 in _piece_order(m, k, rows_per_group, plan):
+        emitter = _Emitter(lanes, row_stride, epilog, m, max(2, 32 - plan.rows))
+        emitter.begin()
+        first, last = k0 == 0, k0 + plan.k_block >= k
+        for row in range(start, stop, plan.rows):
+            block = weight[row : min(row + plan.rows, stop), k0 : k0 + plan.k_block]
+            _emit_group(emitter, block, row, taps[start // rows_per_group][k0:], first, last)
+        pieces.append(Piece(emitter.lines, start, stop, position, first, last))
+        streams.extend(emitter.weights)
+        position += emitter.count
+    stream = np.concatenate(streams) if streams else np.zeros(0, np.float32)
+    return pieces, np.ascontiguousarray(stream, np.float32)
+
+
+def _piece_order(m: int, k: int, rows_per_group: int, plan: CodePlan) -> list[tuple[int, int, int]]:
+    """(row start, row stop, K start) of each piece; pieces never mix convolution groups."""
+    height = plan.rows * plan.groups
+    rows = [
+        (start, min(start + height, group + rows_per_group))
+        for group in range(0, m, rows_per_group)
+        for start in range(group, group + rows_per_group, height)
+    ]
+    blocks = list(range(0, k, plan.k_block))
+    if plan.rows_first:
+        return [(start, stop, k0) for start, stop in rows for k0 in blocks]
+    return [(start, stop, k0) for k0 in blocks for start, stop in rows]
+
+
+def _emit_group(emitter: _Emitter, block: np.ndarray, row: int, taps: np.ndarray, first: bool, last: bool) -> None:
+    mask = block != 0
+    used = mask.any(1) | first | last
+    rows = np.flatnonzero(used)
+    accumulator = [f"%{emitter.v}{31 - r}" for r in range(len(block))]
+    for r in rows:
+        emitter.load_accumulator(row + r, accumulator[r], first)
+    for column in np.flatnonzero(mask.any(0)):
+        hits = np.flatnonzero(mask[:, column])
+        x = emitter.load_x(int(taps[column]))
+        emitter.fma(x, [accumulator[r] for r in hits], block[hits, column])
+    if last:
+        emitter.bounds()
+    for r in rows:
+        if last:
+            emitter.finish(row + r, accumulator[r])
+        emitter.store(row + r, accumulator[r])
+
+
+def llvm_function(name: str, lines: list[str]) -> str:
+    """An LLVM IR function `i32 name(ptr x, ptr y, ptr w, ptr bias, ptr mask, ptr residual)` of one inline-asm block.
+
+    The asm must be `noduplicate`: LLVM prices a block of asm as one instruction and would unroll a tile loop around it.
+    """
+    clobbers = ",".join(f"~{{xmm{i}}}" for i in range(32))
+    code = "\\0A".join(line.replace("$", "$$") for line in lines)
+    return (
+        f"define i32 @{name}(ptr %x, ptr %y, ptr %w, ptr %b, ptr %m, ptr %r) noinline nounwind {{\n"
+        f' %q = call ptr asm sideeffect "{code}", '
+        f'"={{rdx}},{{rdi}},{{rsi}},0,{{rcx}},{{r8}},{{r9}},{clobbers},~{{r10}},~{{k1}},~{{memory}},~{{dirflag}},~{{fpsr}},~{{flags}}"'
+        "(ptr %x, ptr %y, ptr %w, ptr %b, ptr %m, ptr %r) noduplicate nounwind\n ret i32 0\n}\n"
+    )
