@@ -12,6 +12,13 @@ from sparsetvm.cli.session import JSON_SCHEMA, Session, common_options, pass_ses
 from sparsetvm.errors import EnvironmentProblem
 
 
+def cache_dir() -> Path:
+    """Folder of the cache ($XDG_CACHE_HOME/sparsetvm on Linux); it need not exist."""
+    from platformdirs import user_cache_path
+
+    return user_cache_path("sparsetvm")
+
+
 def _measure(folder: Path) -> tuple[int, int]:
     """(files, bytes) below a folder; links are not followed."""
     sizes = [path.lstat().st_size for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()]
@@ -31,8 +38,6 @@ def command() -> None:
 @pass_session
 def info(session: Session) -> None:
     """Where the cache is and how big."""
-    from sparsetvm.settings import cache_dir
-
     folder = cache_dir()
     files, size = _measure(folder)
     document = {"schema": JSON_SCHEMA, "folder": str(folder), "files": files, "bytes": size}
@@ -47,8 +52,6 @@ def info(session: Session) -> None:
 @pass_session
 def clear(session: Session) -> None:
     """Delete what is in the cache."""
-    from sparsetvm.settings import cache_dir
-
     folder = cache_dir()
     files, size = _measure(folder)
     try:

@@ -37,6 +37,7 @@ def run_doctor() -> DoctorReport:
         ("memory", _memory),
         ("C++ compiler", _compiler),
         ("log folder", _log_folder),
+        ("variables", _variables),
         ("kernel", _kernel),
     ]
     rows = [_run(name, check) for name, check in checks]
@@ -144,6 +145,17 @@ def is_writable(folder: Path) -> bool:
             return True
     except OSError:
         return False
+
+
+def _variables() -> str:
+    from sparsetvm.settings import VARIABLES, read_settings, unknown_variables
+
+    read_settings()
+    unknown = unknown_variables()
+    if unknown:
+        raise _Failed("; ".join(unknown), "unset it, or correct its name (docs/cli.md lists them)")
+    given = [name for name in VARIABLES if os.environ.get(name)]
+    return ", ".join(f"{name}={os.environ[name]}" for name in given) or "none set"
 
 
 def _kernel() -> str:

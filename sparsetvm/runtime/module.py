@@ -58,6 +58,9 @@ class Module:
                     hint="compile the model again",
                 )
         self._checked = found is not None
+        real = set_threads(self.threads)
+        if real < self.threads:
+            self.notes.append(f"{self.threads} threads were asked for, TVM's pool has {real} here")
         self._lock = threading.Lock()
         self._buffers = [_Buffer(info.shape, info.dtype) for info in self.inputs] if self._checked else []
 
@@ -141,7 +144,7 @@ class Module:
             self._main = _closed
 
     def __repr__(self) -> str:
-        return f"Module({str(self.path)!r}, inputs={[i.name for i in self.inputs]}, threads={self.threads})"
+        return f"Module({str(self.path)!r}, inputs={[info.name for info in self.inputs]}, threads={self.threads})"
 
     def _fill(self, arrays: list[np.ndarray]) -> list[Any]:
         buffers = self._buffers if self._checked else [_Buffer(array.shape, str(array.dtype)) for array in arrays]
