@@ -1,0 +1,272 @@
+"""The measurer: builds, checks and times configs in worker processes, whatever the candidates do.
+
+With one job, one worker builds and runs each candidate in turn: on few cores a parallel build would disturb the timing.
+With more jobs, builders compile a whole batch into a temporary folder first, and then one runner times it.
+"""
+
+from __future__ import annotations
+
+import select
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import psutil
+
+from sparsetvm.core.config import Config
+from sparsetvm.core.record import Status
+from sparsetvm.core.target import Target
+from sparsetvm.core.task import Task
+from sparsetvm.errors import UsageError
+from sparsetvm.measure.process import ForkServer, WorkerDied, WorkerProcess, WorkerTimedOut
+from sparsetvm.measure.protocol import Build, Replies, Reply, Response, Retime, Run, SetTask, Stage
+from sparsetvm.search.trial import Measured, OnResult
+
+_TIMING_SHARE = 0.25  # of the run limit; the rest is room for the check, warm-up and a busy machine
+
+
+class Measurer:
+    """Measures on this machine. Use as a context manager; not thread-safe.
+
+    build_timeout, run_timeout: seconds for one candidate. repeats: timings of a candidate, each at least 2 ms long.
+    memory_limit: bytes a candidate may allocate, half of the machine's memory by default. templates: name of a module
+    with further templates, for tests.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        *,
+        jobs: int = 1,
+        build_timeout: float = 60.0,
+        run_timeout: float = 10.0,
+        repeats: int = 5,
+        memory_limit: int | None = None,
+        seed: int = 0,
+        templates: str = "",
+    ) -> None:
+        if jobs < 1:
+            raise UsageError(f"--jobs {jobs}: must be at least 1")
+        if not target.host:
+            raise UsageError(
+                f"target '{target}' cannot be measured on this machine",
+                hint="tune on a machine of that kind, or compile with the records of one (--records)",
+            )
+        self.target = target
+        self._jobs = jobs
+        self._build_timeout = build_timeout
+        self._run_timeout = run_timeout
+        self._repeats = repeats
+        self._memory_limit = psutil.virtual_memory().total // 2 if memory_limit is None else memory_limit
+        self._seed = seed
+        self._server = ForkServer(target, templates)
+        self._runner: WorkerProcess | None = None
+        self._task: Task | None = None
+        self._request: SetTask | None = None
+        self._home: tempfile.TemporaryDirectory[str] | None = None
+
+    def start(self) -> None:
+        """Start importing TVM in the background; the first measurement waits for it."""
+        self._server.start()
+
+    def measure(self, task: Task, configs: Sequence[Config], on_result: OnResult | None = None) -> list[Measured]:
+        """Build, check and time each config. Failures are results; only a broken installation raises."""
+        results: list[Measured] = []
+        try:
+            self._set_task(task)
+            libraries = self._build_all(configs) if self._jobs > 1 and len(configs) > 1 else {}
+            for index, config in enumerate(configs):
+                built = libraries.get(index)
+                measured = built if isinstance(built, Measured) and not built.ok else self._run(config, index, built)
+                results.append(measured)
+                if on_result is not None:
+                    on_result(measured)
+        except BaseException:
+            self.close()
+            raise
+        return results
+
+    def retime(self, task: Task, configs: Sequence[Config], rounds: int) -> list[Measured]:
+        """Time the configs side by side in one worker; `times_us` has one time per round."""
+        try:
+            self._set_task(task)
+            return self._retime(tuple(configs), rounds)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Stop all processes and remove temporary files. The measurer starts again when it is used again."""
+        self._runner = None
+        self._server.close()
+        self._task = None
+        if self._home is not None:
+            self._home.cleanup()
+            self._home = None
+
+    def __enter__(self) -> Measurer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _set_task(self, task: Task) -> None:
+        """Hand the weights over once per task; a new task gets a new worker."""
+        if self._task is task:
+            return
+        if self._home is None:
+            self._home = tempfile.TemporaryDirectory(prefix="sparsetvm-measure-")
+        if self._runner is not None:
+            self._runner.kill()
+            self._runner = None
+        weight, bias = Path(self._home.name, "weight.npy"), Path(self._home.name, "bias.npy")
+        np.save(weight, task.weight, allow_pickle=False)
+        if task.bias is not None:
+            np.save(bias, task.bias, allow_pickle=False)
+        self._request = SetTask(
+            task.workload, self.target, str(weight), None if task.bias is None else str(bias), self._seed
+        )
+        self._task = task
+
+    def _spawn(self, *, pin: bool) -> WorkerProcess:
+        worker = self._server.spawn(memory_limit=self._memory_limit, pin=pin)
+        if self._request is not None:
+            worker.send(self._request)
+        return worker
+
+    def _ready_runner(self) -> WorkerProcess:
+        if self._runner is None:
+            self._runner = self._spawn(pin=self.target.threads == 1)
+        return self._runner
+
+    def _limit(self, stage: str) -> float:
+        return self._run_timeout if stage == "run" else self._build_timeout
+
+    def _run(self, config: Config, index: int, built: Measured | None) -> Measured:
+        library = None if built is None else str(self._library(index))
+        request = Run(config, self._repeats, self._run_timeout * _TIMING_SHARE, library)
+        stage = "build"
+        try:
+            runner = self._ready_runner()
+            runner.send(request)
+            while True:
+                response = runner.receive(self._limit(stage))
+                if isinstance(response, Stage):
+                    stage = response.name
+                elif isinstance(response, Reply):
+                    return _measured(config, response, 0.0 if built is None else built.build_seconds)
+        except WorkerTimedOut:
+            self._runner = None
+            return self._timed_out(config, stage)
+        except WorkerDied as death:
+            self._runner = None
+            return _died(config, death, stage)
+
+    def _retime(self, configs: tuple[Config, ...], rounds: int) -> list[Measured]:
+        """Retime all; a config that takes the worker down is marked and the rest start over."""
+        results: dict[int, Measured] = {}
+        while len(results) < len(configs):
+            waiting = [index for index in range(len(configs)) if index not in results]
+            at, stage = 0, "build"
+            try:
+                runner = self._ready_runner()
+                runner.send(Retime(tuple(configs[i] for i in waiting), rounds, self._run_timeout * _TIMING_SHARE))
+                response: Response = Stage("build")
+                while isinstance(response, Stage):
+                    at, stage = response.index, response.name
+                    response = runner.receive(self._limit(stage))
+                if isinstance(response, Replies):
+                    for index, reply in zip(waiting, response.replies, strict=True):
+                        results[index] = _measured(configs[index], reply, 0.0)
+            except WorkerTimedOut:
+                self._runner = None
+                results[waiting[at]] = self._timed_out(configs[waiting[at]], stage)
+            except WorkerDied as death:
+                self._runner = None
+                results[waiting[at]] = _died(configs[waiting[at]], death, stage)
+        return [results[index] for index in range(len(configs))]
+
+    def _timed_out(self, config: Config, stage: str) -> Measured:
+        status: Status = "run_timeout" if stage == "run" else "compile_timeout"
+        return Measured(config=config, status=status, message=f"no result after {self._limit(stage):g} s ({stage})")
+
+    def _library(self, index: int) -> Path:
+        home = "" if self._home is None else self._home.name
+        return Path(home, f"candidate{index}.so")
+
+    def _build_all(self, configs: Sequence[Config]) -> dict[int, Measured]:
+        """Compile a batch in parallel builders while nothing is timed; results by index, ok with a library."""
+        for old in Path("" if self._home is None else self._home.name).glob("candidate*"):
+            old.unlink()
+        waiting = list(range(len(configs)))[::-1]
+        busy: dict[WorkerProcess, tuple[int, float]] = {}
+        idle: list[WorkerProcess] = []
+        results: dict[int, Measured] = {}
+        while waiting or busy:
+            while waiting and len(busy) < self._jobs:
+                index = waiting.pop()
+                try:
+                    builder = idle.pop() if idle else self._spawn(pin=False)
+                    builder.send(Build(configs[index], str(self._library(index))))
+                    busy[builder] = (index, time.monotonic() + self._build_timeout)
+                except WorkerDied as death:
+                    results[index] = _died(configs[index], death, "build")
+            self._collect(busy, idle, results, configs)
+        for builder in idle:
+            builder.kill()
+        return results
+
+    def _collect(
+        self,
+        busy: dict[WorkerProcess, tuple[int, float]],
+        idle: list[WorkerProcess],
+        results: dict[int, Measured],
+        configs: Sequence[Config],
+    ) -> None:
+        """Wait for the next builder to say something, or to run into its limit."""
+        if not busy:
+            return
+        soonest = min(deadline for _, deadline in busy.values())
+        descriptors = [d for builder in busy for d in (builder.fileno(), builder.output)]
+        readable, _, _ = select.select(descriptors, [], [], max(0.0, soonest - time.monotonic()))
+        for builder, (index, deadline) in list(busy.items()):
+            config = configs[index]
+            try:
+                if builder.output in readable:
+                    builder.drain()
+                if builder.fileno() in readable:
+                    response = builder.take(max(0.1, deadline - time.monotonic()))
+                    if isinstance(response, Reply):
+                        results[index] = _measured(config, response, 0.0)
+                        idle.append(builder)
+                        del busy[builder]
+                elif time.monotonic() >= deadline:
+                    builder.kill()
+                    raise WorkerTimedOut
+            except WorkerTimedOut:
+                results[index] = self._timed_out(config, "build")
+                del busy[builder]
+            except WorkerDied as death:
+                results[index] = _died(config, death, "build")
+                del busy[builder]
+
+
+def _measured(config: Config, reply: Reply, build_seconds: float) -> Measured:
+    return Measured(
+        config=config,
+        status=reply.status,
+        times_us=reply.times_us,
+        error=reply.error,
+        message=reply.message,
+        build_seconds=max(reply.build_seconds, build_seconds),
+    )
+
+
+def _died(config: Config, death: WorkerDied, stage: str) -> Measured:
+    status: Status = "out_of_memory" if death.out_of_memory else "crash"
+    return Measured(config=config, status=status, message=f"{death.describe()} ({stage})")

@@ -1,0 +1,91 @@
+"""The candidates of one task: the union of the spaces of all templates that match, dense included."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sparsetvm.core.config import Config
+from sparsetvm.core.target import Target
+from sparsetvm.core.workload import Workload
+from sparsetvm.schedules.base import Template, matching
+from sparsetvm.space.space import Space
+
+Matching = Callable[[Workload, Target], Sequence[Template]]
+
+
+@dataclass(frozen=True)
+class TemplateChoice:
+    """One template of the union: its space for the workload and its config without tuning."""
+
+    name: str
+    version: int
+    dense: bool
+    space: Space
+    default: Config
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """All configs of a task. The first template of `choices` gives the default config."""
+
+    choices: tuple[TemplateChoice, ...]
+
+    @property
+    def cardinality(self) -> int:
+        return sum(choice.space.cardinality for choice in self.choices)
+
+    @property
+    def default(self) -> Config:
+        return self.choices[0].default
+
+    @property
+    def dense_only(self) -> bool:
+        """True when nothing but dense templates match: the layer is tuned, but with few trials."""
+        return all(choice.dense for choice in self.choices)
+
+    def choice(self, template: str) -> TemplateChoice | None:
+        """The choice of that template name, None when the template does not match the task."""
+        return next((choice for choice in self.choices if choice.name == template), None)
+
+    def contains(self, config: Config) -> bool:
+        choice = self.choice(config.template)
+        return choice is not None and choice.space.contains(config)
+
+    def is_dense(self, config: Config) -> bool:
+        choice = self.choice(config.template)
+        return choice is not None and choice.dense
+
+    def first(self) -> list[Config]:
+        """The defaults of all templates, the default config of the task first, no config twice."""
+        return list(dict.fromkeys(choice.default for choice in self.choices))
+
+    def sample(self, rng: random.Random) -> Config:
+        """A random config: first a template, so that large spaces do not drown small ones, then its knobs."""
+        return rng.choice(self.choices).space.sample(rng)
+
+    def neighbours(self, config: Config) -> list[Config]:
+        choice = self.choice(config.template)
+        return [] if choice is None else list(choice.space.neighbours(config))
+
+    def unseen(self, seen: set[Config], limit: int) -> list[Config]:
+        """Up to `limit` configs outside `seen`, in the order of the spaces."""
+        found: list[Config] = []
+        for choice in self.choices:
+            for config in choice.space:
+                if len(found) >= limit:
+                    return found
+                if config not in seen:
+                    found.append(config)
+        return found
+
+
+def candidates_of(workload: Workload, target: Target, templates: Matching = matching) -> Candidates:
+    """Candidates of a workload; `choices` is empty when no template matches."""
+    return Candidates(
+        tuple(
+            TemplateChoice(t.name, t.version, t.dense, t.space(workload, target), t.default(workload, target))
+            for t in templates(workload, target)
+        )
+    )
