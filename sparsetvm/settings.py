@@ -17,8 +17,14 @@ PREFIX = "SPARSETVM_"
 # name -> (type, what it does)
 VARIABLES: dict[str, tuple[str, str]] = {
     "SPARSETVM_LOG_DIR": ("folder", "where tuning logs are written and looked up, like --log-dir"),
-    "SPARSETVM_RECORDS": (f"paths joined by '{os.pathsep}'", "more tuning logs (files or folders) to read, never written"),
-    "SPARSETVM_ISA": ("avx512 or avx2", "instruction set for --target cpu; avx2 hides AVX-512 to try what an older CPU would run"),
+    "SPARSETVM_RECORDS": (
+        f"paths joined by '{os.pathsep}'",
+        "more tuning logs (files or folders) to read, never written",
+    ),
+    "SPARSETVM_ISA": (
+        "avx512 or avx2",
+        "instruction set for --target cpu; avx2 hides AVX-512",
+    ),
 }
 
 

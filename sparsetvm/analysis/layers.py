@@ -1,0 +1,59 @@
+"""What `inspect` says about a constant-weight layer: how it is pruned, what that can gain, whether it stays dense."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sparsetvm.analysis.roofline import WORTH_IT, break_even_sparsity, expected_speedup
+from sparsetvm.core.graph import SPARSETVM_DOMAIN, Graph
+from sparsetvm.core.results import LayerReport
+from sparsetvm.core.target import Target
+from sparsetvm.core.workload import Workload
+
+
+def inspect_layers(graph: Graph, workloads: Mapping[str, Workload], target: Target) -> list[LayerReport]:
+    """One report per layer node that has a workload, in the graph's order; workloads are keyed by node name."""
+    nodes = (node for node in graph.nodes if node.domain == SPARSETVM_DOMAIN and node.name in workloads)
+    return [inspect_layer(node.name, workloads[node.name], target) for node in nodes]
+
+
+def inspect_layer(name: str, workload: Workload, target: Target) -> LayerReport:
+    """Report of one layer. The expected speed-up of a layer that stays dense is 1."""
+    pattern = workload.pattern
+    speedup = expected_speedup(workload, target)
+    if pattern.kind == "dense":
+        sparse, reason = False, f"stays dense: {_not_pruned(pattern.sparsity)}"
+    elif speedup < WORTH_IT:
+        sparse, reason = False, f"stays dense: {_percent(pattern.sparsity)} sparse, {_break_even(workload, target)}"
+    else:
+        sparse = True
+        reason = f"sparse: {_percent(pattern.sparsity)} {pattern.describe()}, {speedup:.1f}x expected"
+    return LayerReport(
+        name=name,
+        op=workload.op,
+        shape=workload.describe(),
+        sparsity=pattern.sparsity,
+        pattern=pattern.describe(),
+        row_imbalance=pattern.row_imbalance,
+        empty_rows=pattern.empty_rows,
+        nnz=workload.nnz,
+        expected_speedup=speedup if sparse else 1.0,
+        verdict="sparse" if sparse else "dense",
+        reason=reason,
+    )
+
+
+def _not_pruned(sparsity: float) -> str:
+    return f"only {_percent(sparsity)} of its weights are zero" if sparsity > 0 else "it is not pruned"
+
+
+def _break_even(workload: Workload, target: Target) -> str:
+    point = break_even_sparsity(workload, target)
+    return f"break-even here is about {_percent(point)}" if point < 1 else "too small to gain at any sparsity"
+
+
+def _percent(share: float) -> str:
+    """Whole percent; a tenth where rounding would say 0 or 100 of something in between."""
+    rounded = round(100 * share)
+    text = f"{100 * share:.1f}" if rounded in (0, 100) and 0 < share < 1 else str(rounded)
+    return f"{text} %"

@@ -1,0 +1,160 @@
+"""What a good sparse kernel can gain over a good dense one: a model of one core, in clock cycles.
+
+The model and its constants come from measurements of the kernel formulations on Zen 4 and Emerald Rapids:
+- dense: one vector FMA per `lanes` products; for few columns the weights stream from the cache that holds them;
+- pattern in code: R output rows live in registers, so per k an X vector is loaded once if any of the R rows needs it,
+  and each non-zero is an FMA with a broadcast load; K is blocked for L1, which costs R loads and R stores per block;
+  code and weights (16 bytes per non-zero) come from the outer caches once per call;
+- pattern in data: 60 % of the FMA rate, 8 bytes per non-zero; the faster of the two counts;
+- N = 1: register look-up over padded index lists (5 bytes per padded non-zero) with AVX-512, plain CSR without;
+- both read and write their activations once.
+Threads divide both times alike and are left out. Good to about 20 % where it was compared; tuning decides, not this.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import msgspec
+
+from sparsetvm.core.target import Target
+from sparsetvm.core.workload import Workload
+
+WORTH_IT = 1.1  # a layer is expected to become sparse from this speed-up on
+
+_L3 = 32 << 20
+_CACHE_RATE, _MEMORY_RATE = 24.0, 7.0  # bytes per cycle that one core streams
+_DENSE_EFFICIENCY = 0.92
+_SPARSE_EFFICIENCY = 0.90
+_CODE_BYTES = 16.0  # code and weight of one non-zero
+_DATA_EFFICIENCY = 0.60
+_DATA_BYTES = 8.0
+_CSR_CYCLES = 1.15  # per non-zero of an N = 1 product without register look-up
+_FEW_COLUMNS = 4  # fewer: look-up or CSR per column, not vectors over columns
+
+
+@dataclass(frozen=True)
+class _Core:
+    """Per cycle: vector FMAs, whole-vector loads, broadcast loads; bytes of cold code; rows kept in registers."""
+
+    fma: float
+    loads: float
+    broadcasts: float
+    code_bytes: float
+    rows: int
+
+
+_ZEN4 = _Core(fma=1.0, loads=1.0, broadcasts=2.0, code_bytes=16.0, rows=28)
+_AVX512 = _Core(fma=2.0, loads=2.0, broadcasts=2.0, code_bytes=8.0, rows=28)
+_AVX2 = _Core(fma=2.0, loads=2.0, broadcasts=2.0, code_bytes=12.0, rows=12)
+
+
+def _core(target: Target) -> _Core:
+    if target.isa == "avx2":
+        return _AVX2
+    return _ZEN4 if target.mcpu == "znver4" else _AVX512
+
+
+def _stream_cycles(nbytes: float) -> float:
+    """Cycles to read `nbytes` once from the cache that would hold them, or from memory."""
+    return nbytes / (_CACHE_RATE if nbytes <= _L3 else _MEMORY_RATE)
+
+
+def _activation_cycles(workload: Workload) -> float:
+    """X read, Y written, the residual read: one image or token matrix of 4-byte elements each."""
+    outputs = workload.m * workload.n * (2 if workload.epilogue.residual else 1)
+    if workload.conv is None:
+        inputs = workload.k * workload.n
+    else:
+        conv = workload.conv
+        images = max(1, workload.n // (conv.out_height * conv.out_width))
+        inputs = images * conv.in_channels * conv.in_height * conv.in_width
+    return _stream_cycles(4.0 * (inputs + outputs))
+
+
+def dense_cycles(workload: Workload, target: Target) -> float:
+    """Cycles of one core for a good dense kernel."""
+    core, n = _core(target), workload.n
+    rows = min(8, _rows_per_group(workload))
+    vector_fmas = workload.m * workload.k * n / target.lanes
+    compute = vector_fmas * max(1.0 / core.fma, 1.0 / (rows * core.loads)) / _DENSE_EFFICIENCY
+    weights = _stream_cycles(4.0 * workload.m * workload.k)
+    return max(compute, weights) + _activation_cycles(workload)
+
+
+def sparse_cycles(workload: Workload, target: Target) -> float:
+    """Cycles of one core for a good sparse kernel of the workload's pattern."""
+    if workload.pattern.kind in ("rows", "columns"):
+        live = _density(workload)
+        return live * dense_cycles(workload, target)
+    if workload.n < _FEW_COLUMNS:
+        cycles = workload.n * _spmv_cycles(workload, target)
+    else:
+        cycles = min(_code_cycles(workload, target), _data_cycles(workload, target))
+    return cycles + _activation_cycles(workload)
+
+
+def _density(workload: Workload) -> float:
+    return max(workload.pattern.density, 1.0 / (workload.m * workload.k))
+
+
+def _rows_per_group(workload: Workload) -> int:
+    """Output rows that read the same input."""
+    return max(1, workload.m // (workload.conv.groups if workload.conv else 1))
+
+
+def _spmv_cycles(workload: Workload, target: Target) -> float:
+    """One product with a vector. Slices of 16 rows are padded to their longest: 1.65, 2, 2.5, 3.6 times at 80-98 %."""
+    density = _density(workload)
+    nnz = density * workload.m * workload.k
+    if target.isa == "avx2":
+        return max(_CSR_CYCLES * nnz, _stream_cycles(6.0 * nnz))
+    padding = 1.0 + 0.25 * math.pow(density, -0.6)
+    return _stream_cycles(5.0 * padding * nnz)
+
+
+def _code_cycles(workload: Workload, target: Target) -> float:
+    core, density = _core(target), _density(workload)
+    rows = min(core.rows, _rows_per_group(workload))
+    tall = workload.pattern.block[0] if workload.pattern.kind == "block" else 1
+    fmas = rows * density
+    shared = 1.0 - math.pow(1.0 - density, max(1.0, rows / tall))  # chance that any row of the group needs this x
+    per_k = max(fmas / core.fma, shared / core.loads + fmas / core.broadcasts)
+    k_block = min(workload.k, target.l1 * 3 // 4 // (4 * target.lanes))
+    spills = rows * (2 * -(-workload.k // k_block) - 1) / core.loads
+    tiles = -(-workload.n // target.lanes)
+    groups = workload.m / rows
+    compute = tiles * groups * (workload.k * per_k + spills) / _SPARSE_EFFICIENCY
+    return compute + _CODE_BYTES * density * workload.m * workload.k / core.code_bytes
+
+
+def _data_cycles(workload: Workload, target: Target) -> float:
+    nnz = _density(workload) * workload.m * workload.k
+    tiles = -(-workload.n // target.lanes)
+    return tiles * nnz / (_core(target).fma * _DATA_EFFICIENCY) + _stream_cycles(_DATA_BYTES * nnz)
+
+
+def expected_speedup(workload: Workload, target: Target) -> float:
+    """Dense time / sparse time of the model; below 1 where a sparse kernel would be slower."""
+    return dense_cycles(workload, target) / sparse_cycles(workload, target)
+
+
+def break_even_sparsity(workload: Workload, target: Target) -> float:
+    """Share of zeros in [0, 1] from which a pattern of this kind is worth it; 1.0 when it never is."""
+    kind = workload.pattern.kind
+    kind = "unstructured" if kind == "dense" else kind
+
+    def gain(sparsity: float) -> float:
+        pattern = msgspec.structs.replace(workload.pattern, kind=kind, density=1.0 - sparsity)
+        return expected_speedup(msgspec.structs.replace(workload, pattern=pattern), target)
+
+    low, high = 0.0, 1.0
+    if gain(high) < WORTH_IT:
+        return 1.0
+    if gain(low) >= WORTH_IT:
+        return 0.0
+    while high - low > 1e-3:
+        middle = (low + high) / 2
+        low, high = (low, middle) if gain(middle) >= WORTH_IT else (middle, high)
+    return high

@@ -1,0 +1,213 @@
+"""Care of tuning logs: check and repair, merge, list, export."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+
+from sparsetvm.core.record import Record
+from sparsetvm.core.workload import Workload
+from sparsetvm.errors import LogError
+from sparsetvm.log.journal import Entry, locked, scan
+from sparsetvm.log.location import Source, expand
+from sparsetvm.log.relation import Relation
+from sparsetvm.log.standing import standings
+
+
+@dataclass
+class CheckReport:
+    """One log file. bad: (line number, reason); backup: where the old file is kept after a repair."""
+
+    path: Path
+    records: int = 0
+    duplicates: int = 0
+    statuses: dict[str, int] = field(default_factory=dict)
+    bad: list[tuple[int, str]] = field(default_factory=list)
+    backup: Path | None = None
+
+
+@dataclass(frozen=True)
+class LogRow:
+    """One task on one device, for `log ls`. config, best_us, stage: of the best trial, None and "" when none succeeded.
+
+    count, failed: trials and failed trials; newest: time of the last one, ISO 8601, "" when unknown.
+    """
+
+    workload_id: str
+    workload: Workload
+    device: str
+    config: str
+    best_us: float | None
+    stage: str
+    count: int
+    failed: int
+    newest: str
+
+
+def check(path: Path | str, repair: bool = False) -> list[CheckReport]:
+    """Read every line of a log, or of all logs in a folder.
+
+    repair: rewrite files with bad or repeated lines without them; the old file stays beside it as .bak (.bak2, ...).
+    Raises LogError when a file cannot be read, was written by a newer version, or cannot be rewritten.
+    """
+    return [_repair(file) if repair else _check(file)[0] for file in expand([path])]
+
+
+def _check(path: Path) -> tuple[CheckReport, list[bytes]]:
+    report, good, seen = CheckReport(path), [], set()
+    for item in scan(path):
+        if not isinstance(item, Entry):
+            report.bad.append(item)
+            continue
+        report.records += 1
+        report.statuses[item.record.status] = report.statuses.get(item.record.status, 0) + 1
+        if item.sum in seen:
+            report.duplicates += 1
+        else:
+            seen.add(item.sum)
+            good.append(item.raw)
+    return report, good
+
+
+def _repair(path: Path) -> CheckReport:
+    with locked(path):
+        report, good = _check(path)
+        if report.bad or report.duplicates:
+            try:
+                report.backup = _keep(path)
+            except OSError as error:
+                raise LogError(f"cannot keep a copy of {path}: {error.strerror or error}") from error
+            _replace(path, b"".join(line + b"\n" for line in good))
+    return report
+
+
+def _keep(path: Path) -> Path:
+    """A hard link (or copy) of the file under a free .bak name."""
+    number = 1
+    while (backup := path.with_name(f"{path.name}.bak{number if number > 1 else ''}")).exists():
+        number += 1
+    try:
+        os.link(path, backup)
+    except OSError:
+        backup.write_bytes(path.read_bytes())
+    return backup
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write the file in one step: readers see the old content or the new, never a part."""
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, path.stat().st_mode & 0o777 if path.exists() else 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise LogError(f"cannot write {path}: {error.strerror or error}", hint="choose another output file") from error
+
+
+def merge(paths: Sequence[Path | str], out: Path | str) -> int:
+    """Merge logs (files or folders) into `out`, each record once, and return how many it holds then.
+
+    Records that `out` holds already are kept. The result does not depend on the order of `paths`, and merging again
+    changes nothing. Raises LogError like `check`.
+    """
+    out = Path(out)
+    lines: dict[str, tuple[str, bytes]] = {}
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LogError(f"cannot write {out}: {error.strerror or error}", hint="choose another output file") from error
+    with locked(out):
+        for path in expand([*paths, out] if out.exists() else paths):
+            for item in scan(path):
+                if isinstance(item, Entry):
+                    line = (item.record.time, item.raw)
+                    lines[item.sum] = min(line, lines.get(item.sum, line))
+        ordered = sorted((time, key, raw) for key, (time, raw) in lines.items())
+        _replace(out, b"".join(raw + b"\n" for _, _, raw in ordered))
+    return len(lines)
+
+
+@dataclass(frozen=True)
+class _Plain:
+    record: Record
+    source: Source = "log"
+
+
+def list_records(records: Sequence[Record]) -> list[LogRow]:
+    """One row per task and device, in the order of first appearance."""
+    groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    for record in records:
+        groups[record.workload.id, record.device.model].append(record)
+    return [_row(workload_id, device, members) for (workload_id, device), members in groups.items()]
+
+
+def _row(workload_id: str, device: str, records: list[Record]) -> LogRow:
+    usable = [s for s in standings(map(_Plain, records), Relation("exact")) if not s.failure]
+    best = min(usable, key=lambda s: s.score).known.record if usable else None
+    return LogRow(
+        workload_id,
+        records[0].workload,
+        device,
+        str(best.config) if best else "",
+        best.best_us if best else None,
+        best.stage if best else "",
+        len(records),
+        sum(r.status != "ok" for r in records),
+        max(r.time for r in records),
+    )
+
+
+def age(time: str, now: datetime | None = None) -> str:
+    """How long ago an ISO 8601 time was, in words: "just now", "5 min", "3 h", "12 d"; "" when it is no such time."""
+    try:
+        then = datetime.fromisoformat(time.replace("Z", "+00:00"))
+    except ValueError:
+        return ""
+    if then.tzinfo is None:
+        then = then.replace(tzinfo=timezone.utc)
+    seconds = ((now or datetime.now(timezone.utc)) - then).total_seconds()
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{int(seconds // length)} {unit}"
+    return "just now"
+
+
+_COLUMNS = (
+    "time", "workload_id", "workload", "pattern", "density", "device", "isa", "threads", "template", "version",
+    "config", "stage", "status", "best_us", "error", "build_seconds", "message",
+)  # fmt: skip
+
+
+def export(records: Sequence[Record], out: Path | str) -> None:
+    """Write records as CSV, one line each, for spreadsheets and data frames. Raises LogError when it cannot."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(_COLUMNS)
+    for r in records:
+        w = r.workload
+        row = (
+            r.time, w.id, w.describe(), w.pattern.describe(), w.pattern.density, r.device.model, r.device.isa,
+            w.threads, r.config.template, r.template_version, str(r.config), r.stage, r.status,
+            r.best_us if r.times_us else "", "" if r.error is None else r.error, r.build_seconds, r.message,
+        )  # fmt: skip
+        table.writerow([_inert(cell) for cell in row])
+    _replace(Path(out), text.getvalue().encode())
+
+
+def _inert(cell: object) -> object:
+    """A text cell that no spreadsheet takes for a formula."""
+    return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@") else cell
