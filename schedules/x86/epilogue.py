@@ -20,16 +20,11 @@ def zero_borders(y: Any, geometry: TapGeometry, rows: int, threads: int) -> None
 
     if not geometry.borders:
         return
-    zero = tir.splat(0.0, 16)
+    lanes = geometry.lanes
     with tir.outer(geometry.batch * rows, threads) as plane:
         for start, stop in geometry.borders:
-            base = plane * geometry.row_stride + start
-            if stop - start <= 128:
-                for at in range(0, stop - start, 16):
-                    tb.buffer_store(y, zero, [tirx.Ramp(base + at, 1, 16)])
-            else:
-                with tb.serial((stop - start) // 16) as i:
-                    tb.buffer_store(y, zero, [tirx.Ramp(base + i * 16, 1, 16)])
+            with tb.serial((stop - start) // lanes) as i:
+                tir.vstore(y, tir.splat(0.0, lanes), plane * geometry.row_stride + start + i * lanes, lanes)
 
 
 def finish_vector(total: Any, residual: Any, at: Any, epilogue: Epilogue, geometry: TapGeometry, mask: Any) -> Any:

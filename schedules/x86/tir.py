@@ -123,10 +123,24 @@ def vstore_lanes(buffer: Buffer, value: Expr, offset: Expr, lanes: int, first: i
     B.evaluate(B.masked_store(buffer, value, tirx.Ramp(offset, 1, lanes), lane_mask(first, end, lanes)))
 
 
+def keep_lanes(value: Expr, lanes: int, end: int) -> Expr:
+    """`value` in lanes i < end, zero in the others."""
+    return value if end >= lanes else tirx.Select(lane_mask(0, end, lanes), value, splat(0.0, lanes))
+
+
+def keep_where(value: Expr, real: Sequence[bool]) -> Expr:
+    """`value` in the lanes where the constant mask `real` is True, zero in the others."""
+    if all(real):
+        return value
+    lanes = len(real)
+    # Lane i of the shuffle is lane i of `value`, or of a vector of zeros.
+    return tirx.Shuffle([value, splat(0.0, lanes)], [i if keep else lanes + i for i, keep in enumerate(real)])
+
+
 def let(value: Expr) -> Expr:
     """Compute `value` here and once; the result may be used any number of times."""
     # Buffers of one vector become stack slots and then registers; TVM puts anything from 1 kB on in the heap.
-    cell = B.alloc_buffer((1,), value.ty.dtype, scope="global")
+    cell = B.alloc_buffer((1,), value.ty.dtype, scope="local")
     B.buffer_store(cell, value, [0])
     return cell[0]
 
@@ -137,7 +151,7 @@ class Registers:
     def __init__(self, count: int, lanes: int, fill: float | None = None) -> None:
         self.lanes = lanes
         # One buffer each, see `let`: a single buffer of more than 1 kB would be memory.
-        self.cells = [B.alloc_buffer((1,), f"float32x{lanes}", scope="global") for _ in range(count)]
+        self.cells = [B.alloc_buffer((1,), f"float32x{lanes}", scope="local") for _ in range(count)]
         if fill is not None:
             for index in range(count):
                 self[index] = splat(fill, lanes)
