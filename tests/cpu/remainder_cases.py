@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import tvm
@@ -37,3 +38,8 @@ def run_kernel(
     out = tvm.runtime.tensor(np.full(shape, fill, np.float32))
     kernel(*(tvm.runtime.tensor(np.ascontiguousarray(a, dtype=np.float32)) for a in inputs), out)
     return out.numpy()
+
+
+def with_threads(target: Target, threads: int) -> Target:
+    """The same target with another number of threads."""
+    return msgspec.structs.replace(target, threads=threads)
