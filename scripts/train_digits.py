@@ -2,9 +2,9 @@
 
     pip install -e '.[train]' && python scripts/train_digits.py            # about two minutes on one core
 
-The network is trained dense, then pruned gradually by global weight magnitude (cubic schedule of Zhu and Gupta, "To prune,
-or not to prune", 2017) while training goes on, then fine-tuned with the positions fixed. The ONNX file is written node
-by node; its metadata says the test accuracy before and after, and how the test images were chosen.
+The network is trained dense, then pruned gradually by global weight magnitude (cubic schedule of Zhu and Gupta,
+"To prune, or not to prune", 2017) while training goes on, then fine-tuned with the positions fixed. The ONNX file is
+written node by node; its metadata says the test accuracy before and after, and how the test images were chosen.
 """
 
 from __future__ import annotations

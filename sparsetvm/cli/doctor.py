@@ -13,9 +13,9 @@ from sparsetvm.errors import EnvironmentProblem
 @pass_session
 def command(session: Session) -> None:
     """Check that this machine can tune, compile and run. Exit code 4 when something is missing."""
-    from sparsetvm import api
+    from sparsetvm.report.doctor import run_doctor
 
-    report = api.doctor()
+    report = run_doctor()
 
     def render() -> None:
         from sparsetvm.report.console import print_doctor

@@ -21,6 +21,7 @@ from sparsetvm.core.results import (
     TuneReport,
     VerifyReport,
 )
+from sparsetvm.log.maintenance import LogRow, age
 
 COLUMNS = 100
 
@@ -60,7 +61,7 @@ def micros(us: float | None) -> str:
 
 
 def _say(out: Console, text: str) -> None:
-    out.print(Text(text))
+    out.print(Text(text), soft_wrap=True)
 
 
 def print_inspect(report: InspectReport) -> None:
@@ -212,3 +213,29 @@ def print_doctor(report: DoctorReport) -> None:
         if not check["ok"]:
             _say(out, f"      next step: {check['next_step']}")
     _say(out, "all well" if report.ok else "something is missing: see the next steps above")
+
+
+def print_log(rows: Sequence[LogRow]) -> None:
+    """`log ls`: one line per task and device."""
+    out = console()
+    cells = [
+        (
+            row.workload_id[:8],
+            row.workload.describe(),
+            row.workload.pattern.describe(),
+            percent(row.workload.pattern.sparsity),
+            micros(row.best_us),
+            str(row.count),
+            str(row.failed),
+            age(row.newest),
+            row.config.removeprefix("Config.of(").split(",")[0].strip("')\""),
+        )
+        for row in rows
+    ]
+    columns = ("id", "workload", "pattern", ">zeros", ">best us", ">trials", ">failed", ">age", "template")
+    if cells:
+        out.print(make_table(columns, cells))
+    for device in dict.fromkeys(row.device for row in rows):
+        count = sum(row.device == device for row in rows)
+        _say(out, f"{count} task{'s' if count != 1 else ''} on {device}")
+    _say(out, "next: sparsetvm log best ID --why" if rows else "no records yet; sparsetvm tune MODEL makes some")

@@ -1,0 +1,165 @@
+"""A loaded module, on a library that TVM builds here from three lines of Relax."""
+
+import json
+import os
+import threading
+
+import numpy as np
+import pytest
+
+from sparsetvm.errors import ModelError, UsageError
+from sparsetvm.runtime.manifest import manifest_path, sha256_of
+from sparsetvm.runtime.module import Module
+from sparsetvm.runtime.threads import set_threads
+
+X, Y = {"name": "x", "shape": [4, 16], "dtype": "float32"}, {"name": "y:0", "shape": [4, 16], "dtype": "float32"}
+SUM, PRODUCT = (
+    {"name": "sum", "shape": [4, 16], "dtype": "float32"},
+    {"name": "p", "shape": [4, 16], "dtype": "float32"},
+)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    import tvm
+    from tvm import relax
+
+    x, y = (relax.Var(name, relax.TensorType((4, 16), "float32")) for name in ("x", "y"))
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x, y]):
+        with builder.dataflow():
+            out = builder.emit_output(relax.Tuple([relax.op.add(x, y), relax.op.multiply(x, y)]))
+        builder.emit_func_output(out)
+    path = tmp_path_factory.mktemp("module") / "m.so"
+    target = tvm.target.Target({"kind": "llvm"})
+    relax.build(builder.get(), target=target, relax_pipeline=relax.get_default_pipeline(target)).export_library(
+        str(path)
+    )
+    return path
+
+
+@pytest.fixture
+def module(library):
+    manifest = {"schema": 1, "library_sha256": sha256_of(library), "threads": 1}
+    manifest_path(library).write_text(json.dumps({**manifest, "inputs": [X, Y], "outputs": [SUM, PRODUCT]}))
+    with Module(library) as loaded:
+        yield loaded
+    manifest_path(library).unlink()
+
+
+@pytest.fixture
+def arrays():
+    rng = np.random.default_rng(0)
+    return {name: rng.standard_normal((4, 16)).astype(np.float32) for name in ("x", "y:0")}
+
+
+def test_run_takes_and_gives_named_arrays(module, arrays):
+    out = module.run(arrays)
+    assert list(out) == ["sum", "p"]
+    np.testing.assert_allclose(out["sum"], arrays["x"] + arrays["y:0"], rtol=1e-6)
+    np.testing.assert_allclose(out["p"], arrays["x"] * arrays["y:0"], rtol=1e-6)
+
+
+def test_results_survive_later_runs(module, arrays):
+    first, _ = module(arrays["x"], arrays["y:0"])
+    kept = first.copy()
+    module(arrays["x"] * 2, arrays["y:0"])
+    np.testing.assert_array_equal(first, kept)
+    first[:] = 0
+
+
+def test_strided_and_unaligned_inputs_are_copied_right(module, arrays):
+    wide = np.repeat(arrays["x"], 2, axis=1)[:, ::2]
+    raw = np.empty(4 * 16 * 4 + 1, np.uint8)[1:].view(np.float32).reshape(4, 16)
+    raw[:] = arrays["y:0"]
+    np.testing.assert_allclose(module(wide, raw)[0], arrays["x"] + arrays["y:0"], rtol=1e-6)
+
+
+def test_dlpack_inputs_are_taken(module, arrays):
+    import tvm
+
+    total, _ = module(tvm.runtime.tensor(arrays["x"]), arrays["y:0"])
+    np.testing.assert_allclose(total, arrays["x"] + arrays["y:0"], rtol=1e-6)
+
+
+def test_wrong_shape_names_input_expected_and_given(module, arrays):
+    with pytest.raises(UsageError, match=r"input 'x': expected shape 4x16, given 3x16"):
+        module(arrays["x"][:3], arrays["y:0"])
+
+
+def test_wrong_dtype_names_input_expected_and_given(module, arrays):
+    with pytest.raises(UsageError, match=r"input 'y:0': expected float32, given float64"):
+        module(arrays["x"], arrays["y:0"].astype(np.float64))
+
+
+def test_wrong_names_and_counts_are_usage_errors(module, arrays):
+    with pytest.raises(UsageError, match=r"no input 'x1' \(did you mean 'x'\?\)"):
+        module.run({"x1": arrays["x"], "y:0": arrays["y:0"]})
+    with pytest.raises(UsageError, match="input 'y:0' is missing"):
+        module.run({"x": arrays["x"]})
+    with pytest.raises(UsageError, match="takes 2 inputs, 1 were given"):
+        module(arrays["x"])
+
+
+def test_one_module_may_be_shared_by_threads(module, arrays):
+    wrong = []
+
+    def work(scale):
+        for _ in range(50):
+            total, _ = module(arrays["x"] * scale, arrays["y:0"])
+            if not np.allclose(total, arrays["x"] * scale + arrays["y:0"], rtol=1e-5, atol=1e-6):
+                wrong.append(scale)
+
+    workers = [threading.Thread(target=work, args=(np.float32(scale),)) for scale in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert wrong == []
+
+
+def test_benchmark_gives_ordered_percentiles(module):
+    latency = module.benchmark(seconds=0.01, repeats=5)
+    assert latency.repeats >= 5
+    assert 0 < latency.min <= latency.median <= latency.p90 <= latency.p99
+
+
+def test_closed_module_says_so(module, arrays):
+    module.close()
+    with pytest.raises(UsageError, match="closed"):
+        module(arrays["x"], arrays["y:0"])
+
+
+def test_library_without_manifest_has_generic_names_and_a_note(library, arrays):
+    loaded = Module(library)
+    assert [info.name for info in loaded.inputs] == ["input_0", "input_1"]
+    assert "no manifest" in loaded.notes[0]
+    out = loaded.run({"input_0": arrays["x"], "input_1": arrays["y:0"]})
+    np.testing.assert_allclose(out["output_0"], arrays["x"] + arrays["y:0"], rtol=1e-6)
+    with pytest.raises(UsageError, match="pass inputs"):
+        loaded.benchmark()
+
+
+def test_manifest_of_another_signature_is_refused(library):
+    manifest = {"schema": 1, "library_sha256": sha256_of(library), "inputs": [X], "outputs": [SUM]}
+    manifest_path(library).write_text(json.dumps(manifest))
+    with pytest.raises(ModelError, match="takes 2 inputs, its manifest names 1"):
+        Module(library)
+    manifest_path(library).unlink()
+
+
+def test_file_that_is_no_library_is_a_model_error(tmp_path):
+    (tmp_path / "m.so").write_bytes(b"no library")
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        Module(tmp_path / "m.so")
+
+
+def test_missing_file_is_a_usage_error(tmp_path):
+    with pytest.raises(UsageError, match="is no file"):
+        Module(tmp_path / "m.so")
+
+
+def test_set_threads_binds_the_calling_thread_to_no_core():
+    before = os.sched_getaffinity(0)
+    assert set_threads(1) == 1
+    assert os.sched_getaffinity(0) == before

@@ -1,0 +1,69 @@
+"""The checks of `doctor`, with the parts of the machine replaced."""
+
+import pytest
+
+from sparsetvm.errors import TargetError
+from sparsetvm.report import doctor
+
+
+def test_each_failure_is_reported_and_none_stops_the_others(monkeypatch):
+    def broken():
+        raise RuntimeError("boom")
+
+    def lacking():
+        raise TargetError("this CPU lacks AVX2", hint="use another machine")
+
+    monkeypatch.setattr(doctor, "_kernel", broken)
+    monkeypatch.setattr(doctor, "_cpu", lacking)
+    report = doctor.run_doctor()
+    checks = {check["name"]: check for check in report.checks}
+    assert not report.ok
+    assert checks["kernel"]["detail"] == "RuntimeError: boom"
+    assert checks["CPU"]["next_step"] == "use another machine"
+    assert all(check["ok"] or check["next_step"] for check in report.checks)
+    assert checks["cores"]["ok"]
+
+
+@pytest.mark.parametrize(("version", "ok"), [("0.1.14.post1", True), ("0.1.15.post2", False), ("missing", False)])
+def test_tvm_ffi_is_checked_against_the_version_that_crashes(monkeypatch, version, ok):
+    monkeypatch.setattr(doctor, "version_of", lambda package: version)
+    row = doctor._run("apache-tvm-ffi", doctor._tvm_ffi)
+    assert row["ok"] is ok
+    assert ok or "<0.1.15" in row["next_step"]
+
+
+def test_wrong_tvm_version_names_the_right_one(monkeypatch):
+    monkeypatch.setattr(doctor, "version_of", lambda package: "0.1")
+    row = doctor._run("versions", doctor._versions)
+    assert not row["ok"]
+    assert doctor.TVM_VERSION in row["next_step"]
+
+
+def test_missing_compiler_says_what_to_install(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    row = doctor._run("C++ compiler", doctor._compiler)
+    assert not row["ok"]
+    assert "g++" in row["next_step"]
+
+
+def test_compiler_is_taken_from_cxx_first(monkeypatch, tmp_path):
+    compiler = tmp_path / "my-c++"
+    compiler.write_text("#!/bin/sh\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", f"{compiler} -O2")
+    assert doctor.find_compiler() == str(compiler)
+
+
+def test_writable_looks_at_the_nearest_folder_that_exists(tmp_path):
+    assert doctor.is_writable(tmp_path / "not" / "yet")
+    assert not (tmp_path / "not").exists()
+    (tmp_path / "file").write_text("")
+    assert not doctor.is_writable(tmp_path / "file")
+
+
+def test_unknown_variable_is_a_finding(monkeypatch):
+    monkeypatch.setenv("SPARSETVM_LOGDIR", "x")
+    row = doctor._run("variables", doctor._variables)
+    assert not row["ok"]
+    assert "SPARSETVM_LOG_DIR" in row["detail"]
