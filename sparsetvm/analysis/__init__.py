@@ -1,1 +1,1 @@
-"""Pure questions about a model: which weights are pruned, how, what that can gain; and pruning for what-if questions."""
+"""Pure questions about a model: which weights are pruned, how, what it can gain; and pruning for what-if questions."""

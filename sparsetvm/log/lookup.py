@@ -134,7 +134,7 @@ class RecordIndex:
             why += _explain(group, chosen)
             if chosen is not None:
                 others = sum(map(len, groups[at + 1 :]))
-                why += [f"{others} configs of records that fit less: not needed"] if others else []
+                why += [f"{_count(others, 'config')} of records that fit less: not needed"] if others else []
                 kind: DecisionKind = "exact" if chosen.relation.kind == "exact" else "compatible"
                 return Decision(kind, chosen.known.record, chosen.known.source, why + left)
         near = any(r.kind == "near" and k.record.status == "ok" for k, r in related)
@@ -244,7 +244,7 @@ def _group(
     ranked.sort(
         key=lambda g: (g[0].relation.kind != "exact", not any(s.retimed for s in g), distance(g[0].workload, workload))
     )
-    return ranked, [f"{count} records: {reason}" for reason, count in left.items()]
+    return ranked, [f"{_count(count, 'record')}: {reason}" for reason, count in left.items()]
 
 
 def _explain(group: list[Standing], chosen: Standing | None) -> list[str]:
@@ -261,5 +261,9 @@ def _explain(group: list[Standing], chosen: Standing | None) -> list[str]:
             verdict = "not taken: slower" + ("" if standing.retimed else ", or timed in the search only")
         lines.append(f"{kind}, {standing.known.source}: {standing.describe()}: {verdict}")
     if len(ordered) > _WHY_LINES:
-        lines.append(f"{kind}: {len(ordered) - _WHY_LINES} more configs: not taken: slower or failed")
+        lines.append(f"{kind}: {_count(len(ordered) - _WHY_LINES, 'more config')}: not taken: slower or failed")
     return lines
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

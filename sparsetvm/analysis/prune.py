@@ -1,0 +1,131 @@
+"""One-shot magnitude pruning of an ONNX model, for what-if questions about speed: the accuracy is not looked after."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
+
+from sparsetvm.analysis.magnitude import PrunePattern, check_sparsity, fits, parse_pattern, prune_weight
+from sparsetvm.analysis.weights import LayerWeight, ModelWeights
+from sparsetvm.core.results import PruneReport
+from sparsetvm.errors import EnvironmentProblem, ModelError, UsageError, did_you_mean
+from sparsetvm.frontend.names import display_name
+from sparsetvm.frontend.read import read_model
+
+__all__ = ["SMALL_LAYER", "parse_pattern", "prune_model", "prune_weight"]
+
+SMALL_LAYER = 1024  # weights; smaller layers are left alone unless they are named
+
+
+def prune_model(
+    path: str | Path,
+    output: str | Path,
+    sparsity: float | None,
+    pattern: str = "unstructured",
+    *,
+    layers: Sequence[str] | None = None,
+    skip_first_conv: bool = True,
+    small: int = SMALL_LAYER,
+) -> PruneReport:
+    """Prune the constant weights of Conv, Gemm and MatMul, each to the same sparsity, and write the model to `output`.
+
+    By default the first convolution, depthwise convolutions and layers with fewer than `small` weights stay as they
+    are; `layers` (names, or shell patterns like "encoder*") prunes exactly those. A weight that other nodes read as
+    well is copied, so that only the layer changes. The output is one file, without external data, and appears in one
+    step.
+
+    Raises UsageError for a bad pattern, sparsity or layer name, ModelError for a file that is no ONNX model or a result
+    over 2 GiB, EnvironmentProblem when the output cannot be written.
+    """
+    wanted = parse_pattern(pattern)
+    target = check_sparsity(sparsity, wanted)
+    if Path(output).resolve() == Path(path).resolve():
+        raise UsageError(f"the output would overwrite '{path}'", hint="choose another name with -o")
+    proto = read_model(path).proto
+    weights = ModelWeights(proto)
+    skipped = _skipped(weights.layers, layers, wanted, skip_first_conv, small)
+    chosen = [layer for layer in weights.layers if layer.name not in skipped]
+    pruned = weights.rewrite(chosen, lambda matrix: prune_weight(matrix, target, wanted))
+    _write(proto, Path(output))
+    total = sum(matrix.size for matrix in pruned.values())
+    zeros = sum(matrix.size - np.count_nonzero(matrix) for matrix in pruned.values())
+    return PruneReport(
+        model=str(path),
+        output=str(output),
+        pattern=str(wanted),
+        sparsity=zeros / total if total else 0.0,
+        layers=[_row(layer, pruned.get(layer.name), skipped.get(layer.name, "")) for layer in weights.layers],
+    )
+
+
+def _skipped(
+    layers: Sequence[LayerWeight], named: Sequence[str] | None, pattern: PrunePattern, skip_first_conv: bool, small: int
+) -> dict[str, str]:
+    """Layer name -> why it is not pruned."""
+    skipped: dict[str, str] = {}
+    if named is not None:
+        names = [layer.name for layer in layers]
+        for wanted in named:
+            if not fnmatch.filter(names, wanted):
+                raise UsageError(
+                    f"no layer with a constant weight is called '{wanted}'{did_you_mean(wanted, names)}",
+                    hint="sparsetvm inspect MODEL lists the layers",
+                )
+    first_conv = next((layer.name for layer in layers if layer.op == "Conv"), None) if skip_first_conv else None
+    for layer in layers:
+        if not fits(pattern, *layer.matrix.shape):
+            skipped[layer.name] = f"smaller than {pattern}"
+        elif named is not None:
+            if not any(fnmatch.fnmatchcase(layer.name, wanted) for wanted in named):
+                skipped[layer.name] = "not selected"
+        elif layer.name == first_conv:
+            skipped[layer.name] = "first convolution"
+        elif layer.depthwise:
+            skipped[layer.name] = "depthwise convolution"
+        elif layer.matrix.size < small:
+            skipped[layer.name] = f"fewer than {small} weights"
+    return skipped
+
+
+def _row(layer: LayerWeight, pruned: np.ndarray | None, reason: str) -> dict[str, Any]:
+    matrix = layer.matrix if pruned is None else pruned
+    nnz = int(np.count_nonzero(matrix))
+    return {
+        "name": display_name(layer.name),
+        "op": layer.op,
+        "shape": f"{matrix.shape[0]}x{matrix.shape[1]}",
+        "sparsity_before": 1.0 - int(np.count_nonzero(layer.matrix)) / matrix.size,
+        "sparsity": 1.0 - nnz / matrix.size,
+        "nnz": nnz,
+        "pruned": pruned is not None,
+        "reason": reason,
+    }
+
+
+def _write(proto: onnx.ModelProto, output: Path) -> None:
+    try:
+        data = proto.SerializeToString()
+    except (EncodeError, ValueError) as error:
+        raise ModelError("the pruned model does not fit into one file of 2 GiB") from error
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, output)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"cannot write {output}: {error.strerror or error}", hint="choose another file with -o"
+        ) from error
