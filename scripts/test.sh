@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Lint, types and tests in a virtual environment of this clone: ./scripts/test.sh [pytest arguments]
+# The last line printed is pytest's; the exit code is not 0 when anything failed.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+. scripts/venv.sh
+
+make_venv test -e ".[test,dev]" || exit
+failed=0
+.venv/bin/ruff check . || failed=1
+.venv/bin/ruff format --check . || failed=1
+.venv/bin/mypy || failed=1
+[ "$failed" = 0 ] || echo "error: ruff or mypy found something (above)"
+.venv/bin/python -m pytest -q "$@" || failed=$?
+exit "$failed"

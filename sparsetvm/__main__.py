@@ -1,0 +1,5 @@
+"""`python -m sparsetvm` is `sparsetvm`."""
+
+from sparsetvm.cli.main import main
+
+main()
