@@ -96,7 +96,7 @@ def _host(workload: Workload, geometry: TapGeometry, packed: Packed, threads: in
 
     pieces: list[Piece] = packed.meta["pieces"]
     weights = packed.arrays[0]
-    functions = "".join(llvm_function(f"{symbol}_p{i}", piece.lines) for i, piece in enumerate(pieces))
+    functions = "".join(llvm_function(f"{symbol}_p{i}", piece.code) for i, piece in enumerate(pieces))
     by_rows = threads > 1 and geometry.total_tiles < 2 * threads
     with tir.prim_func(symbol) as ib:
         x, r, (w, b, k), y = layer_args(workload, packed)
@@ -151,7 +151,7 @@ def _share_rows(pieces: list[Piece], threads: int) -> list[list[int]]:
     ranges: dict[int, list[int]] = {}
     for i, piece in enumerate(pieces):
         ranges.setdefault(piece.row, []).append(i)
-    cost = {row: sum(len(pieces[i].lines) for i in chosen) for row, chosen in ranges.items()}
+    cost = {row: sum(len(pieces[i].code) for i in chosen) for row, chosen in ranges.items()}
     shares: list[list[int]] = [[] for _ in range(min(threads, len(ranges)))]
     load = [0] * len(shares)
     for row in sorted(ranges, key=lambda r: -cost[r]):

@@ -54,7 +54,10 @@ class Node:
 
 @dataclass
 class Graph:
-    """Nodes in topological order, every value by name; `inputs` and `outputs` in the model's order."""
+    """Nodes in topological order, every value by name; `inputs` and `outputs` in the model's order.
+
+    `output_names` are the names that users know: passes may put a conversion behind an output.
+    """
 
     name: str
     opset: int
@@ -62,6 +65,10 @@ class Graph:
     values: dict[str, Value]
     inputs: list[str]
     outputs: list[str]
+    output_names: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.output_names = self.output_names or list(self.outputs)
 
     def constant(self, name: str) -> np.ndarray | None:
         """The data of a constant value, None when `name` is "" or is computed."""

@@ -32,9 +32,12 @@ class Epilog:
 
 @dataclass(frozen=True)
 class Piece:
-    """Code for rows [row, row_end) and one K block; `weight` is its first weight in the stream."""
+    """Code for rows [row, row_end) and one K block; `weight` is its first weight in the stream.
 
-    lines: list[str]
+    code: the instructions as the text of an LLVM inline-asm string.
+    """
+
+    code: str
     row: int
     row_end: int
     weight: int
@@ -154,7 +157,7 @@ def emit_pieces(
         for row in range(start, stop, plan.rows):
             block = weight[row : min(row + plan.rows, stop), k0 : k0 + plan.k_block]
             _emit_group(emitter, block, row, taps[start // rows_per_group][k0:], first, last)
-        pieces.append(Piece(emitter.lines, start, stop, position, first, last))
+        pieces.append(Piece(_asm_text(emitter.lines), start, stop, position, first, last))
         streams.extend(emitter.weights)
         position += emitter.count
     stream = np.concatenate(streams) if streams else np.zeros(0, np.float32)
@@ -194,13 +197,17 @@ def _emit_group(emitter: _Emitter, block: np.ndarray, row: int, taps: np.ndarray
         emitter.store(row + r, accumulator[r])
 
 
-def llvm_function(name: str, lines: list[str]) -> str:
+def _asm_text(lines: list[str]) -> str:
+    """One string at once: the list of lines would take several times the memory."""
+    return "\\0A".join(lines).replace("$", "$$")
+
+
+def llvm_function(name: str, code: str) -> str:
     """An LLVM IR function `i32 name(ptr x, ptr y, ptr w, ptr bias, ptr mask, ptr residual)` of one inline-asm block.
 
     The asm must be `noduplicate`: LLVM prices a block of asm as one instruction and would unroll a tile loop around it.
     """
     clobbers = ",".join(f"~{{xmm{i}}}" for i in range(32))
-    code = "\\0A".join(line.replace("$", "$$") for line in lines)
     return (
         f"define i32 @{name}(ptr %x, ptr %y, ptr %w, ptr %b, ptr %m, ptr %r) noinline nounwind {{\n"
         f' %q = call ptr asm sideeffect "{code}", '

@@ -66,9 +66,30 @@ def _conv(graph: Graph, node: Node) -> list[Node] | None:
         _pair(attrs.get("dilations")),
         groups,
     )
+    whole_image = conv.kernel == (height, width) and not any(pads) and groups == 1
+    if whole_image:
+        return _conv_as_matmul(graph, node, weight, bias)
     depthwise = groups == channels and weight.shape[0] == channels and channels > 1
     op = "depthwise_conv2d" if depthwise else "conv2d"
     return [_layer(node, op, node.inputs[0], weight.reshape(weight.shape[0], -1), bias, conv)]
+
+
+def _conv_as_matmul(graph: Graph, node: Node, weight: np.ndarray, bias: np.ndarray | None) -> list[Node]:
+    """A kernel as large as its image is a product with the flattened image."""
+    batch = graph.values[node.inputs[0]].shape[0]
+    m, k = weight.shape[0], math.prod(weight.shape[1:])
+    origin = node.origin or (node.name,)
+    flat = graph.add_value(f"{node.inputs[0]}.flat", (batch, k), "float32")
+    product = graph.add_value(f"{node.outputs[0]}.flat", (batch, m), "float32")
+    shape_in = graph.add_constant(f"{flat.name}.shape", np.array([batch, k], np.int64))
+    shape_out = graph.add_constant(f"{product.name}.shape", np.array([batch, m, 1, 1], np.int64))
+    layer = _layer(node, "matmul", flat.name, weight.reshape(m, k), bias, None)
+    layer.outputs = [product.name]
+    return [
+        Node(f"{node.name}.in", "Reshape", [node.inputs[0], shape_in.name], [flat.name], origin=origin),
+        layer,
+        Node(f"{node.name}.out", "Reshape", [product.name, shape_out.name], list(node.outputs), origin=origin),
+    ]
 
 
 def _pair(value: list[int] | None) -> tuple[int, int]:

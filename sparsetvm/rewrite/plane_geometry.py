@@ -27,6 +27,13 @@ def required_pad(conv: ConvGeometry) -> int:
     return max(0, phase_size(conv)[1] + _reach(conv) - conv.out_width)
 
 
+def required_depthwise_pad(conv: ConvGeometry) -> int:
+    """The same for the depthwise kernel, which wants the declared pads covered on every side."""
+    top, left, bottom, right = conv.pads
+    reach = max(-(-max(top, bottom) // conv.stride[0]), -(-max(left, right) // conv.stride[1]))
+    return max(required_pad(conv), phase_size(conv)[1] + reach - conv.out_width)
+
+
 def conv_layouts(conv: ConvGeometry, batch: int, channels_out: int, pad_out: int, lanes: int) -> tuple[Planes, Planes]:
     """(input, output) planes of a convolution whose output has `pad_out` >= required_pad(conv) zero columns."""
     out = Planes(batch, channels_out, conv.out_height, conv.out_width, pad_out, lanes)

@@ -80,12 +80,12 @@ def _match(graph: Graph, uses: Uses, node: Node) -> _Normalised | None:
     for centred_name, deviation_name in pairs:
         centred = uses.producer(centred_name, "Sub")
         nodes = [node]
-        inverse = uses.producer(deviation_name, "Reciprocal")
-        if node.op == "Mul" and inverse is None:
-            continue
-        if node.op == "Mul" and inverse is not None:
-            nodes.append(inverse)
-        deviation = uses.producer(inverse.inputs[0] if len(nodes) > 1 and inverse else deviation_name, "Sqrt")
+        if node.op == "Mul":
+            inverse = uses.producer(deviation_name, "Reciprocal")
+            nodes += [inverse] if inverse is not None else []
+            deviation = uses.producer(inverse.inputs[0], "Sqrt") if inverse is not None else None
+        else:
+            deviation = uses.producer(deviation_name, "Sqrt")
         if centred is None or deviation is None:
             continue
         found = _match_statistics(graph, uses, centred, deviation)

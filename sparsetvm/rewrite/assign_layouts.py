@@ -1,0 +1,203 @@
+"""Give every activation a layout, so that data moves only where a kernel cannot read what another one wrote.
+
+Before:  conv2d -> conv2d -> Add -> GlobalAveragePool           (all plain)
+After:   convert -> conv2d -> conv2d -> Add -> GlobalAveragePool  (Planes from the first convolution to the pooling)
+
+Rules: convolutions, pools and what is element-wise between them use Planes; products of more than one token, layer norm and
+attention between them use Tiled; everything else is plain. All images of one size use the same planes, whose zero
+columns suffice for every convolution of that size: residuals then need no conversion.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from sparsetvm.core.graph import SPARSETVM_DOMAIN, Graph, Node, Value
+from sparsetvm.core.layout import PLAIN, AnyLayout, Plain, Planes, Tiled
+from sparsetvm.core.target import Target
+from sparsetvm.rewrite.plane_geometry import conv_layouts, required_depthwise_pad, required_pad
+
+_UNARY = ("Relu", "Gelu", "Tanh", "Sigmoid")
+_UNARY_OWN = ("Silu", "Clip")
+_POOLS = ("MaxPool", "AveragePool")
+_GLOBAL_POOLS = ("GlobalAveragePool", "GlobalMaxPool")
+
+
+def assign_layouts(graph: Graph, target: Target) -> bool:
+    """Set `layout` of all values and insert "convert" and "alias" nodes; returns True."""
+    _Assignment(graph, target).run()
+    return True
+
+
+class _Assignment:
+    def __init__(self, graph: Graph, target: Target) -> None:
+        self.graph = graph
+        self.target = target
+        self.pads = _plane_pads(graph)
+        self.converted: dict[tuple[str, AnyLayout], str] = {}
+        self.nodes: list[Node] = []
+
+    def run(self) -> None:
+        rules: dict[str, Callable[[Node], bool]] = {
+            "matmul": self._matmul,
+            "conv2d": self._conv,
+            "depthwise_conv2d": self._conv,
+            "attention": self._attention,
+        }
+        for node in self.graph.nodes:
+            rule = rules.get(node.op) if node.domain == SPARSETVM_DOMAIN else None
+            done = rule(node) if rule else self._other(node)
+            if not done:
+                node.inputs = [self._as(name, PLAIN) if name else "" for name in node.inputs]
+            self.nodes.append(node)
+        self.graph.outputs = [self._as(name, PLAIN) for name in self.graph.outputs]
+        self.graph.nodes = self.nodes
+
+    def _as(self, name: str, layout: AnyLayout) -> str:
+        """Name of `name` in `layout`, converting at most once per layout; Tiled and Planes meet through plain."""
+        value = self.graph.values[name]
+        if value.layout == layout or value.is_constant:
+            return name
+        known = self.converted.get((name, layout))
+        if known is not None:
+            return known
+        source = value.layout
+        if not isinstance(source, Plain) and not isinstance(layout, Plain):
+            both_planes = isinstance(source, Planes) and isinstance(layout, Planes) and source.phases == (1, 1)
+            if not both_planes:
+                name = self._as(name, PLAIN)
+        out = self.graph.add_value(f"{name}.{type(layout).__name__.lower()}", value.shape, value.dtype)
+        out.layout = layout
+        self.nodes.append(Node(f"{out.name}", "convert", [name], [out.name], {}, SPARSETVM_DOMAIN, ()))
+        self.converted[value.name, layout] = out.name
+        return out.name
+
+    def _set(self, node: Node, layout: AnyLayout) -> bool:
+        for name in node.outputs:
+            self.graph.values[name].layout = layout
+        return True
+
+    def _matmul(self, node: Node) -> bool:
+        m, k = node.attrs["weight"].shape
+        shape = self.graph.values[node.inputs[0]].shape
+        rows = math.prod(shape[:-1])
+        source: AnyLayout = PLAIN
+        result: AnyLayout = PLAIN
+        if rows > 1:
+            lanes = token_lanes(rows, self.target)
+            source, result = Tiled(rows, k, lanes), Tiled(rows, m, lanes)
+        node.inputs = [self._as(node.inputs[0], source), *(self._as(name, result) for name in node.inputs[1:])]
+        return self._set(node, result)
+
+    def _conv(self, node: Node) -> bool:
+        conv = node.attrs["conv"]
+        batch, m = self.graph.values[node.outputs[0]].shape[:2]
+        pad = self.pads[conv.out_height, conv.out_width]
+        source, result = conv_layouts(conv, batch, m, pad, self.target.lanes)
+        node.inputs = [self._as(node.inputs[0], source), *(self._as(name, result) for name in node.inputs[1:])]
+        return self._set(node, result)
+
+    def _attention(self, node: Node) -> bool:
+        shape = self.graph.values[node.inputs[0]].shape
+        rows, cols = math.prod(shape[:-1]), shape[-1]
+        if not attention_fits(shape, self.target):
+            return False
+        tiled = Tiled(rows, cols, token_lanes(rows, self.target))
+        node.inputs = [
+            self._as(name, tiled) if at < 3 else self._as(name, PLAIN) for at, name in enumerate(node.inputs)
+        ]
+        return self._set(node, tiled)
+
+    def _planes(self, value: Value) -> Planes:
+        batch, channels, height, width = value.shape
+        return Planes(batch, channels, height, width, self.pads.get((height, width), 0), self.target.lanes)
+
+    def _other(self, node: Node) -> bool:
+        """Operators that follow the layout of their input."""
+        first = self.graph.values[node.inputs[0]] if node.inputs and node.inputs[0] else None
+        if first is None or first.dtype != "float32":
+            return False
+        out = self.graph.values[node.outputs[0]]
+        if node.is_op(*_POOLS) and len(first.shape) == 4 and pool_fits(node) and len(node.outputs) == 1:
+            node.inputs = [self._as(node.inputs[0], self._planes(first))]
+            return self._set(node, self._planes(out))
+        if node.is_op(*_GLOBAL_POOLS) and len(first.shape) == 4:
+            node.inputs = [self._as(node.inputs[0], self._planes(first))]
+            return self._set(node, PLAIN)
+        if node.is_op(*_UNARY) or node.is_op(*_UNARY_OWN, domain=SPARSETVM_DOMAIN):
+            return self._follow(node, first)
+        if node.is_op("Add", "Mul") and len(node.inputs) == 2:
+            return self._binary(node)
+        if node.is_op("LayerNormalization") and isinstance(first.layout, Tiled) and layer_norm_fits(node, first):
+            return self._follow(node, first)
+        if node.is_op("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity") and isinstance(first.layout, Tiled):
+            if out.shape[-1:] == first.shape[-1:]:
+                node.op, node.domain, node.inputs, node.attrs = "alias", SPARSETVM_DOMAIN, [first.name], {}
+                return self._set(node, first.layout)
+        return False
+
+    def _follow(self, node: Node, first: Value) -> bool:
+        """Keep the input's layout. Planes must keep zero borders: only functions with f(0) = 0 run over whole planes."""
+        if isinstance(first.layout, Planes) and not _keeps_zero(node):
+            return False
+        return self._set(node, first.layout) and not isinstance(first.layout, Plain)
+
+    def _binary(self, node: Node) -> bool:
+        left, right = (self.graph.values[name] for name in node.inputs)
+        if left.shape != right.shape or left.is_constant or right.is_constant:
+            return False
+        layout = left.layout if not isinstance(left.layout, Plain) else right.layout
+        if isinstance(layout, Plain):
+            return False
+        node.inputs = [self._as(left.name, layout), self._as(right.name, layout)]
+        return self._set(node, layout)
+
+
+def _plane_pads(graph: Graph) -> dict[tuple[int, int], int]:
+    """Zero columns of the planes of each image size: enough for every convolution that writes or reads them."""
+    pads: dict[tuple[int, int], int] = {}
+    for node in graph.nodes:
+        if node.is_op("conv2d", "depthwise_conv2d", domain=SPARSETVM_DOMAIN):
+            conv = node.attrs["conv"]
+            size = (conv.out_height, conv.out_width)
+            need = required_pad(conv) if node.op == "conv2d" else required_depthwise_pad(conv)
+            pads[size] = max(pads.get(size, 0), need)
+    return pads
+
+
+def token_lanes(rows: int, target: Target) -> int:
+    """Vector width for `rows` tokens: the smallest of 4, 8, 16 that holds them all, at most the target's."""
+    return next((lanes for lanes in (4, 8, 16) if rows <= lanes <= target.lanes), target.lanes)
+
+
+def attention_fits(shape: tuple[int, ...], target: Target) -> bool:
+    """True when no vector of query tokens would reach over the end of a batch entry."""
+    return len(shape) == 3 and (shape[0] == 1 or shape[1] % target.lanes == 0)
+
+
+def pool_fits(node: Node) -> bool:
+    """True for pools that the planes kernel implements: 2-D, floor mode, no dilation, padding below the window."""
+    attrs = node.attrs
+    kernel = attrs["kernel_shape"]
+    pads = attrs.get("pads") or [0, 0, 0, 0]
+    dilations = attrs.get("dilations") or [1, 1]
+    return (
+        len(kernel) == 2
+        and not attrs.get("ceil_mode", 0)
+        and not attrs.get("storage_order", 0)
+        and attrs.get("auto_pad", "NOTSET") in ("NOTSET", "VALID")
+        and all(int(d) == 1 for d in dilations)
+        and all(int(p) < int(k) for p, k in zip(pads, [*kernel, *kernel], strict=True))
+    )
+
+
+def layer_norm_fits(node: Node, value: Value) -> bool:
+    """True for a norm over the last axis."""
+    return int(node.attrs.get("axis", -1)) in (-1, len(value.shape) - 1) and len(node.outputs) == 1
+
+
+def _keeps_zero(node: Node) -> bool:
+    if node.op == "Clip":
+        return float(node.attrs["low"]) <= 0.0 <= float(node.attrs["high"])
+    return node.op != "Sigmoid"

@@ -1,0 +1,21 @@
+"""The rewrite passes, in the order in which they run."""
+
+from __future__ import annotations
+
+from sparsetvm.core.graph import Graph
+from sparsetvm.core.target import Target
+from sparsetvm.rewrite.assign_layouts import assign_layouts
+from sparsetvm.rewrite.canonical import canonicalize
+from sparsetvm.rewrite.fuse_attention import fuse_attention
+from sparsetvm.rewrite.fuse_epilogues import fuse_epilogues
+from sparsetvm.rewrite.make_layers import make_layers
+
+
+def rewrite(graph: Graph, target: Target) -> Graph:
+    """Bring an imported graph to layers, fused epilogues and assigned layouts; changes and returns `graph`."""
+    canonicalize(graph)
+    fuse_attention(graph)
+    make_layers(graph)
+    fuse_epilogues(graph)
+    assign_layouts(graph, target)
+    return graph
