@@ -88,6 +88,11 @@ def vload(buffer: Buffer, offset: Expr, lanes: int) -> Expr:
     return buffer[tirx.Ramp(offset, 1, lanes)]
 
 
+def strided(start: Expr, step: int, lanes: int) -> Expr:
+    """Index of every `step`-th float from `start` on: a gather, one float at a time."""
+    return tirx.Ramp(start, step, lanes)
+
+
 def vstore(buffer: Buffer, value: Expr, offset: Expr, lanes: int) -> None:
     """Store a vector to a flat buffer."""
     B.buffer_store(buffer, value, [tirx.Ramp(offset, 1, lanes)])

@@ -3,8 +3,8 @@
     for each plane: zero borders; for blocks of output rows: for x vectors: for input rows: for kx: load once,
         acc[row] += w[ky, kx] * loaded    (an input row serves every output row of the block that reads it)
 
-Requires: X in Planes with phases == stride, Y (and the residual) in Planes with phases (1, 1), the pad of X large enough
-for all taps. Small planes with equal row strides are walked in position tiles instead, across row ends.
+Requires: X in Planes with phases == stride and a pad that covers all taps, Y (and the residual) in Planes with phases
+(1, 1). Small planes with equal row strides are walked in position tiles instead, across row ends.
 """
 
 from __future__ import annotations
@@ -98,10 +98,7 @@ class _Plane:
         """All of output plane `plane` (an expression: image * channels + channel)."""
         phases = self.source.phases[0] * self.source.phases[1]
         image, channel = plane // self.source.channels, plane % self.source.channels
-        if phases > 1:
-            plane_in = tir.let(image * (phases * self.source.channels) + channel)
-        else:
-            plane_in = plane
+        plane_in = plane if phases == 1 else image * (phases * self.source.channels) + channel
         self.input = plane_in * self.source.plane_stride + self.source.origin
         bias = tir.let(tir.splat(self.b[channel], self.lanes))
         weights = [tir.splat(self.w[channel * self.taps + t], self.lanes) for t in range(self.taps)]

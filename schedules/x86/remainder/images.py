@@ -1,4 +1,4 @@
-"""An image batch inside a flat buffer, row-major NCHW or Planes: where rows lie, and rows read and written as vectors."""
+"""An image batch in a flat buffer, row-major NCHW or Planes: where rows lie, and rows read and written as vectors."""
 
 from __future__ import annotations
 
