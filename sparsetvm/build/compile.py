@@ -1,0 +1,125 @@
+"""Graph + configs -> one .so and its manifest."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from tvm import relax
+
+from sparsetvm.build.emit import emit
+from sparsetvm.build.tvm_target import tvm_target
+from sparsetvm.core.config import Config
+from sparsetvm.core.graph import Graph
+from sparsetvm.core.target import Target, toolchain_fingerprint
+from sparsetvm.core.task import Task
+from sparsetvm.errors import EnvironmentProblem
+from sparsetvm.runtime.manifest import MANIFEST_SCHEMA, manifest_path, sha256_of
+
+_COMPILERS = ("c++", "g++", "clang++")
+
+
+class LayerChoice(msgspec.Struct, frozen=True):
+    """Which config a layer got and where it came from (TaskReport.source); times in microseconds."""
+
+    config: Config
+    source: str
+    best_us: float | None = None
+    dense_us: float | None = None
+
+
+def find_cxx() -> str:
+    """The C++ compiler that links the library: $CXX, c++, g++ or clang++. Raises EnvironmentProblem without one."""
+    wanted = os.environ.get("CXX")
+    for name in [wanted] if wanted else _COMPILERS:
+        path = shutil.which(name)
+        if path:
+            return path
+    raise EnvironmentProblem(
+        f"no C++ compiler found ({wanted or ', '.join(_COMPILERS)}): it links the .so",
+        hint="install one (Debian: apt-get install g++) or set CXX to its path",
+    )
+
+
+def compile_graph(
+    graph: Graph, tasks: Mapping[str, Task], choices: Mapping[str, LayerChoice], target: Target, output: Path, model: dict[str, str]
+) -> Path:
+    """Compile `graph` (after `rewrite`) into the library `output`; returns the path of its manifest.
+
+    `model` is {"name", "sha256"} of the ONNX file. Both files appear complete or not at all.
+    """
+    cxx = find_cxx()
+    executable = build_executable(graph, tasks, {name: choice.config for name, choice in choices.items()}, target)
+    try:
+        with tempfile.TemporaryDirectory(dir=output.parent or Path(), prefix=".sparsetvm-") as folder:
+            library = Path(folder) / output.name
+            executable.export_library(str(library), cc=cxx)
+            manifest = Path(folder) / manifest_path(output).name
+            text = msgspec.json.encode(_manifest(graph, tasks, choices, target, library, model))
+            manifest.write_bytes(msgspec.json.format(text, indent=2))
+            os.replace(manifest, manifest_path(output))
+            os.replace(library, output)
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"cannot write '{output}': {error.strerror or error}", hint="choose a writable folder with -o"
+        ) from error
+    return manifest_path(output)
+
+
+def build_executable(
+    graph: Graph, tasks: Mapping[str, Task], configs: Mapping[str, Config], target: Target
+) -> relax.VMExecutable:
+    """Compile `graph` in memory."""
+    tvm_device = tvm_target(target)
+    module = emit(graph, tasks, configs, target).module
+    return relax.build(module, target=tvm_device, relax_pipeline=relax.get_default_pipeline(tvm_device))
+
+
+def _manifest(
+    graph: Graph,
+    tasks: Mapping[str, Task],
+    choices: Mapping[str, LayerChoice],
+    target: Target,
+    library: Path,
+    model: dict[str, str],
+) -> dict[str, Any]:
+    versions = toolchain_fingerprint()
+    return {
+        "schema": MANIFEST_SCHEMA,
+        "sparsetvm": versions.sparsetvm,
+        "tvm": versions.tvm,
+        "model": model,
+        "library_sha256": sha256_of(library),
+        "target": msgspec.to_builtins(target),
+        "threads": target.threads,
+        "inputs": [_tensor(graph, name, name) for name in graph.inputs],
+        "outputs": [_tensor(graph, name, public) for name, public in zip(graph.outputs, graph.output_names, strict=True)],
+        "layers": [_layer(name, tasks[name], choice) for name, choice in choices.items()],
+        "tolerances": {"rel_l2_error": 1e-5},
+    }
+
+
+def _tensor(graph: Graph, name: str, public: str) -> dict[str, Any]:
+    value = graph.values[name]
+    return {"name": public, "shape": value.shape, "dtype": value.dtype}
+
+
+def _layer(name: str, task: Task, choice: LayerChoice) -> dict[str, Any]:
+    speedup = choice.dense_us / choice.best_us if choice.dense_us and choice.best_us else None
+    return {
+        "name": name,
+        "workload": task.workload.describe(),
+        "workload_id": task.workload.id,
+        "pattern": task.workload.pattern.describe(),
+        "sparsity": round(task.workload.pattern.sparsity, 6),
+        "config": str(choice.config),
+        "source": choice.source,
+        "best_us": choice.best_us,
+        "dense_us": choice.dense_us,
+        "speedup": speedup,
+    }
