@@ -3,7 +3,7 @@
     for each plane: for each output row: combine the input rows of its window into a scratch row (vertical pass),
         then combine shifted, strided reads of the scratch row (horizontal pass)
 
-The scratch row has the identity (-inf or 0) left and right of the image, so windows are clipped to real pixels: the zero
+The scratch row has the identity (-inf or 0) left and right of the image, so windows are clipped to pixels: the zero
 borders of Planes are never taken for data. Rows whose window sticks out above or below get code of their own.
 """
 
@@ -27,7 +27,7 @@ _SHUFFLED_STRIDE = 4  # strides above this are gathered one float at a time
 
 
 class Pooling(msgspec.Struct, frozen=True):
-    """A pooling window: `window.kernel, .stride, .pads, .dilation` and the input size count, channels and groups do not.
+    """A pooling window; `window` gives kernel, stride, pads, dilation, channels and input size, its groups do not matter.
 
     include_pad: average over the whole window, pad columns too (count_include_pad of ONNX).
     """
@@ -178,7 +178,7 @@ def global_pooling_kernel(
 ) -> tir.Expr:
     """PrimFunc (X, Y): one value per channel, Y plain (batch, channels, 1, 1).
 
-    `lanes` planes at a time, so that the sums over lanes of all of them cost one tree of shuffles. The average of Planes
+    `lanes` planes at a time, so that reducing the lanes of all of them costs one tree of shuffles. The average of Planes
     runs over the whole grid: its zero columns add nothing.
     """
     images = Images(source, shape, target.lanes)
