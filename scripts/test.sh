@@ -9,7 +9,7 @@ make_venv test -e ".[test,dev]" || exit
 failed=0
 .venv/bin/ruff check . || failed=1
 .venv/bin/ruff format --check . || failed=1
-.venv/bin/mypy || failed=1
+link_package .venv/types && MYPYPATH=.venv/types .venv/bin/mypy -p sparsetvm || failed=1
 [ "$failed" = 0 ] || echo "error: ruff or mypy found something (above)"
 .venv/bin/python -m pytest -q "$@" || failed=$?
 exit "$failed"

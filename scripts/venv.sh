@@ -30,3 +30,13 @@ make_venv() {
         touch "$stamp"
     fi
 }
+
+# `link_package FOLDER` makes FOLDER/sparsetvm look like the installed package: schedules/ and tuning_logs/ stand beside
+# sparsetvm/ here and inside it once installed, which a type checker cannot know.
+link_package() {
+    rm -rf "$1" && mkdir -p "$1/sparsetvm" || return
+    local entry
+    for entry in sparsetvm/* schedules tuning_logs; do
+        [ "${entry##*/}" = __pycache__ ] || ln -s "$PWD/$entry" "$1/sparsetvm/"
+    done
+}

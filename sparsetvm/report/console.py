@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -193,16 +192,21 @@ def print_verify(report: VerifyReport) -> None:
 def print_prune(report: PruneReport) -> None:
     """What was pruned."""
     out = console()
-    rows = [_cells(layer, ("name", "shape", "sparsity")) for layer in report.layers]
+    rows = [
+        (
+            layer["name"],
+            layer["shape"],
+            percent(layer["sparsity_before"]),
+            percent(layer["sparsity"]),
+            "pruned" if layer["pruned"] else layer["reason"],
+        )
+        for layer in report.layers
+    ]
     if rows:
-        out.print(make_table(("layer", "shape", ">zeros"), rows, fold=("layer",)))
+        out.print(make_table(("layer", "shape", ">zeros before", ">after", ""), rows, fold=("layer", "")))
     _say(out, f"wrote {report.output}: {report.pattern}, {percent(report.sparsity)} zeros in the pruned layers")
     _say(out, "note: not trained again; good for questions about speed, not about accuracy")
     _say(out, f"next: sparsetvm inspect {shlex.quote(report.output)}")
-
-
-def _cells(row: dict[str, Any], keys: Sequence[str]) -> list[str]:
-    return [percent(row[key]) if key == "sparsity" and key in row else str(row.get(key, "")) for key in keys]
 
 
 def print_doctor(report: DoctorReport) -> None:

@@ -109,9 +109,9 @@ def _memory() -> str:
 
 
 def find_compiler() -> str | None:
-    """Path of the C++ compiler that links a .so: $CXX, else g++, c++, clang++; None when there is none."""
-    given = os.environ.get("CXX", "").split()
-    for name in [*given[:1], "g++", "c++", "clang++"]:
+    """Path of the C++ compiler that links a .so, found as `build` finds it: $CXX, or the first of three names."""
+    given = os.environ.get("CXX")
+    for name in [given] if given else ["c++", "g++", "clang++"]:
         path = shutil.which(name)
         if path:
             return path

@@ -12,6 +12,7 @@ from sparsetvm.core.results import Event, Progress
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.status import Status
+    from rich.text import Text
 
 
 def describe(event: Event) -> str:
@@ -94,15 +95,16 @@ class LiveProgress:
         if self._verbose or event.kind not in ("trial", "task_start"):
             self._console.print(text, markup=False, highlight=False)
         elapsed = time.monotonic() - self._begun
-        self._status.update(
-            f"{elapsed:4.0f} s  {_plain(text)}" + (f"  ({self._trials} trials)" if self._trials else "")
-        )
+        trials = f"({self._trials} trials)  " if self._trials else ""
+        self._status.update(self._one_line(f"{elapsed:4.0f} s  {trials}{text}"))
 
+    def _one_line(self, text: str) -> Text:
+        """The text cut to the width of the terminal, beside the spinner."""
+        from rich.text import Text
 
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
+        line = Text(text)
+        line.truncate(max(10, self._console.width - 4), overflow="ellipsis")
+        return line
 
 
 class NoProgress:

@@ -52,7 +52,8 @@ REPORTS = {
     ),
     "prune": results.PruneReport(
         model="m.onnx", output="p.onnx", pattern="unstructured", sparsity=0.9,
-        layers=[{"name": "conv1", "sparsity": 0.9}],
+        layers=[{
+            "name": "conv1", "shape": "64x576", "sparsity_before": 0.0, "sparsity": 0.9, "pruned": True, "reason": ""}],
     ),
 }  # fmt: skip
 
@@ -249,7 +250,6 @@ def test_bench_passes_competitors_on(run, api):
         ("inspect example:digit", "did you mean 'digits'?"),
         ("bench m.so --against ortt", "did you mean 'ort'?"),
         ("prune m.onnx --sparsity 1.0 -o p.onnx", "sparsity"),
-        ("prune m.onnx --sparsity 0.9 --pattern blok -o p.onnx", "block:4x1"),
         ("compile m.onnx", "--output"),
         ("completion tcsh", "bash"),
     ],
