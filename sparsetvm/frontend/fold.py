@@ -18,8 +18,8 @@ from sparsetvm.frontend.to_onnx import value_info
 _MAX_FOLDED_BYTES = 64 << 20
 _MAX_GROWTH = 4
 
-# Random numbers must not be frozen, BatchNormalization is done in training mode by the reference for old opsets, and the
-# others take time that no size limit bounds.
+# Random numbers must not be frozen; the reference runs old BatchNormalizations in training mode; the others take time
+# that no size limit bounds.
 _NEVER = words(
     """
     BatchNormalization Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike

@@ -177,45 +177,6 @@ def _domain(node: onnx.NodeProto) -> str:
     return "" if node.domain == "ai.onnx" else node.domain
 
 
-def _constant_data(node: onnx.NodeProto, layer: str) -> np.ndarray:
-    """The value of a Constant node in any of the forms that the standard knows."""
-    if len(node.attribute) != 1:
-        raise ModelError("Constant must have exactly one value", layer=layer)
-    attribute = node.attribute[0]
-    if attribute.name == "sparse_value":
-        return sparse_array(attribute.sparse_tensor, f"the value of '{layer}'")
-    value = _attribute_value(attribute, layer)
-    if attribute.name == "value" and isinstance(value, np.ndarray):
-        return value
-    dtypes = {"value_int": np.int64, "value_ints": np.int64, "value_float": np.float32, "value_floats": np.float32}
-    if attribute.name not in dtypes:
-        raise ModelError(f"Constant of kind '{display_name(attribute.name)}' is not supported", layer=layer)
-    return np.array(value, dtypes[attribute.name])
-
-
-def _shape_data(node: onnx.NodeProto, value: Value | None) -> np.ndarray:
-    """What Shape gives: all sizes, or those from `start` to `end` (opset 15)."""
-    bounds = {attribute.name: attribute.i for attribute in node.attribute}
-    sizes = value.shape if value is not None else ()
-    return np.array(sizes[bounds.get("start", 0) : bounds.get("end", len(sizes))], np.int64)
-
-
-def _attribute_value(attribute: onnx.AttributeProto, layer: str) -> Any:
-    kind, kinds = attribute.type, onnx.AttributeProto
-    if attribute.ref_attr_name:
-        raise ModelError(f"attribute '{display_name(attribute.name)}' refers to a function's attribute", layer=layer)
-    if kind == kinds.TENSOR:
-        return tensor_array(attribute.t, f"attribute '{display_name(attribute.name)}' of '{layer}'")
-    if kind in (kinds.INT, kinds.FLOAT, kinds.INTS, kinds.FLOATS):
-        value = onnx.helper.get_attribute_value(attribute)
-        return list(value) if kind in (kinds.INTS, kinds.FLOATS) else value
-    if kind == kinds.STRING:
-        return attribute.s.decode("utf-8", "surrogateescape")
-    if kind == kinds.STRINGS:
-        return [text.decode("utf-8", "surrogateescape") for text in attribute.strings]
-    raise ModelError(f"attribute '{display_name(attribute.name)}' is of a kind that is not supported", layer=layer)
-
-
 def _check_types(node: onnx.NodeProto, inputs: Sequence[Value | None], outputs: Sequence[Value], layer: str) -> None:
     for value in outputs:
         if 0 in value.shape:

@@ -22,6 +22,7 @@ def infer_outputs(node: onnx.NodeProto, inputs: Mapping[str, Value], opset: int,
 
     Raises ModelError when the operator rejects its inputs, or when a shape depends on data.
     """
+    _check(node, opset, layer)
     types, error = _infer_one(node, inputs, opset)
     if any(_static_shape(types.get(name)) is None for name in node.output if name):
         whole, whole_error = _infer_model(node, inputs, opset)
@@ -36,6 +37,17 @@ def infer_outputs(node: onnx.NodeProto, inputs: Mapping[str, Value], opset: int,
         elem_type = types[name].tensor_type.elem_type
         values.append(Value(name, shape, dtype_name(elem_type, f"output '{display_name(name)}' of '{layer}'")))
     return values
+
+
+def _check(node: onnx.NodeProto, opset: int, layer: str) -> None:
+    """The node against the operator's schema: number of inputs and outputs, attributes and their types."""
+    context = onnx.checker.C.CheckerContext()
+    context.ir_version = onnx.IR_VERSION
+    context.opset_imports = {"": opset}
+    try:
+        onnx.checker.check_node(node, context)
+    except onnx.checker.ValidationError as error:
+        raise ModelError(f"not a valid {node.op_type}: {_first_line(error)}", layer=layer) from error
 
 
 def _no_shape(node: onnx.NodeProto, inputs: Mapping[str, Value], output: str, error: str, layer: str) -> ModelError:

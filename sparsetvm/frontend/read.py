@@ -18,6 +18,7 @@ from onnx import external_data_helper
 
 from sparsetvm.errors import ModelError
 from sparsetvm.frontend.names import display_name
+from sparsetvm.frontend.text import invalid_string
 
 _MAX_PROTO_BYTES = (1 << 31) - 1
 _MODEL_FIELDS = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25, 26, 27})
@@ -55,6 +56,9 @@ def read_model(path: str | Path) -> ModelFile:
         raise ModelError(*_why_unparsable(shown, content)) from error
     if not proto.HasField("graph"):
         raise ModelError(f"'{shown}' is not an ONNX model: it holds no graph", hint="give the path of an .onnx file")
+    damaged = invalid_string(proto)
+    if damaged:
+        raise ModelError(f"'{shown}' is damaged: a text in it is no UTF-8 ({damaged})")
     digest = hashlib.sha256(content)
     del content
     for name, file_digest in _load_external_data(proto, path):
