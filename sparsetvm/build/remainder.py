@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from sparsetvm.core.graph import SPARSETVM_DOMAIN, Graph, Node
 from sparsetvm.core.layout import Plain, Planes
 from sparsetvm.core.target import Target
-from sparsetvm.core.workload import ConvGeometry
+from sparsetvm.core.workload import ConvGeometry, Epilogue
+from sparsetvm.rewrite.assign_layouts import layer_norm_fits
+from sparsetvm.rewrite.fuse_epilogues import activation_of
 
 
 @dataclass
@@ -82,10 +84,106 @@ def _pool(graph: Graph, node: Node, target: Target) -> RemainderKernel | None:
     )
 
 
+def _global_pool(graph: Graph, node: Node, target: Target) -> RemainderKernel:
+    from sparsetvm.schedules.x86.remainder.pooling import global_pooling_kernel
+
+    source = graph.values[node.inputs[0]]
+    kind: Literal["max", "average"] = "max" if node.op == "GlobalMaxPool" else "average"
+    return RemainderKernel(
+        ("global_pool", kind, source.layout, source.shape),
+        lambda symbol: global_pooling_kernel(source.layout, source.shape, kind, target, symbol),
+        [source.name],
+    )
+
+
+def _layer_norm(graph: Graph, node: Node, target: Target) -> RemainderKernel | None:
+    from sparsetvm.schedules.x86.remainder.layer_norm import layer_norm_kernel
+
+    source = graph.values[node.inputs[0]]
+    scale = graph.constant(node.inputs[1])
+    offset = graph.constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    if scale is None or not layer_norm_fits(node, source) or source.dtype != "float32":
+        return None
+    epsilon = float(node.attrs.get("epsilon", 1e-5))
+    beta = np.zeros_like(scale) if offset is None else offset
+    return RemainderKernel(
+        ("layer_norm", source.layout, source.shape, epsilon),
+        lambda symbol: layer_norm_kernel(source.layout, source.shape, epsilon, target, symbol),
+        [source.name],
+        [scale.reshape(-1), beta.reshape(-1)],
+    )
+
+
+def _softmax(graph: Graph, node: Node, target: Target) -> RemainderKernel | None:
+    from sparsetvm.schedules.x86.remainder.softmax import softmax_kernel
+
+    source = graph.values[node.inputs[0]]
+    # Before opset 13 softmax flattened everything from `axis` on; the last axis means the same in both.
+    axis = int(node.attrs.get("axis", -1 if graph.opset >= 13 else 1))
+    if axis not in (-1, len(source.shape) - 1) or source.dtype != "float32" or not source.shape:
+        return None
+    return RemainderKernel(
+        ("softmax", source.shape), lambda symbol: softmax_kernel(source.shape, target, symbol), [source.name]
+    )
+
+
+def _attention(graph: Graph, node: Node, target: Target) -> RemainderKernel:
+    from sparsetvm.schedules.x86.remainder.attention import Attention, attention_kernel
+
+    batch, seq, features = graph.values[node.inputs[0]].shape
+    heads = int(node.attrs["heads"])
+    mask = graph.values[node.inputs[3]].shape if len(node.inputs) > 3 else None
+    attention = Attention(batch, seq, heads, features // heads, float(node.attrs["scale"]), mask)
+    return RemainderKernel(
+        ("attention", attention), lambda symbol: attention_kernel(attention, target, symbol), list(node.inputs)
+    )
+
+
+def _binary(graph: Graph, node: Node, target: Target) -> RemainderKernel | None:
+    from sparsetvm.schedules.x86.remainder.elementwise import binary_kernel
+
+    left, right = (graph.values[name] for name in node.inputs)
+    if isinstance(left.layout, Plain) or left.shape != right.shape:
+        return None
+    op: Literal["add", "mul"] = "add" if node.op == "Add" else "mul"
+    return RemainderKernel(
+        (op, left.layout, left.shape),
+        lambda symbol: binary_kernel(op, left.layout, left.shape, Epilogue(), target, symbol),
+        [left.name, right.name],
+    )
+
+
+def _unary(graph: Graph, node: Node, target: Target) -> RemainderKernel | None:
+    from sparsetvm.schedules.x86.remainder.elementwise import unary_kernel
+
+    source = graph.values[node.inputs[0]]
+    fused = activation_of(node)
+    if fused is None or source.dtype != "float32":
+        return None
+    epilogue = Epilogue(**fused)
+    return RemainderKernel(
+        ("unary", source.layout, source.shape, epilogue),
+        lambda symbol: unary_kernel(source.layout, source.shape, epilogue, target, symbol),
+        [source.name],
+    )
+
+
 _Rule = Callable[[Graph, Node, Target], RemainderKernel | None]
 _RULES: dict[str, _Rule] = {
     "sparsetvm.convert": _convert,
     "sparsetvm.depthwise_conv2d": _depthwise,
     "MaxPool": _pool,
     "AveragePool": _pool,
+    "GlobalAveragePool": _global_pool,
+    "GlobalMaxPool": _global_pool,
+    "LayerNormalization": _layer_norm,
+    "Softmax": _softmax,
+    "sparsetvm.attention": _attention,
+    "Add": _binary,
+    "Mul": _binary,
+    "Relu": _unary,
+    "Sigmoid": _unary,
+    "Gelu": _unary,
+    "sparsetvm.Silu": _unary,
+    "sparsetvm.Clip": _unary,
 }

@@ -101,8 +101,6 @@ class _Assignment:
     def _attention(self, node: Node) -> bool:
         shape = self.graph.values[node.inputs[0]].shape
         rows, cols = math.prod(shape[:-1]), shape[-1]
-        if not attention_fits(shape, self.target):
-            return False
         tiled = Tiled(rows, cols, token_lanes(rows, self.target))
         node.inputs = [
             self._as(name, tiled) if at < 3 else self._as(name, PLAIN) for at, name in enumerate(node.inputs)
@@ -169,11 +167,6 @@ def _plane_pads(graph: Graph) -> dict[tuple[int, int], int]:
 def token_lanes(rows: int, target: Target) -> int:
     """Vector width for `rows` tokens: the smallest of 4, 8, 16 that holds them all, at most the target's."""
     return next((lanes for lanes in (4, 8, 16) if rows <= lanes <= target.lanes), target.lanes)
-
-
-def attention_fits(shape: tuple[int, ...], target: Target) -> bool:
-    """True when no vector of query tokens would reach over the end of a batch entry."""
-    return len(shape) == 3 and (shape[0] == 1 or shape[1] % target.lanes == 0)
 
 
 def pool_fits(node: Node) -> bool:

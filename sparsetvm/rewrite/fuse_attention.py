@@ -14,14 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from sparsetvm.core.graph import SPARSETVM_DOMAIN, Graph, Node
+from sparsetvm.core.target import Target
 
 
-def fuse_attention(graph: Graph) -> bool:
-    """Fuse every attention that has the shape above; returns whether anything changed."""
+def fuse_attention(graph: Graph, target: Target) -> bool:
+    """Fuse every attention that has the shape above and that the kernel supports; returns whether anything changed."""
     changed = False
     for softmax in [node for node in graph.nodes if node.is_op("Softmax")]:
         found = _match(graph, softmax)
-        if found is not None:
+        if found is not None and _supported(graph, found, target):
             _replace(graph, found)
             changed = True
     if changed:
@@ -122,6 +123,20 @@ def _split_source(walk: _Walker, name: str, perm: list[int]) -> tuple[str, int] 
     if len(source.shape) != 3 or len(split) != 4 or split[:2] != source.shape[:2]:
         return None
     return source.name, split[2]
+
+
+def _supported(graph: Graph, found: _Attention, target: Target) -> bool:
+    """No vector of query tokens reaches over the end of a batch entry; the mask broadcasts to (B, heads, S, S)."""
+    batch, tokens, _ = graph.values[found.query].shape
+    if batch * tokens < target.lanes or (batch > 1 and tokens % target.lanes):
+        return False
+    if not found.mask:
+        return True
+    mask = graph.values[found.mask].shape
+    full = (batch, found.heads, tokens)
+    return (
+        len(mask) == 4 and mask[3] == tokens and all(d in (1, size) for d, size in zip(mask[:3], full, strict=True))
+    )
 
 
 def _replace(graph: Graph, found: _Attention) -> None:

@@ -14,7 +14,7 @@ from sparsetvm.rewrite.make_layers import make_layers
 def rewrite(graph: Graph, target: Target) -> Graph:
     """Bring an imported graph to layers, fused epilogues and assigned layouts; changes and returns `graph`."""
     canonicalize(graph)
-    fuse_attention(graph)
+    fuse_attention(graph, target)
     make_layers(graph)
     fuse_epilogues(graph)
     assign_layouts(graph, target)
