@@ -6,8 +6,8 @@ All shapes are static, so every Shape is a constant and the chains that exporter
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import onnx
@@ -15,25 +15,32 @@ from onnx import defs
 
 from sparsetvm.core.graph import Graph, Node, Value
 from sparsetvm.errors import ModelError
-from sparsetvm.frontend.constants import sparse_array, take_initializers, tensor_array
+from sparsetvm.frontend.attributes import attribute_value, constant_data, shape_data
+from sparsetvm.frontend.constants import take_initializers
 from sparsetvm.frontend.fold import fold_node
-from sparsetvm.frontend.infer import infer_outputs
+from sparsetvm.frontend.infer import check_node, infer_outputs
 from sparsetvm.frontend.names import display_name, display_shape, unique_name
 from sparsetvm.frontend.noop import passes_through
 from sparsetvm.frontend.support import is_supported, unsupported_error
 
 _FLOAT32_OPS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 _MAX_DEPTH = 16
+# Operators whose outputs after the first may be left out: masks, indices and statistics for training.
+_OPTIONAL_OUTPUTS = ("BatchNormalization", "Dropout", "LayerNormalization", "MaxPool")
+_KEEPS_SIZE = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
 
 class GraphImporter:
     """Turns the nodes of a graph into `Node`s, with the values they mention."""
 
-    def __init__(self, opset: int, inputs: Iterable[Value], constants: Mapping[str, np.ndarray]) -> None:
+    def __init__(
+        self, opset: int, inputs: Iterable[Value], outputs: Sequence[str], constants: Mapping[str, np.ndarray]
+    ) -> None:
         self.opset = opset
         self.nodes: list[Node] = []
         self.values: dict[str, Value] = {value.name: value for value in inputs}
         self._inputs = list(self.values)
+        self._outputs = list(outputs)
         for name, data in constants.items():
             self._set_constant(name, data)
         self._same: dict[str, str] = {}  # a dropped value -> the value that stands for it
@@ -41,10 +48,13 @@ class GraphImporter:
 
     def import_nodes(self, nodes: Sequence[onnx.NodeProto], scope: dict[str, str], depth: int = 0) -> None:
         """Import the nodes in order. `scope` maps names of a subgraph to names of this graph, and is added to."""
+        read = set(self._outputs).union(*(_names_read(node) for node in nodes)) if depth == 0 else set()
         for index, original in enumerate(nodes):
             node = onnx.NodeProto()
             node.CopyFrom(original)
             node.domain = _domain(node)
+            if depth == 0 and node.op_type in _OPTIONAL_OUTPUTS:
+                _drop_unread_outputs(node, read)
             layer = unique_name(node.name or f"{node.op_type}_{index}", self._layers)
             self._layers.add(layer)
             self._bind_names(node, scope, layer, nested=depth > 0)
@@ -58,11 +68,11 @@ class GraphImporter:
                         unsupported.append((name, other.op_type, _domain(other)))
                 raise unsupported_error(unsupported)
 
-    def finish(self, name: str, outputs: Sequence[str]) -> Graph:
+    def finish(self, name: str) -> Graph:
         """The graph of everything imported, with its outputs under their own names."""
-        for output in outputs:
-            self._name_output(output, set(outputs))
-        graph = Graph(name, self.opset, self.nodes, self.values, self._inputs, list(outputs))
+        for output in self._outputs:
+            self._name_output(output)
+        graph = Graph(name, self.opset, self.nodes, self.values, self._inputs, list(self._outputs))
         graph.prune_dead()
         return graph
 
@@ -117,14 +127,15 @@ class GraphImporter:
     def _import_node(self, node: onnx.NodeProto, layer: str) -> bool:
         """Fold, drop or keep one node; False when its operator is not supported."""
         shown = display_name(layer)
-        if node.op_type == "Constant" and not node.domain:
-            self._set_constant(node.output[0], _constant_data(node, shown))
+        if node.op_type == "Constant" and not node.domain and len(node.output) == 1:
+            self._set_constant(node.output[0], constant_data(node, shown))
             return True
         if node.domain or not defs.has(node.op_type, self.opset, node.domain):
             return False
+        check_node(node, self.opset, shown)
         inputs = [self.values[name] if name else None for name in node.input]
         if node.op_type == "Shape":
-            self._set_constant(node.output[0], _shape_data(node, inputs[0]))
+            self._set_constant(node.output[0], shape_data(node, inputs[0]))
             return True
         if node.op_type == "Size" and inputs[0] is not None:
             self._set_constant(node.output[0], np.array(int(np.prod(inputs[0].shape, dtype=np.int64)), np.int64))
@@ -141,7 +152,7 @@ class GraphImporter:
                 return True
             if not is_supported(node.op_type, node.domain):
                 return False
-        attrs = {attribute.name: _attribute_value(attribute, shown) for attribute in node.attribute}
+        attrs = {attribute.name: attribute_value(attribute, shown) for attribute in node.attribute}
         if outputs and passes_through(node.op_type, inputs, node.output, outputs[0], attrs):
             self._same[node.output[0]] = node.input[0]
             return True
@@ -150,7 +161,7 @@ class GraphImporter:
         self.nodes.append(Node(layer, node.op_type, list(node.input), list(node.output), attrs, "", (layer,)))
         return True
 
-    def _name_output(self, output: str, outputs: set[str]) -> None:
+    def _name_output(self, output: str) -> None:
         """Give a dropped output back its name: rename the value that stands for it, or keep an Identity."""
         if output in self.values:
             return
@@ -159,7 +170,7 @@ class GraphImporter:
         stands_for = self.values[self._resolve(output)]
         if stands_for.data is not None:
             self._set_constant(output, stands_for.data)
-        elif stands_for.name in outputs or stands_for.name in self._inputs:
+        elif stands_for.name in self._outputs or stands_for.name in self._inputs:
             self.values[output] = Value(output, stands_for.shape, stands_for.dtype)
             layer = unique_name(f"Identity_{output}", self._layers)
             self.nodes.append(Node(layer, "Identity", [stands_for.name], [output], {}, "", (layer,)))
@@ -177,7 +188,25 @@ def _domain(node: onnx.NodeProto) -> str:
     return "" if node.domain == "ai.onnx" else node.domain
 
 
+def _names_read(node: onnx.NodeProto) -> set[str]:
+    """Names that a node or its subgraphs read."""
+    names = set(node.input)
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            names.update(*(_names_read(inner) for inner in graph.node), [info.name for info in graph.output])
+    return names
+
+
+def _drop_unread_outputs(node: onnx.NodeProto, read: set[str]) -> None:
+    while len(node.output) > 1 and node.output[-1] not in read:
+        node.output.pop()
+
+
 def _check_types(node: onnx.NodeProto, inputs: Sequence[Value | None], outputs: Sequence[Value], layer: str) -> None:
+    first = inputs[0] if inputs else None
+    if node.op_type in _KEEPS_SIZE and first is not None and math.prod(first.shape) != math.prod(outputs[0].shape):
+        what = f"{node.op_type} of {display_shape(first.shape)} to {display_shape(outputs[0].shape)} changes the size"
+        raise ModelError(what, layer=layer, hint="the model was exported for another input shape: see --shape")
     for value in outputs:
         if 0 in value.shape:
             what = (

@@ -22,7 +22,6 @@ def infer_outputs(node: onnx.NodeProto, inputs: Mapping[str, Value], opset: int,
 
     Raises ModelError when the operator rejects its inputs, or when a shape depends on data.
     """
-    _check(node, opset, layer)
     types, error = _infer_one(node, inputs, opset)
     if any(_static_shape(types.get(name)) is None for name in node.output if name):
         whole, whole_error = _infer_model(node, inputs, opset)
@@ -39,7 +38,7 @@ def infer_outputs(node: onnx.NodeProto, inputs: Mapping[str, Value], opset: int,
     return values
 
 
-def _check(node: onnx.NodeProto, opset: int, layer: str) -> None:
+def check_node(node: onnx.NodeProto, opset: int, layer: str) -> None:
     """The node against the operator's schema: number of inputs and outputs, attributes and their types."""
     context = onnx.checker.C.CheckerContext()
     context.ir_version = onnx.IR_VERSION

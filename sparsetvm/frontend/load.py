@@ -52,9 +52,9 @@ def load_model(path: str | Path, shapes: Mapping[str, tuple[int, ...]] | None = 
     outputs = [info.name for info in proto.graph.output]
     if not outputs:
         raise ModelError("the model has no outputs", hint="export it again: nothing would be computed")
-    importer = GraphImporter(opset, inputs.values, constants)
+    importer = GraphImporter(opset, inputs.values, outputs, constants)
     importer.import_nodes(proto.graph.node, {})
-    imported = importer.finish(proto.graph.name, outputs)
+    imported = importer.finish(proto.graph.name)
     for name in outputs:
         if imported.values[name].is_constant:
             notes.append(f"output '{display_name(name)}' is a constant: it does not depend on any input")

@@ -14,7 +14,7 @@ _SINGLE_OPERAND = ("Concat", "Sum", "Max", "Min", "Mean")
 def passes_through(
     op: str, inputs: Sequence[Value | None], outputs: Sequence[str], result: Value, attrs: dict[str, Any]
 ) -> bool:
-    """True when the first output of a default-domain node equals its first input, and no other output is named."""
+    """True when the only output of a default-domain node equals its first input."""
     if not inputs or inputs[0] is None or any(outputs[1:]):
         return False
     data = inputs[0]

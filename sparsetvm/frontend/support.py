@@ -54,12 +54,8 @@ def unsupported_error(nodes: Iterable[tuple[str, str, str]]) -> ModelError:
     layers: dict[tuple[str, str], list[str]] = {}
     for name, op, domain in nodes:
         layers.setdefault((domain, op), []).append(name)
-    quantized = [op for _, op in layers if op in QUANTIZED_OPS]
-    parts = []
-    for (domain, op), names in layers.items():
-        shown = display_name(f"{domain}.{op}" if domain else op)
-        parts.append(f"{shown} (layers: {display_names(names)})")
-    what = "; ".join(parts)
+    quantized = {key: names for key, names in layers.items() if key[1] in QUANTIZED_OPS}
+    what = "; ".join(_describe(*key, names) for key, names in (quantized or layers).items())
     if quantized:
         return ModelError(
             f"quantised models are not supported yet: {what}",
@@ -76,3 +72,8 @@ def unsupported_error(nodes: Iterable[tuple[str, str, str]]) -> ModelError:
         hint = f"export the model without this operator{did_you_mean(op, SUPPORTED_OPS)}"
     noun = "operator" if len(layers) == 1 else "operators"
     return ModelError(f"unsupported {noun}: {what}", hint=hint)
+
+
+def _describe(domain: str, op: str, names: list[str]) -> str:
+    shown = display_name(f"{domain}.{op}" if domain else op)
+    return f"{shown} (layers: {display_names(names)})"
