@@ -43,7 +43,7 @@ def attribute_value(attribute: onnx.AttributeProto, layer: str) -> Any:
     if kind == kinds.TENSOR:
         return tensor_array(attribute.t, f"attribute '{display_name(attribute.name)}' of '{layer}'")
     if kind in (kinds.INT, kinds.FLOAT, kinds.INTS, kinds.FLOATS):
-        value = onnx.helper.getattribute_value(attribute)
+        value = onnx.helper.get_attribute_value(attribute)
         return list(value) if kind in (kinds.INTS, kinds.FLOATS) else value
     if kind == kinds.STRING:
         return attribute.s.decode("utf-8", "surrogateescape")
