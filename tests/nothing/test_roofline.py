@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+
+from sparsetvm.analysis.layers import inspect_layers
+from sparsetvm.analysis.patterns import summarize
+from sparsetvm.analysis.roofline import WORTH_IT, break_even_sparsity, expected_speedup
+from sparsetvm.core.graph import Graph, Node
+from sparsetvm.core.layout import PLAIN
+from sparsetvm.core.pattern import PatternSummary
+from sparsetvm.core.target import parse_target
+from sparsetvm.core.workload import ConvGeometry, Epilogue, Workload
+
+TARGETS = [parse_target(f"cpu,{name}", 1) for name in ("znver4", "emeraldrapids", "x86-64-v3")]
+ZEN4 = TARGETS[0]
+
+
+def matmul(
+    m: int, k: int, n: int, sparsity: float, kind: str = "unstructured", block: tuple[int, int] = (1, 1)
+) -> Workload:
+    pattern = PatternSummary(kind, block, 1.0 - sparsity, 1.2, 0, "d")  # type: ignore[arg-type]
+    return Workload("matmul", m, k, n, PLAIN, PLAIN, Epilogue(), pattern)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+@pytest.mark.parametrize("n", [1, 4, 16, 128, 784])
+def test_speedup_grows_with_sparsity(target, n: int) -> None:
+    gains = [expected_speedup(matmul(1024, 1024, n, s), target) for s in (0.0, 0.3, 0.5, 0.7, 0.9, 0.95, 0.98, 1.0)]
+    assert gains == sorted(gains)
+    assert gains[0] < WORTH_IT < gains[-1]
+
+
+@pytest.mark.parametrize(
+    ("work", "measured"),
+    [
+        (matmul(1024, 1024, 1, 0.9), 4.06),
+        (matmul(1024, 1024, 1, 0.95), 6.99),
+        (matmul(768, 3072, 1, 0.8), 2.47),
+        (matmul(512, 512, 128, 0.9), 10.4),
+        (matmul(768, 3072, 128, 0.8), 5.6),
+        (matmul(512, 512, 784, 0.95), 16.7),
+    ],
+)
+def test_speedup_is_near_what_was_measured_on_zen4(work: Workload, measured: float) -> None:
+    assert expected_speedup(work, ZEN4) == pytest.approx(measured, rel=0.3)
+
+
+def test_tall_blocks_gain_more_than_single_weights() -> None:
+    single = expected_speedup(matmul(1024, 1024, 784, 0.97), ZEN4)
+    assert expected_speedup(matmul(1024, 1024, 784, 0.97, "block", (16, 1)), ZEN4) > single
+
+
+def test_dropped_rows_gain_their_share() -> None:
+    assert expected_speedup(matmul(1024, 1024, 784, 0.5, "rows"), ZEN4) == pytest.approx(2.0, rel=0.01)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+@pytest.mark.parametrize("shape", [(1024, 1024, 1), (512, 512, 128), (10, 100, 1), (64, 64, 4)])
+def test_break_even_is_where_it_becomes_worth_it(target, shape: tuple[int, int, int]) -> None:
+    point = break_even_sparsity(matmul(*shape, 0.5), target)
+    assert 0 < point < 1
+    assert expected_speedup(matmul(*shape, min(1.0, point + 0.02)), target) >= WORTH_IT
+    assert expected_speedup(matmul(*shape, point - 0.02), target) < WORTH_IT
+
+
+def test_break_even_of_a_dense_layer_is_that_of_unstructured_pruning() -> None:
+    assert break_even_sparsity(matmul(512, 512, 1, 0.0, "dense"), ZEN4) == break_even_sparsity(
+        matmul(512, 512, 1, 0.5), ZEN4
+    )
+
+
+def test_depthwise_gains_less_than_a_full_convolution() -> None:
+    geometry = ConvGeometry(512, 14, 14, (3, 3), pads=(1, 1, 1, 1))
+    full = msgspec.structs.replace(matmul(512, 512 * 9, 196, 0.9), op="conv2d", conv=geometry)
+    depthwise = msgspec.structs.replace(
+        matmul(512, 9, 196, 0.9), op="conv2d", conv=msgspec.structs.replace(geometry, groups=512)
+    )
+    assert expected_speedup(depthwise, ZEN4) < expected_speedup(full, ZEN4) / 2
+
+
+def test_inspect_reports_every_layer_with_verdict_and_reason() -> None:
+    work = {
+        "pruned": matmul(1024, 1024, 128, 0.9),
+        "slightly": matmul(1024, 1024, 1, 0.43),
+        "not": matmul(64, 64, 1, 0.0, "dense"),
+        "hardly": matmul(64, 64, 1, 0.002, "dense"),
+        "blocks": matmul(1024, 1024, 128, 0.95, "block", (4, 1)),
+    }
+    layers = [Node(name, "matmul", [], [], domain="sparsetvm") for name in work]
+    graph = Graph("g", 21, [Node("other", "Relu", [], []), *layers], {}, [], [])
+    reports = inspect_layers(graph, work, ZEN4)
+    assert [r.name for r in reports] == list(work)
+    assert [r.verdict for r in reports] == ["sparse", "dense", "dense", "dense", "sparse"]
+    assert reports[0].reason.startswith("sparse: 90 % unstructured, 8.")
+    assert reports[0].reason.endswith("x expected")
+    assert reports[1].reason == "stays dense: 43 % sparse, break-even here is about 47 %"
+    assert reports[2].reason == "stays dense: it is not pruned"
+    assert reports[3].reason == "stays dense: only 0.2 % of its weights are zero"
+    assert reports[4].pattern == "block 4x1"
+    assert reports[1].expected_speedup == 1.0
+    assert (reports[0].shape, reports[0].nnz, reports[0].op) == ("matmul 1024x1024 n=128", 104858, "matmul")
+
+
+def test_inspect_leaves_out_layers_without_a_workload() -> None:
+    graph = Graph("g", 21, [Node("a", "matmul", [], [], domain="sparsetvm")], {}, [], [])
+    assert inspect_layers(graph, {}, ZEN4) == []
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 50), (50, 1), (3, 3)])
+def test_model_copes_with_tiny_and_empty_weights(shape: tuple[int, int]) -> None:
+    for weight in (np.zeros(shape), np.ones(shape), np.eye(*shape)):
+        work = msgspec.structs.replace(matmul(*shape, 1, 0.5), pattern=summarize(weight))
+        for target in TARGETS:
+            assert expected_speedup(work, target) > 0
+            assert 0 <= break_even_sparsity(work, target) <= 1
