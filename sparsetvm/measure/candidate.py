@@ -14,13 +14,12 @@ from sparsetvm.core.record import Status
 from sparsetvm.core.task import Task
 from sparsetvm.measure.buffers import GuardedBuffer
 from sparsetvm.measure.compile import SYMBOL, Built, FindTemplate, InvalidConfig, build, build_library, load_library
-from sparsetvm.measure.protocol import Build, Replies, Reply, Response, Retime, Run, SetTask, Stage
+from sparsetvm.measure.protocol import Build, Replies, Reply, Response, Retime, Run, SetTask, Stage, tells_of_memory
 from sparsetvm.measure.reference import TOLERANCE, Reference, make_reference, output_shape
 from sparsetvm.measure.timing import TimeCalls, time_evaluator, time_interleaved, time_repeats
 
 # Written before the first check: a value that the kernel leaves alone stays NaN and is found.
 _POISON = np.nan
-_MEMORY_WORDS = ("bad_alloc", "out of memory", "Cannot allocate memory", "MemoryError")
 
 
 class Trial:
@@ -174,8 +173,7 @@ class Session:
             return Reply("out_of_memory", message="a candidate ran out of memory")
         except Exception as problem:
             # Anything may come out of a candidate; it becomes a record with its status, never an error of the search.
-            text = str(problem)
-            failed: Status = "out_of_memory" if any(word in text for word in _MEMORY_WORDS) else status
+            failed: Status = "out_of_memory" if tells_of_memory(str(problem)) else status
             return Reply(failed, message=f"{type(problem).__name__}: {_first_line(problem)}")
 
 

@@ -17,7 +17,7 @@ from types import TracebackType
 from sparsetvm.core.target import Target
 from sparsetvm.errors import EnvironmentProblem
 from sparsetvm.measure import protocol
-from sparsetvm.measure.protocol import Request, Response, receive_message, send_message
+from sparsetvm.measure.protocol import Request, Response, receive_message, send_message, tells_of_memory
 
 _START_SECONDS = 120.0
 _STOP_SECONDS = 5.0
@@ -40,8 +40,7 @@ class WorkerDied(Exception):
     @property
     def out_of_memory(self) -> bool:
         """True when the output says so, or somebody else (the kernel) sent SIGKILL."""
-        words = ("bad_alloc", "out of memory", "MemoryError", "Cannot allocate memory")
-        return self.signal_name == "SIGKILL" or any(word in self.output for word in words)
+        return self.signal_name == "SIGKILL" or tells_of_memory(self.output)
 
     def describe(self) -> str:
         """One line: the signal and the last words."""

@@ -84,7 +84,14 @@ class Replies(msgspec.Struct, frozen=True, tag=True):
 Request = SetTask | Run | Build | Retime
 Response = Stage | Reply | Replies
 
+_MEMORY_WORDS = ("bad_alloc", "out of memory", "Cannot allocate memory", "Unable to allocate", "MemoryError")
+
 _Message = TypeVar("_Message")
+
+
+def tells_of_memory(text: str) -> bool:
+    """True when the words of an error say that memory ran out (TVM, LLVM, libstdc++ and numpy differ)."""
+    return any(word in text for word in _MEMORY_WORDS)
 
 
 def send_message(channel: socket.socket, message: Request | Response) -> None:

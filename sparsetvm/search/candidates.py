@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -62,8 +63,9 @@ class Candidates:
         return list(dict.fromkeys(choice.default for choice in self.choices))
 
     def sample(self, rng: random.Random) -> Config:
-        """A random config: first a template, so that large spaces do not drown small ones, then its knobs."""
-        return rng.choice(self.choices).space.sample(rng)
+        """A random config. Templates have a chance of the square root of their space, so that no small one drowns."""
+        weights = [math.sqrt(choice.space.cardinality) for choice in self.choices]
+        return rng.choices(self.choices, weights)[0].space.sample(rng)
 
     def neighbours(self, config: Config) -> list[Config]:
         choice = self.choice(config.template)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 import msgspec
@@ -59,24 +59,41 @@ class Measurer(Protocol):
 
 
 class Decision(Protocol):
-    """Why a record is used for a workload. kind: exact, compatible, near or none."""
+    """Why a record is used for a workload. kind: exact, compatible, near or none; source: where the record lies."""
 
     @property
     def kind(self) -> str: ...
     @property
     def record(self) -> Record | None: ...
     @property
-    def source(self) -> str: ...
+    def source(self) -> str | None: ...
     @property
-    def why(self) -> str: ...
+    def why(self) -> list[str]: ...
+
+
+Valid = Callable[[Config, int, str], bool]
+"""(config, template version, space fingerprint or "") -> the local template and space declare it."""
 
 
 class RecordIndex(Protocol):
-    """The part of the tuning log that the search reads."""
+    """The part of the tuning log that the search reads; see log.lookup.RecordIndex."""
 
-    def best(
-        self, workload: Workload, device: DeviceFingerprint, valid: Callable[[Record], bool], reuse: bool = True
-    ) -> Decision: ...
-    def seeds(self, workload: Workload, n: int) -> Sequence[Config]: ...
-    def training(self) -> Sequence[Record]: ...
-    def failed_configs(self, workload: Workload) -> frozenset[Config]: ...
+    def best(self, workload: Workload, device: DeviceFingerprint, valid: Valid, reuse: bool = True) -> Decision:
+        """The record that answers for the task, dense templates included."""
+        ...
+
+    def seeds(self, workload: Workload, n: int, device: DeviceFingerprint, valid: Valid) -> Sequence[Config]:
+        """Configs that were good for similar workloads."""
+        ...
+
+    def training(self, workload: Workload, device: DeviceFingerprint) -> Sequence[Record]:
+        """Records for the cost model, those of similar workloads first."""
+        ...
+
+    def measured(self, workload: Workload, device: DeviceFingerprint) -> Sequence[Record]:
+        """Every record of exactly this task."""
+        ...
+
+    def failed_configs(self, workload: Workload, device: DeviceFingerprint, valid: Valid) -> Collection[Config]:
+        """Configs that failed on exactly this task."""
+        ...

@@ -1,0 +1,137 @@
+"""The search of one task: its strategy, what was measured, and the best configs so far."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable, Sequence
+
+from sparsetvm.core.config import Config
+from sparsetvm.core.record import Record
+from sparsetvm.core.target import Target
+from sparsetvm.core.task import Task
+from sparsetvm.errors import NoCandidateError
+from sparsetvm.search.budget import TaskBudget, TuneOptions
+from sparsetvm.search.candidates import Candidates
+from sparsetvm.search.cost_model import CostModel, Sample, samples_of
+from sparsetvm.search.evolutionary import EvolutionarySearch
+from sparsetvm.search.trial import Measured
+
+_FOREIGN_SAMPLES = 400  # of other tasks: enough to rank the first batches, little enough to train in milliseconds
+
+
+class TaskSearch:
+    """State of one task's search. `earlier` are records of exactly this task: an interrupted run goes on from them."""
+
+    def __init__(
+        self,
+        task: Task,
+        candidates: Candidates,
+        target: Target,
+        options: TuneOptions,
+        *,
+        seed: int,
+        seeds: Sequence[Config] = (),
+        skip: Iterable[Config] = (),
+        training: Sequence[Record] = (),
+        earlier: Sequence[Record] = (),
+    ) -> None:
+        self.task = task
+        self.candidates = candidates
+        self.results: list[Measured] = []
+        self._best: dict[Config, float] = {}
+        self._failed: dict[Config, str] = {}
+        self._seeds = seeds
+        self._model = CostModel(task.workload, target, seed)
+        others = [record for record in training if record.workload != task.workload]
+        self._model.add(samples_of(others[:_FOREIGN_SAMPLES]))
+        self._foreign = min(len(others), _FOREIGN_SAMPLES)
+        if others:
+            self._model.fit()
+        rng = random.Random(f"{seed} {task.workload.id}")  # noqa: S311
+        self.strategy = EvolutionarySearch(candidates, task.workload, self._model, rng, skip)
+        self._skip = set(skip)
+        self.budget = TaskBudget(task.count, options.task_limit(dense_only=candidates.dense_only), options.patience)
+        self._go_on(earlier)
+
+    @property
+    def best_us(self) -> float:
+        return min(self._best.values(), default=math.inf)
+
+    @property
+    def dense_us(self) -> float | None:
+        """Best time of a dense config, None when none succeeded."""
+        return min((us for config, us in self._best.items() if self.candidates.is_dense(config)), default=None)
+
+    def next_batch(self, size: int) -> list[Config]:
+        """What to measure next: in the first round the defaults and seeds, later what the strategy proposes."""
+        if self.budget.rounds == 0:
+            first = [*self.candidates.first(), *(c for c in self._seeds if self.candidates.contains(c))]
+            fresh = [c for c in dict.fromkeys(first) if c not in self._best and c not in self._skip]
+            if fresh:
+                return fresh[: max(size, len(self.candidates.choices))]
+        batch = self.strategy.propose(min(size, max(0, self.budget.limit - self.budget.trials)))
+        self.budget.exhausted = not batch
+        return batch
+
+    def note(self, result: Measured) -> None:
+        """Take one result in as soon as it is there."""
+        self.results.append(result)
+        if result.ok:
+            self._best[result.config] = min(result.best_us, self._best.get(result.config, math.inf))
+        else:
+            self._failed[result.config] = f"{result.status}: {result.message}" if result.message else result.status
+
+    def end_round(self, results: Sequence[Measured]) -> None:
+        """Learn from a finished round."""
+        self.strategy.observe(results)
+        gain = self.strategy.expected_gain()
+        self.budget.observe([result.best_us for result in results], gain)
+
+    def learn_from(self, samples: Sequence[Sample]) -> None:
+        """Train on what other tasks of this run have measured."""
+        room = _FOREIGN_SAMPLES - self._foreign
+        chosen = [sample for sample in samples if sample.workload.op == self.task.workload.op][:room]
+        self._foreign += len(chosen)
+        self._model.add(chosen)
+
+    def finalists(self, top_k: int) -> list[Config]:
+        """The `top_k` fastest configs and the fastest dense one."""
+        ranked = sorted(self._best, key=self._best.__getitem__)
+        dense = [config for config in ranked if self.candidates.is_dense(config)]
+        return list(dict.fromkeys([*ranked[:top_k], *dense[:1]]))
+
+    def settle(self, finals: Sequence[Measured]) -> Measured:
+        """The winner of the final round; a dense config wins ties. A config that failed there is out.
+
+        Raises NoCandidateError when nothing has ever worked.
+        """
+        good = [result for result in finals if result.ok]
+        broken = {result.config for result in finals if not result.ok}
+        if good:
+            return min(good, key=lambda r: (r.best_us, not self.candidates.is_dense(r.config)))
+        rest = {config: us for config, us in self._best.items() if config not in broken}
+        if rest:
+            config = min(rest, key=rest.__getitem__)
+            return Measured(config=config, status="ok", times_us=(rest[config],))
+        first = next(iter(self._failed.values()), "")
+        raise NoCandidateError(
+            f"none of {len(self._failed)} candidates works; the first failed with {first}",
+            layer=self.task.name,
+            hint="run `sparsetvm doctor`; if it finds nothing, report the failure with the tuning log",
+        )
+
+    def _go_on(self, earlier: Sequence[Record]) -> None:
+        known = [
+            Measured(config=r.config, status=r.status, times_us=r.times_us, message=r.message)
+            for r in earlier
+            if r.stage == "search" and self.candidates.contains(r.config)
+        ]
+        if known:
+            for result in known:
+                self.note(result)
+            self.results.clear()  # they are no trials of this run
+            self.strategy.observe(known)
+            self.budget.observe([result.best_us for result in known], self.strategy.expected_gain())
+            missing = any(c not in self._best and c not in self._failed for c in self.candidates.first())
+            self.budget.rounds = 0 if missing else self.budget.rounds

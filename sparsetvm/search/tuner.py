@@ -1,0 +1,344 @@
+"""Tuning of all tasks of a model: reuse what is known, search the rest, re-time the best beside dense.
+
+1. Each task asks the log. An exact record needs no trial, a compatible one needs one measurement.
+2. Tasks of one family with nearly equal patterns are searched once; the others check the winner.
+3. Rounds go to the tasks where they are expected to save most, until the limits are reached.
+4. The best configs of a task and its best dense one are timed side by side; dense wins unless it is slower.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from sparsetvm.core.config import Config
+from sparsetvm.core.record import Record
+from sparsetvm.core.results import Event, Progress
+from sparsetvm.core.target import Target, device_fingerprint
+from sparsetvm.core.task import Task
+from sparsetvm.errors import NoCandidateError
+from sparsetvm.schedules.base import matching
+from sparsetvm.search.budget import Deadline, TuneOptions, next_task
+from sparsetvm.search.candidates import Candidates, Matching, candidates_of
+from sparsetvm.search.cost_model import Sample
+from sparsetvm.search.outcome import Origin, RecordMaker, RecordStage, TaskOutcome, TuningInterrupted, count_statuses
+from sparsetvm.search.task_search import TaskSearch
+from sparsetvm.search.trial import Decision, Measured, Measurer, RecordIndex, Valid
+
+JournalAppend = Callable[[list[Record]], None]
+
+_SEEDS = 4
+_CHECK_ROUNDS = 3
+_DENSITY_TOLERANCE, _IMBALANCE_TOLERANCE = 0.10, 0.25
+_TRIAL_SECONDS = 0.3  # a guess, until some were measured
+
+
+def tune_tasks(
+    tasks: Sequence[Task],
+    target: Target,
+    options: TuneOptions,
+    index: RecordIndex,
+    journal_append: JournalAppend,
+    measurer: Measurer,
+    progress: Progress,
+    seed: int = 0,
+    *,
+    templates: Matching = matching,
+    clock: Callable[[], float] = time.monotonic,
+) -> list[TaskOutcome]:
+    """Choose a config for each task, in the order of `tasks`.
+
+    Every measurement is handed to `journal_append` as soon as it is there. Raises NoCandidateError, which names the
+    layer, when no candidate of a task works, and TuningInterrupted on Ctrl-C, after the workers were stopped.
+    """
+    tuner = _Tuner(tasks, target, options, index, journal_append, measurer, progress, seed, templates, clock)
+    try:
+        return tuner.run()
+    except KeyboardInterrupt:
+        measurer.close()
+        raise TuningInterrupted(tuner.known()) from None
+
+
+class _Tuner:
+    """State of one `tune_tasks`. Tasks are known by their position."""
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        target: Target,
+        options: TuneOptions,
+        index: RecordIndex,
+        journal_append: JournalAppend,
+        measurer: Measurer,
+        progress: Progress,
+        seed: int,
+        templates: Matching,
+        clock: Callable[[], float],
+    ) -> None:
+        self._tasks = tasks
+        self._target = target
+        self._options = options
+        self._index = index
+        self._append = journal_append
+        self._measurer = measurer
+        self._progress = progress
+        self._seed = seed
+        self._device = device_fingerprint(target)
+        self._deadline = Deadline(options.seconds, clock)
+        self._records = RecordMaker(self._device, seed, options.run)
+        self._candidates = [self._candidates_of(task, templates) for task in tasks]
+        self._outcomes: dict[int, TaskOutcome] = {}
+        self._searches: dict[int, TaskSearch] = {}
+        self._followers: dict[int, int] = {}
+        self._checks: dict[int, int] = {}
+        self._trials = 0
+        self._busy_seconds = 0.0
+        self._measured = 0
+
+    def run(self) -> list[TaskOutcome]:
+        for at in range(len(self._tasks)):
+            self._reuse(at)
+        self._group([at for at in range(len(self._tasks)) if at not in self._outcomes])
+        self._search()
+        for at in self._searches:
+            self._finish(at)
+        for at, leader in self._followers.items():
+            self._follow(at, leader)
+        return [self._outcomes[at] for at in range(len(self._tasks))]
+
+    def known(self) -> list[TaskOutcome]:
+        """Outcomes so far; tasks in the middle of their search with their best config."""
+        for at, search in self._searches.items():
+            if at not in self._outcomes and search.best_us < float("inf"):
+                self._conclude(at, search.settle([]), "interrupted before the final round")
+        return [self._outcomes[at] for at in sorted(self._outcomes)]
+
+    # Step 1. Reuse.
+
+    def _candidates_of(self, task: Task, templates: Matching) -> Candidates:
+        candidates = candidates_of(task.workload, self._target, templates)
+        if not candidates.choices:
+            raise NoCandidateError(
+                f"no schedule template matches {task.workload.describe()} on {self._target}", layer=task.name
+            )
+        return candidates
+
+    def _reuse(self, at: int) -> None:
+        """Settle the task from the log if the rules of reuse allow it."""
+        task, candidates = self._tasks[at], self._candidates[at]
+        decision = self._index.best(task.workload, self._device, _validator(candidates), self._options.reuse)
+        record = decision.record
+        if record is None or decision.kind not in ("exact", "compatible"):
+            return
+        if decision.kind == "exact" and record.stage != "search":
+            source: Origin = "shipped" if decision.source == "shipped" else "exact"
+            self._outcomes[at] = TaskOutcome(
+                task, record.config, source, record.best_us, self._known_dense(at), why=_reason(decision)
+            )
+            self._tell("task_end", at, f"reused ({source})", best_us=record.best_us)
+        elif decision.kind == "compatible" and self._deadline.left() > 0:
+            self._check_compatible(at, record, decision)
+
+    def _check_compatible(self, at: int, record: Record, decision: Decision) -> None:
+        task = self._tasks[at]
+        checked = self._retime(at, [record.config], "check")[0]
+        if not checked.ok:
+            self._tell("note", at, f"the known config no longer works ({checked.status}): searching")
+            return
+        self._outcomes[at] = TaskOutcome(
+            task, record.config, "compatible", checked.best_us, self._known_dense(at), 0, self._checks[at],
+            why=_reason(decision),
+        )  # fmt: skip
+        self._tell("task_end", at, "reused (compatible), measured once", best_us=checked.best_us)
+
+    def _known_dense(self, at: int) -> float | None:
+        """Best known time of a dense config of this shape: the pattern does not matter to dense kernels."""
+        workload, candidates = self._tasks[at].workload, self._candidates[at]
+        family = workload.family
+        times = {
+            (record.stage == "search", record.best_us)
+            for record in self._index.training(workload, self._device)
+            if record.status == "ok"
+            and record.device.model == self._device.model
+            and candidates.is_dense(record.config)
+            and (record.workload == workload or record.workload.family == family)
+        }
+        return min(times)[1] if times else None
+
+    # Step 2. Groups.
+
+    def _group(self, waiting: list[int]) -> None:
+        """Tasks whose pattern hardly differs from an earlier one follow it; the others are searched."""
+        for at in waiting:
+            leader = next((other for other in self._searches if self._alike(other, at)), None)
+            if leader is not None:
+                self._followers[at] = leader
+                self._searches[leader].budget.count += self._tasks[at].count
+            else:
+                self._searches[at] = self._make_search(at)
+
+    def _alike(self, leader: int, at: int) -> bool:
+        ours, theirs = self._tasks[at].workload, self._tasks[leader].workload
+        return (
+            ours.family == theirs.family
+            and abs(ours.pattern.density - theirs.pattern.density) <= _DENSITY_TOLERANCE * theirs.pattern.density
+            and abs(ours.pattern.row_imbalance - theirs.pattern.row_imbalance)
+            <= _IMBALANCE_TOLERANCE * theirs.pattern.row_imbalance
+        )
+
+    def _make_search(self, at: int) -> TaskSearch:
+        task, candidates = self._tasks[at], self._candidates[at]
+        if not self._options.reuse:
+            return TaskSearch(task, candidates, self._target, self._options, seed=self._seed)
+        valid, workload = _validator(candidates), task.workload
+        return TaskSearch(
+            task,
+            candidates,
+            self._target,
+            self._options,
+            seed=self._seed,
+            seeds=self._index.seeds(workload, _SEEDS, self._device, valid),
+            skip=self._index.failed_configs(workload, self._device, valid),
+            training=self._index.training(workload, self._device),
+            earlier=[
+                r for r in self._index.measured(workload, self._device) if valid(r.config, r.template_version, "")
+            ],
+        )
+
+    # Step 3. Search.
+
+    def _search(self) -> None:
+        order = sorted(
+            self._searches,
+            key=lambda at: -self._searches[at].budget.count * self._tasks[at].workload.dense_flops,
+        )
+        for at in order:
+            if self._searches[at].budget.rounds == 0 and self._may_go_on():
+                self._tell("task_start", at, self._tasks[at].workload.describe())
+                self._round(at)
+        budgets = [self._searches[at].budget for at in order]
+        while self._may_go_on():
+            chosen = next_task(budgets)
+            if chosen is None:
+                return
+            self._round(order[chosen])
+
+    def _round(self, at: int) -> None:
+        search = self._searches[at]
+        size = self._options.preset.batch
+        if self._options.trials is not None:
+            size = min(size, self._options.trials - self._trials)
+        configs = search.next_batch(size)
+        if not configs:
+            return
+        began = self._deadline.now()
+        results = self._measurer.measure(self._tasks[at], configs, lambda result: self._note(at, result))
+        self._busy_seconds += self._deadline.now() - began
+        self._measured += len(results)
+        search.end_round(results)
+        samples = [Sample(self._tasks[at].workload, r.config, r.best_us) for r in results if r.ok]
+        for other, theirs in self._searches.items():
+            if other != at:
+                theirs.learn_from(samples)
+
+    def _note(self, at: int, result: Measured) -> None:
+        """Journal one result at once: whatever happens next, it is kept."""
+        self._append([self._records.record(self._tasks[at], self._candidates[at], result, "search")])
+        self._trials += 1
+        search = self._searches[at]
+        search.note(result)
+        data: dict[str, float | str] = {"status": result.status, "trial": len(search.results)}
+        if result.ok:
+            data.update(time_us=result.best_us, best_us=search.best_us)
+        self._tell("trial", at, str(result.config) if result.ok else result.message, **data)
+
+    def _may_go_on(self) -> bool:
+        """True while trials are left, and time for them beside what the final rounds need."""
+        if self._options.trials is not None and self._trials >= self._options.trials:
+            return False
+        each = self._busy_seconds / self._measured if self._measured else _TRIAL_SECONDS
+        finals = len(self._searches) * (self._options.preset.top_k + 1) + 2 * len(self._followers)
+        return self._deadline.left() > each * finals
+
+    # Step 4. Final rounds.
+
+    def _finish(self, at: int) -> None:
+        search = self._searches[at]
+        finalists = search.finalists(self._options.preset.top_k)
+        if not finalists and not search.results:
+            self._take_default(at, "the limits were reached before its first trial")
+            return
+        finals: list[Measured] = []
+        if finalists and self._deadline.left() > 0:
+            finals = self._retime(at, finalists, "final")
+        self._conclude(at, search.settle(finals), "", finals)
+
+    def _conclude(self, at: int, winner: Measured, why: str, finals: Sequence[Measured] = ()) -> None:
+        search, candidates = self._searches[at], self._candidates[at]
+        dense = [r.best_us for r in finals if r.ok and candidates.is_dense(r.config)]
+        source: Origin = "dense" if candidates.is_dense(winner.config) else "tuned"
+        self._outcomes[at] = TaskOutcome(
+            self._tasks[at], winner.config, source, winner.best_us, min(dense, default=search.dense_us),
+            len(search.results), self._checks.get(at, 0), count_statuses(search.results), why,
+            search.strategy.correlation,
+        )  # fmt: skip
+        self._tell("task_end", at, source, best_us=winner.best_us, trials=len(search.results))
+
+    def _follow(self, at: int, leader: int) -> None:
+        """Take the leader's config if it holds against the task's own default."""
+        task, candidates, led = self._tasks[at], self._candidates[at], self._outcomes[leader]
+        why = f"same shape and nearly the same pattern as {led.task.name}"
+        wanted = [c for c in dict.fromkeys([led.config, candidates.default]) if candidates.contains(c)]
+        if led.source == "default" or self._deadline.left() <= 0:
+            if led.source == "default" or not candidates.contains(led.config):
+                self._take_default(at, "the limits were reached before its first trial")
+            else:
+                self._outcomes[at] = TaskOutcome(task, led.config, "compatible", None, led.dense_us, why=why)
+            return
+        good = [r for r in self._retime(at, wanted, "check") if r.ok]
+        if not good:
+            dense = [c for c in candidates.first() if candidates.is_dense(c) and c not in wanted]
+            good = [r for r in self._retime(at, dense, "check") if r.ok] if dense else []
+        if not good:
+            raise NoCandidateError(
+                f"neither the config of '{led.task.name}' nor the defaults work", layer=task.name,
+                hint="run `sparsetvm doctor`; if it finds nothing, report the failure with the tuning log",
+            )  # fmt: skip
+        best = min(good, key=lambda r: r.best_us)
+        source: Origin = "dense" if candidates.is_dense(best.config) else "compatible"
+        self._outcomes[at] = TaskOutcome(
+            task, best.config, source, best.best_us, led.dense_us, 0, self._checks[at], why=why
+        )
+        self._tell("task_end", at, why, best_us=best.best_us)
+
+    def _take_default(self, at: int, why: str) -> None:
+        self._outcomes[at] = TaskOutcome(self._tasks[at], self._candidates[at].default, "default", why=why)
+        self._tell("note", at, f"default config: {why}")
+
+    def _retime(self, at: int, configs: list[Config], stage: RecordStage) -> list[Measured]:
+        rounds = self._options.preset.final_rounds if stage == "final" else _CHECK_ROUNDS
+        results = self._measurer.retime(self._tasks[at], configs, rounds)
+        self._append([self._records.record(self._tasks[at], self._candidates[at], r, stage) for r in results])
+        if stage == "check":
+            self._checks[at] = self._checks.get(at, 0) + len(results)
+        return results
+
+    def _tell(self, kind: str, at: int, message: str, **data: float | str) -> None:
+        self._progress(Event(kind=kind, task=self._tasks[at].name, message=message, data=data))
+
+
+def _validator(candidates: Candidates) -> Valid:
+    def valid(config: Config, version: int, space: str) -> bool:
+        choice = candidates.choice(config.template)
+        return (
+            choice is not None
+            and choice.version == version
+            and space in ("", choice.space.fingerprint)
+            and choice.space.contains(config)
+        )
+
+    return valid
+
+
+def _reason(decision: Decision) -> str:
+    return decision.why[0] if decision.why else ""
