@@ -131,13 +131,15 @@ def _surprise(pieces: int, broken: int, cells: float, density: float) -> float:
 
 
 def _n_of_m(mask: np.ndarray, nnz: int) -> tuple[int, int] | None:
-    """(n, m) when (almost) all groups of m along K hold exactly n non-zeros and none holds more; the smallest m."""
+    """(n, m) when K is a multiple of m, (almost) all groups of m hold exactly n non-zeros, and none holds more.
+
+    2:4 is 4:8 as well: the smallest m is named.
+    """
     density = nnz / mask.size
     for size in N_M_GROUPS:
-        whole = mask.shape[1] // size * size
-        if whole < mask.shape[1] - size + 1 or whole == 0:
-            continue
-        counts = np.add.reduce(mask[:, :whole].reshape(-1, size), axis=1, dtype=np.uint8)
+        if mask.shape[1] % size:
+            break
+        counts = np.add.reduce(mask.reshape(-1, size), axis=1, dtype=np.uint8)
         most = int(counts.max())
         if most in (0, size):
             continue

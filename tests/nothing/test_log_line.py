@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -55,10 +56,8 @@ def test_line_with_one_changed_byte_is_refused_or_equal(data: st.DataObject) -> 
     line = bytearray(encode_line(record())[:-1])
     place = data.draw(st.integers(0, len(line) - 1))
     line[place] = data.draw(st.integers(0, 255))
-    try:
+    with contextlib.suppress(BadLine, NewerSchema):
         assert decode_line(bytes(line))[1] == record()
-    except (BadLine, NewerSchema):
-        pass
 
 
 @settings(max_examples=200, deadline=None)

@@ -72,10 +72,10 @@ def test_log_files_of_a_folder_that_is_not_there_yet_are_none(tmp_path: Path) ->
 
 
 def test_missing_records_are_an_error_that_names_where_they_were_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(LogError, match="--records: no tuning log at gone.jsonl"):
+    with pytest.raises(LogError, match=r"--records: no tuning log at gone\.jsonl"):
         location.log_files(None, ["gone.jsonl"])
     monkeypatch.setenv("SPARSETVM_RECORDS", "gone.jsonl")
-    with pytest.raises(LogError, match="SPARSETVM_RECORDS: no tuning log at gone.jsonl"):
+    with pytest.raises(LogError, match=r"SPARSETVM_RECORDS: no tuning log at gone\.jsonl"):
         location.log_files(None)
 
 

@@ -67,6 +67,11 @@ def test_summarize_does_not_claim_n_of_m_when_a_group_holds_more() -> None:
     assert summarize(weight).kind == "unstructured"
 
 
+def test_summarize_does_not_claim_n_of_m_when_k_is_no_multiple_of_m() -> None:
+    weight = n_of_m(np.random.default_rng(5), (128, 256), 2, 4)[:, :254]
+    assert summarize(weight).kind == "unstructured"
+
+
 def test_summarize_finds_whole_rows_and_columns() -> None:
     weight = np.ones((64, 576), np.float32)
     weight[::3] = 0
@@ -135,7 +140,7 @@ def test_large_random_mask_of_the_density_of_a_structure_is_unstructured(density
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from(BLOCKS + [(1, 1)]), st.floats(0, 1), st.integers(0, 99))
+@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([*BLOCKS, (1, 1)]), st.floats(0, 1), st.integers(0, 99))
 def test_summary_of_any_matrix_is_consistent(m: int, k: int, block: tuple[int, int], density: float, seed: int) -> None:
     weight = blocked(np.random.default_rng(seed), (m, k), block, density)
     found = summarize(weight)
