@@ -6,6 +6,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/venv.sh
 
+# Not the clone's own tuning_logs/: those records are shipped with the package.
+export SPARSETVM_LOG_DIR="${SPARSETVM_LOG_DIR:-$PWD/.venv/tuning_logs}"
 begun=$SECONDS
 make_venv quickstart -e . "onnxruntime>=1.20"
 sparsetvm=.venv/bin/sparsetvm

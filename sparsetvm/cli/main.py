@@ -67,8 +67,13 @@ class LazyGroup(click.Group):
             code = super().main(argv, *rest, **extra)
         except SparseTvmError as error:
             code = _report_known(session, error)
-        except (click.exceptions.Abort, KeyboardInterrupt):
-            code = _report_known(session, Interrupted("interrupted"))
+        except click.exceptions.Abort as abort:
+            # click turns Ctrl-C into Abort, and EOFError too, which nothing here raises on purpose.
+            cause = abort.__cause__
+            if isinstance(cause, EOFError):
+                code = _report_bug(session, cause, argv)
+            else:
+                code = _report_known(session, Interrupted("interrupted"))
         except click.ClickException as error:
             error.show()
             session.emit_error("UsageError", error.format_message(), None, None, error.exit_code)
