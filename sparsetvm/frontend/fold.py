@@ -19,13 +19,16 @@ _MAX_FOLDED_BYTES = 64 << 20
 _MAX_GROWTH = 4
 
 # Random numbers must not be frozen; the reference runs old BatchNormalizations in training mode; the others take time
-# that no size limit bounds.
+# that no size limit bounds, or have no reference for old opsets.
 _NEVER = words(
     """
     BatchNormalization Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike
     Conv ConvTranspose DeformConv GRU LSTM RNN If Loop Scan MaxPool AveragePool LpPool Einsum GridSample RoiAlign
+    GlobalLpPool MaxRoiPool Scatter Softmax LogSoftmax Hardmax
     """
 )
+# The first opset with a reference implementation, where older ones mean the same.
+_REFERENCE_FROM = {"DequantizeLinear": 19}
 
 
 def fold_node(
@@ -42,6 +45,7 @@ def fold_node(
     written = sum(math.prod(value.shape) * np.dtype(value.dtype).itemsize for value in outputs)
     if written > max(_MAX_FOLDED_BYTES, _MAX_GROWTH * read):
         return None
+    opset = max(opset, _REFERENCE_FROM.get(node.op_type, 0))
     graph = helper.make_graph(
         [node], "fold", [value_info(inputs[name]) for name in arrays], [value_info(value) for value in outputs]
     )

@@ -27,6 +27,7 @@ _FLOAT32_OPS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 _MAX_DEPTH = 16
 # Operators whose outputs after the first may be left out: masks, indices and statistics for training.
 _OPTIONAL_OUTPUTS = ("BatchNormalization", "Dropout", "LayerNormalization", "MaxPool")
+_CONTROL_FLOW = ("If", "Loop", "Scan")
 _KEEPS_SIZE = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
 
@@ -130,19 +131,19 @@ class GraphImporter:
         if node.op_type == "Constant" and not node.domain and len(node.output) == 1:
             self._set_constant(node.output[0], constant_data(node, shown))
             return True
-        if node.domain or not defs.has(node.op_type, self.opset, node.domain):
+        if node.domain or node.op_type in _CONTROL_FLOW or not defs.has(node.op_type, self.opset, node.domain):
+            return False
+        inputs = [self.values[name] if name else None for name in node.input]
+        constant = all(value is None or value.is_constant for value in inputs)
+        if not constant and not is_supported(node.op_type, node.domain):
             return False
         check_node(node, self.opset, shown)
-        inputs = [self.values[name] if name else None for name in node.input]
         if node.op_type == "Shape":
             self._set_constant(node.output[0], shape_data(node, inputs[0]))
             return True
         if node.op_type == "Size" and inputs[0] is not None:
             self._set_constant(node.output[0], np.array(int(np.prod(inputs[0].shape, dtype=np.int64)), np.int64))
             return True
-        constant = all(value is None or value.is_constant for value in inputs)
-        if not constant and not is_supported(node.op_type, node.domain):
-            return False
         outputs = infer_outputs(node, self.values, self.opset, shown)
         if constant:
             folded = fold_node(node, self.values, outputs, self.opset, shown)

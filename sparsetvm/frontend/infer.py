@@ -46,7 +46,11 @@ def check_node(node: onnx.NodeProto, opset: int, layer: str) -> None:
     try:
         onnx.checker.check_node(node, context)
     except onnx.checker.ValidationError as error:
-        raise ModelError(f"not a valid {node.op_type}: {_first_line(error)}", layer=layer) from error
+        raise ModelError(
+            f"not a valid {node.op_type}: {_first_line(error)}",
+            layer=layer,
+            hint="check it with onnx.checker.check_model(path, full_check=True)",
+        ) from error
 
 
 def _no_shape(node: onnx.NodeProto, inputs: Mapping[str, Value], output: str, error: str, layer: str) -> ModelError:
