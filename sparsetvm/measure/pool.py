@@ -67,6 +67,7 @@ class Measurer:
         self._task: Task | None = None
         self._request: SetTask | None = None
         self._home: tempfile.TemporaryDirectory[str] | None = None
+        self._batches = 0
 
     def start(self) -> None:
         """Start importing TVM in the background; the first measurement waits for it."""
@@ -197,12 +198,14 @@ class Measurer:
 
     def _library(self, index: int) -> Path:
         home = "" if self._home is None else self._home.name
-        return Path(home, f"candidate{index}.so")
+        # Never the same name twice: a loader hands out what it has loaded from that path before.
+        return Path(home, f"candidate{self._batches}_{index}.so")
 
     def _build_all(self, configs: Sequence[Config]) -> dict[int, Measured]:
         """Compile a batch in parallel builders while nothing is timed; results by index, ok with a library."""
         for old in Path("" if self._home is None else self._home.name).glob("candidate*"):
             old.unlink()
+        self._batches += 1
         waiting = list(range(len(configs)))[::-1]
         busy: dict[WorkerProcess, tuple[int, float]] = {}
         idle: list[WorkerProcess] = []

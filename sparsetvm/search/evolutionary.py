@@ -9,10 +9,12 @@ import math
 import random
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from sparsetvm.core.config import Config
 from sparsetvm.core.workload import Workload
 from sparsetvm.search.candidates import Candidates
-from sparsetvm.search.cost_model import CostModel, Sample
+from sparsetvm.search.cost_model import CostModel, Sample, spearman
 from sparsetvm.search.random_search import draw_unseen
 from sparsetvm.search.trial import Measured
 
@@ -23,6 +25,7 @@ _EPSILON = 0.2  # share of a batch that is random whatever the model says
 _LOCAL = 0.2  # share of a batch that is one step from the best measured configs: trees know little between samples
 _LOCAL_PARENTS = 3
 _CROSSOVER = 0.35
+_FORETOLD, _MIN_FORETOLD = 32, 6
 _MIN_CORRELATION = 0.3  # below this the model's promises are not believed
 
 
@@ -44,7 +47,7 @@ class EvolutionarySearch:
         self._seen: set[Config] = set(skip)
         self._times: dict[Config, float] = {}
         self._best_promise: float | None = None
-        self.correlation: float | None = None  # Spearman, of the last batch before the model had seen it
+        self._foretold: list[tuple[float, float]] = []  # (predicted, measured) of configs the model had not seen
 
     def propose(self, n: int) -> list[Config]:
         """The `n` configs predicted fastest among children and random ones, a share of them random."""
@@ -63,7 +66,7 @@ class EvolutionarySearch:
     def observe(self, results: Sequence[Measured]) -> None:
         """Take results in, note how well they were predicted, train again."""
         samples = [Sample(self._workload, r.config, r.best_us) for r in results if r.status != "invalid"]
-        self.correlation = self._model.rank_correlation(samples)
+        self._compare([sample for sample in samples if math.isfinite(sample.time_us)])
         self._seen.update(r.config for r in results)
         for result in results:
             if result.ok:
@@ -81,9 +84,21 @@ class EvolutionarySearch:
             pool = self._rank(self._pool())[:1]
             self._best_promise = float(self._model.predict_us(pool)[0]) if pool else math.inf
         best = min(self._times.values())
-        if self.correlation is not None and self.correlation < _MIN_CORRELATION:
+        correlation = self.rank_correlation
+        if correlation is not None and correlation < _MIN_CORRELATION:
             return None
         return max(0.0, 1.0 - self._best_promise / best)
+
+    @property
+    def rank_correlation(self) -> float | None:
+        """Spearman of predictions made before the measurement, over the last batches; None for too few."""
+        recent = np.array(self._foretold[-_FORETOLD:])
+        return spearman(recent[:, 0], recent[:, 1]) if len(recent) >= _MIN_FORETOLD else None
+
+    def _compare(self, samples: Sequence[Sample]) -> None:
+        if self._model.trained and samples:
+            predicted = self._model.predict_us([sample.config for sample in samples])
+            self._foretold += [(float(p), s.time_us) for p, s in zip(predicted, samples, strict=True)]
 
     def _unguided(self, n: int) -> list[Config]:
         """Before there is a model: half around what is known to be good, half random."""

@@ -25,7 +25,7 @@ class TaskOutcome:
 
     source: as in TaskReport. best_us, dense_us: microseconds, None when not measured. trials: search trials of this
     run; checks: its measurements that only confirmed a known config. statuses: of the trials. why: one sentence.
-    rank_correlation: Spearman, of the cost model's last batch before it had seen it.
+    rank_correlation: Spearman of the cost model's predictions and the times measured after them, None for too few.
     """
 
     task: Task

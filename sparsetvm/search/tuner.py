@@ -280,7 +280,7 @@ class _Tuner:
         self._outcomes[at] = TaskOutcome(
             self._tasks[at], winner.config, source, winner.best_us, min(dense, default=search.dense_us),
             len(search.results), self._checks.get(at, 0), count_statuses(search.results), why,
-            search.strategy.correlation,
+            search.strategy.rank_correlation,
         )  # fmt: skip
         self._tell("task_end", at, source, best_us=winner.best_us, trials=len(search.results))
 

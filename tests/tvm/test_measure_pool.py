@@ -123,9 +123,12 @@ def test_measurer_builds_in_parallel_when_it_may(task: Task) -> None:
     kinds = ["good", "build_crash", "build_error", "segfault", "wrong", "build_hang"]
     with make_measurer(jobs=2, build_timeout=3.0) as own:
         results = own.measure(task, [faulty(kind) for kind in kinds])
+        # A second batch must not run the libraries of the first.
+        second = own.measure(task, [faulty(kind, 1) for kind in ("wrong", "good", "good")])
         home = Path(own._home.name)
     expected = ["ok", "crash", "compile_error", "crash", "wrong_answer", "compile_timeout"]
     assert [r.status for r in results] == expected
+    assert [r.status for r in second] == ["wrong_answer", "ok", "ok"]
     assert results[0].build_seconds > 0
     assert not home.exists()
 
