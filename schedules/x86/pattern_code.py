@@ -22,7 +22,7 @@ from sparsetvm.schedules.x86.geometry import TapGeometry, supports_taps, tap_geo
 from sparsetvm.core.config import Config
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
-from sparsetvm.formats.pattern_asm import CodePlan, Epilog, Piece, emit_pieces, llvm_function
+from sparsetvm.formats.pattern_asm import CodePlan, Epilog, Piece, emit_pieces, llvm_function, prefetch_functions
 from sparsetvm.space.knobs import Choice, Ordered
 from sparsetvm.space.space import Space
 
@@ -97,15 +97,32 @@ def _host(workload: Workload, geometry: TapGeometry, packed: Packed, threads: in
     pieces: list[Piece] = packed.meta["pieces"]
     weights = packed.arrays[0]
     functions = "".join(llvm_function(f"{symbol}_p{i}", piece.code) for i, piece in enumerate(pieces))
+    functions += prefetch_functions(symbol, len(pieces))
     by_rows = threads > 1 and geometry.total_tiles < 2 * threads
     with tir.prim_func(symbol) as ib:
         x, r, (w, b, k), y = layer_args(workload, packed)
 
+        def prefetch(i: int, first: Any, lines: Any, step: Any, weight_lines: Any = 0) -> None:
+            at = tirx.min(pieces[i].weight + step * weight_lines * 16, weights.size - 1)
+            as_i32 = lambda v: tirx.const(v, "int32") if isinstance(v, int) else v  # noqa: E731
+            tb.evaluate(
+                tirx.call_extern(
+                    "int32", f"{symbol}_f{i}", as_i32(first), as_i32(lines), tirx.address_of(w[at]),
+                    as_i32(weight_lines),
+                )
+            )  # fmt: skip
+
         def run(lo: Any, hi: Any, chosen: list[int]) -> None:
-            for i in chosen:
+            prefetch(chosen[0], 0, _lines(pieces[chosen[0]].code_bytes), tirx.const(0, "int32"))
+            for i, following in zip(chosen, [*chosen[1:], None], strict=True):
                 piece = pieces[i]
                 with tb.serial(hi - lo) as step:
                     at = lo + step
+                    if following is not None:
+                        # The next piece comes in while this one runs, a share of its lines per tile.
+                        share = tirx.floordiv(_lines(pieces[following].code_bytes), hi - lo) + 1
+                        weights_share = tirx.floordiv(_lines(4 * pieces[following].weights), hi - lo) + 1
+                        prefetch(following, step * share, share, step, weights_share)
                     image, tile = (at // geometry.tiles, at % geometry.tiles) if geometry.batch > 1 else (0, at)
                     yo = geometry.y0 + image * geometry.y_batch + tile * geometry.y_tile
                     xo = geometry.x0 + image * geometry.x_batch + tile * geometry.x_tile
@@ -144,6 +161,11 @@ def _host(workload: Workload, geometry: TapGeometry, packed: Packed, threads: in
                 with tb.parallel(threads) as worker:
                     run(worker * total // threads, (worker + 1) * total // threads, every)
     return ib.get()
+
+
+def _lines(size: int) -> int:
+    """Cache lines of `size` bytes."""
+    return -(-size // 64)
 
 
 def _share_rows(pieces: list[Piece], threads: int) -> list[list[int]]:
