@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from sparsetvm.measure.timing import TimeCalls, time_evaluator, time_interleaved
 
 # Written before the first check: a value that the kernel leaves alone stays NaN and is found.
 _POISON = np.nan
+_SHARE_ALL_CORES = -3  # TVM's ThreadGroup::kSpecifyThreadShareAllCore
 
 
 class Trial:
@@ -146,6 +148,7 @@ class Session:
     def _need_reference(self) -> Reference:
         if self._reference is None:
             self._respond(Stage("reference"))
+            _use_threads(self._target.threads)
             self._reference = make_reference(self._task.workload, self._task.weight, self._task.bias, self._seed)
         return self._reference
 
@@ -175,6 +178,15 @@ class Session:
             # Anything may come out of a candidate; it becomes a record with its status, never an error of the search.
             failed: Status = "out_of_memory" if tells_of_memory(str(problem)) else status
             return Reply(failed, message=f"{type(problem).__name__}: {_first_line(problem)}")
+
+
+def _use_threads(count: int) -> None:
+    """Set TVM's pool up as the deployed module will: `count` threads that share all cores, none bound to one."""
+    import tvm
+
+    if count > 1:
+        cores = [str(core) for core in sorted(os.sched_getaffinity(0))]
+        tvm.get_global_func("runtime.config_threadpool")(_SHARE_ALL_CORES, count, cores, len(cores))
 
 
 def _with_build_time(reply: Reply, seconds: float) -> Reply:

@@ -22,6 +22,7 @@ from sparsetvm.measure.protocol import Request, Response, receive_message, send_
 _START_SECONDS = 120.0
 _STOP_SECONDS = 5.0
 _TAIL = 4096
+_TRACE = ('File "', "at ", "[bt]")  # lines of a stack trace say less than the line before it
 
 
 class WorkerTimedOut(Exception):
@@ -44,7 +45,8 @@ class WorkerDied(Exception):
 
     def describe(self) -> str:
         """One line: the signal and the last words."""
-        last = [line.strip() for line in self.output.splitlines() if line.strip()]
+        lines = [line.strip() for line in self.output.splitlines()]
+        last = [line for line in lines if line and not line.startswith(_TRACE)]
         return f"worker died of {self}" + (f": {last[-1][:200]}" if last else "")
 
 
