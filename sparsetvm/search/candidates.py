@@ -7,10 +7,12 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from sparsetvm.analysis.roofline import WORTH_IT, expected_speedup
 from sparsetvm.core.config import Config
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
 from sparsetvm.schedules.base import Template, matching
+from sparsetvm.search.trial import Valid
 from sparsetvm.space.space import Space
 
 Matching = Callable[[Workload, Target], Sequence[Template]]
@@ -59,8 +61,8 @@ class Candidates:
         return choice is not None and choice.dense
 
     def first(self) -> list[Config]:
-        """The defaults of all templates, the default config of the task first, no config twice."""
-        return list(dict.fromkeys(choice.default for choice in self.choices))
+        """The defaults of all templates: that of the task, then dense ones, then the others."""
+        return [self.default, *(c.default for c in sorted(self.choices[1:], key=lambda choice: not choice.dense))]
 
     def sample(self, rng: random.Random) -> Config:
         """A random config. Templates have a chance of the square root of their space, so that no small one drowns."""
@@ -85,9 +87,25 @@ class Candidates:
 
 def candidates_of(workload: Workload, target: Target, templates: Matching = matching) -> Candidates:
     """Candidates of a workload; `choices` is empty when no template matches."""
-    return Candidates(
-        tuple(
-            TemplateChoice(t.name, t.version, t.dense, t.space(workload, target), t.default(workload, target))
-            for t in templates(workload, target)
+    choices = [
+        TemplateChoice(t.name, t.version, t.dense, t.space(workload, target), t.default(workload, target))
+        for t in templates(workload, target)
+    ]
+    if expected_speedup(workload, target) < WORTH_IT:
+        choices.sort(key=lambda choice: not choice.dense)  # stable: without tuning such a layer stays dense
+    return Candidates(tuple(choices))
+
+
+def validator(candidates: Candidates) -> Valid:
+    """What a record may select from: the configs that the local templates declare (see log.lookup.Valid)."""
+
+    def valid(config: Config, version: int, space: str) -> bool:
+        choice = candidates.choice(config.template)
+        return (
+            choice is not None
+            and choice.version == version
+            and space in ("", choice.space.fingerprint)
+            and choice.space.contains(config)
         )
-    )
+
+    return valid

@@ -41,7 +41,6 @@ class TaskSearch:
         self.results: list[Measured] = []
         self._best: dict[Config, float] = {}
         self._failed: dict[Config, str] = {}
-        self._seeds = seeds
         self._model = CostModel(task.workload, target, seed)
         others = [record for record in training if record.workload != task.workload]
         self._model.add(samples_of(others[:_FOREIGN_SAMPLES]))
@@ -50,9 +49,10 @@ class TaskSearch:
             self._model.fit()
         rng = random.Random(f"{seed} {task.workload.id}")  # noqa: S311
         self.strategy = EvolutionarySearch(candidates, task.workload, self._model, rng, skip)
-        self._skip = set(skip)
         self.budget = TaskBudget(task.count, options.task_limit(dense_only=candidates.dense_only), options.patience)
         self._go_on(earlier)
+        first = dict.fromkeys([*candidates.first(), *(c for c in seeds if candidates.contains(c))])
+        self._first = [c for c in first if c not in self._best and c not in self._failed and c not in set(skip)]
 
     @property
     def best_us(self) -> float:
@@ -64,13 +64,12 @@ class TaskSearch:
         return min((us for config, us in self._best.items() if self.candidates.is_dense(config)), default=None)
 
     def next_batch(self, size: int) -> list[Config]:
-        """What to measure next: in the first round the defaults and seeds, later what the strategy proposes."""
-        if self.budget.rounds == 0:
-            first = [*self.candidates.first(), *(c for c in self._seeds if self.candidates.contains(c))]
-            fresh = [c for c in dict.fromkeys(first) if c not in self._best and c not in self._skip]
-            if fresh:
-                return fresh[: max(size, len(self.candidates.choices))]
-        batch = self.strategy.propose(min(size, max(0, self.budget.limit - self.budget.trials)))
+        """What to measure next: first the defaults and seeds, then what the strategy proposes."""
+        size = min(size, max(0, self.budget.limit - self.budget.trials))
+        if self._first:
+            batch, self._first = self._first[:size], self._first[size:]
+            return batch
+        batch = self.strategy.propose(size)
         self.budget.exhausted = not batch
         return batch
 
@@ -133,5 +132,3 @@ class TaskSearch:
             self.results.clear()  # they are no trials of this run
             self.strategy.observe(known)
             self.budget.observe([result.best_us for result in known], self.strategy.expected_gain())
-            missing = any(c not in self._best and c not in self._failed for c in self.candidates.first())
-            self.budget.rounds = 0 if missing else self.budget.rounds

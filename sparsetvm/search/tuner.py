@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 
 from sparsetvm.core.config import Config
@@ -31,6 +32,7 @@ _SEEDS = 4
 _CHECK_ROUNDS = 3
 _DENSITY_TOLERANCE, _IMBALANCE_TOLERANCE = 0.10, 0.25
 _TRIAL_SECONDS = 0.3  # a guess, until some were measured
+_LEAST_SECONDS = 1e-3
 
 
 def tune_tasks(
@@ -92,8 +94,8 @@ class _Tuner:
         self._followers: dict[int, int] = {}
         self._checks: dict[int, int] = {}
         self._trials = 0
-        self._busy_seconds = 0.0
-        self._measured = 0
+        self._spent: defaultdict[int, float] = defaultdict(float)  # seconds of search trials by task
+        self._measured: Counter[int] = Counter()
 
     def run(self) -> list[TaskOutcome]:
         for at in range(len(self._tasks)):
@@ -154,14 +156,15 @@ class _Tuner:
     def _known_dense(self, at: int) -> float | None:
         """Best known time of a dense config of this shape: the pattern does not matter to dense kernels."""
         workload, candidates = self._tasks[at].workload, self._candidates[at]
-        family = workload.family
+        family, sizes = workload.family, (workload.m, workload.k, workload.n)
         times = {
             (record.stage == "search", record.best_us)
             for record in self._index.training(workload, self._device)
             if record.status == "ok"
-            and record.device.model == self._device.model
             and candidates.is_dense(record.config)
-            and (record.workload == workload or record.workload.family == family)
+            and record.device.model == self._device.model
+            and (record.workload.m, record.workload.k, record.workload.n) == sizes
+            and record.workload.family == family
         }
         return min(times)[1] if times else None
 
@@ -228,13 +231,15 @@ class _Tuner:
         size = self._options.preset.batch
         if self._options.trials is not None:
             size = min(size, self._options.trials - self._trials)
+        least = 1 if search.budget.rounds else 2  # the default and a dense config: less says nothing
+        size = max(min(size, least), min(size, int(min(self._time_left(), 1e6) / self._trial_seconds(at))))
         configs = search.next_batch(size)
         if not configs:
             return
         began = self._deadline.now()
         results = self._measurer.measure(self._tasks[at], configs, lambda result: self._note(at, result))
-        self._busy_seconds += self._deadline.now() - began
-        self._measured += len(results)
+        self._spent[at] += self._deadline.now() - began
+        self._measured[at] += len(results)
         search.end_round(results)
         samples = [Sample(self._tasks[at].workload, r.config, r.best_us) for r in results if r.ok]
         for other, theirs in self._searches.items():
@@ -256,9 +261,20 @@ class _Tuner:
         """True while trials are left, and time for them beside what the final rounds need."""
         if self._options.trials is not None and self._trials >= self._options.trials:
             return False
-        each = self._busy_seconds / self._measured if self._measured else _TRIAL_SECONDS
-        finals = len(self._searches) * (self._options.preset.top_k + 1) + 2 * len(self._followers)
-        return self._deadline.left() > each * finals
+        return self._time_left() > 0
+
+    def _time_left(self) -> float:
+        """Seconds beside what final rounds and checks will take."""
+        finals = sum(self._trial_seconds(at) for at in self._searches) * (self._options.preset.top_k + 1)
+        checks = sum(self._trial_seconds(leader) for leader in self._followers.values()) * 2
+        return self._deadline.left() - finals - checks
+
+    def _trial_seconds(self, at: int) -> float:
+        """Seconds that a trial of the task takes: its own, or of all tasks, or a guess."""
+        if self._measured[at]:
+            return max(self._spent[at] / self._measured[at], _LEAST_SECONDS)
+        measured = self._measured.total()
+        return max(sum(self._spent.values()) / measured, _LEAST_SECONDS) if measured else _TRIAL_SECONDS
 
     # Step 4. Final rounds.
 

@@ -182,6 +182,15 @@ def test_tune_searches_tasks_with_alike_patterns_once() -> None:
     assert all(o.dense_us is not None and o.best_us < o.dense_us for o in outcomes)
 
 
+@pytest.mark.parametrize("trials", [1, 2, 3])
+def test_tune_honours_few_trials_and_then_prefers_default_and_dense(trials: int) -> None:
+    bench = Bench(index=FakeIndex(seeded=[good_config()]))
+    (outcome,) = bench.tune([make_task()], TuneOptions(trials=trials))
+    asked = [config for _, config in bench.measurer.asked]
+    assert asked == [DEFAULT, Config.of("test.dense", mr=4, nr=2), good_config()][:trials]
+    assert outcome.best_us is not None
+
+
 def test_tune_honours_the_total_number_of_trials() -> None:
     bench = Bench()
     tasks = [make_task(f"fc{i}", k=256 * (i + 1), digest=str(i)) for i in range(3)]

@@ -1,0 +1,154 @@
+"""One `tune` command: the log, the measurer and the tuner around the tasks of a model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from sparsetvm.core.record import Record
+from sparsetvm.core.results import Event, Progress, TaskReport, TuneReport
+from sparsetvm.core.target import Target, device_fingerprint
+from sparsetvm.core.task import Task
+from sparsetvm.errors import UsageError, did_you_mean
+from sparsetvm.log.journal import append, check_writable, journal_path
+from sparsetvm.log.location import log_dir as find_log_dir
+from sparsetvm.log.lookup import RecordIndex
+from sparsetvm.measure.pool import Measurer
+from sparsetvm.rewrite.prepare import Prepared
+from sparsetvm.search.budget import TuneOptions
+from sparsetvm.search.candidates import candidates_of, validator
+from sparsetvm.search.outcome import TaskOutcome, TuningInterrupted
+from sparsetvm.search.tuner import tune_tasks
+
+
+class TuneRun:
+    """A run over one model. `index` holds the records of the log, those of this run too; `outcomes` what was chosen."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        target: Target,
+        options: TuneOptions,
+        records: Sequence[Path | str],
+        log_dir: Path | str | None,
+        seed: int,
+        jobs: int,
+        progress: Progress,
+    ) -> None:
+        self.prepared, self.target, self.options = prepared, target, options
+        self.seed, self.jobs, self.progress = seed, jobs, progress
+        self.folder = find_log_dir(log_dir)
+        self.journal = journal_path(self.folder, device_fingerprint(target))
+        self.index = RecordIndex.open(self.folder, list(records))
+        self.outcomes: list[TaskOutcome] = []
+
+    def tune(self, selection: str) -> TuneReport:
+        """Tune the selected tasks; `interrupted` is set in the report when Ctrl-C ended it."""
+        check_writable(self.folder)
+        chosen = select(self.prepared.unique_tasks(), selection)
+        interrupted = False
+        repeats = self.options.preset.repeats
+        self._report_bad_lines()
+        self.progress(
+            Event(kind="start", message=f"{len(chosen)} tasks", data={"tasks": len(chosen), "log": str(self.journal)})
+        )
+        begun = time.monotonic()
+        with Measurer(self.target, jobs=self.jobs, repeats=repeats, seed=self.seed) as measurer:
+            try:
+                self.outcomes = tune_tasks(
+                    chosen, self.target, self.options, self.index, self._append, measurer, self.progress, self.seed
+                )
+            except TuningInterrupted as stopped:
+                self.outcomes, interrupted = stopped.outcomes, True
+        reports = [report_of(outcome) for outcome in self.outcomes]
+        return self._report(reports, time.monotonic() - begun, interrupted)
+
+    def dry(self, selection: str) -> TuneReport:
+        """What `tune` would do, without measuring: the source of each task's config as it stands in the log."""
+        reports = []
+        for task in select(self.prepared.unique_tasks(), selection):
+            candidates = candidates_of(task.workload, self.target)
+            decision = self.index.best(
+                task.workload, device_fingerprint(self.target), validator(candidates), self.options.reuse
+            )
+            known = decision.record if decision.kind in ("exact", "compatible") else None
+            source = (decision.source if decision.source == "shipped" else decision.kind) if known else "default"
+            config = known.config if known else candidates.default
+            outcome = TaskOutcome(task, config, source, known.best_us if known else None)  # type: ignore[arg-type]
+            reports.append(report_of(outcome))
+        return self._report(reports, 0.0, False)
+
+    def _report_bad_lines(self) -> None:
+        for file, bad in self.index.bad.items():
+            self.progress(
+                Event(
+                    kind="note",
+                    message=f"{file}: {len(bad)} bad lines skipped (first: line {bad[0][0]}, {bad[0][1]}); "
+                    "`sparsetvm log check --repair` removes them",
+                )
+            )
+
+    def _append(self, records: list[Record]) -> None:
+        append(self.journal, *records)
+        for record in records:
+            self.index.add(record)
+
+    def _report(self, reports: list[TaskReport], seconds: float, interrupted: bool) -> TuneReport:
+        statuses: dict[str, int] = {}
+        for outcome in self.outcomes:
+            for status, count in outcome.statuses.items():
+                statuses[status] = statuses.get(status, 0) + count
+        return TuneReport(
+            model=str(self.prepared.path),
+            target=str(self.target),
+            device=device_fingerprint(self.target).model,
+            threads=self.target.threads,
+            trials_run=sum(outcome.trials for outcome in self.outcomes),
+            reused=sum(report.source in ("exact", "compatible", "shipped") for report in reports),
+            seconds=seconds,
+            log=str(self.journal),
+            seed=self.seed,
+            statuses=statuses,
+            tasks=reports,
+            interrupted=interrupted,
+        )
+
+
+def report_of(outcome: TaskOutcome) -> TaskReport:
+    """The row of one outcome."""
+    pattern = outcome.task.workload.pattern
+    known = outcome.best_us is not None and outcome.dense_us is not None
+    return TaskReport(
+        name=outcome.task.name,
+        workload=outcome.task.workload.describe(),
+        pattern=pattern.describe(),
+        sparsity=pattern.sparsity,
+        count=outcome.task.count,
+        dense_us=outcome.dense_us,
+        best_us=outcome.best_us,
+        speedup=outcome.dense_us / outcome.best_us if known and outcome.dense_us and outcome.best_us else None,
+        trials=outcome.trials,
+        source=outcome.source,
+        config=str(outcome.config),
+    )
+
+
+def select(tasks: list[Task], selection: str) -> list[Task]:
+    """Tasks by "all" or by comma-separated names, numbers (from 1) and ranges. Raises UsageError for unknown ones."""
+    if selection == "all":
+        return tasks
+    names = {name: task for task in tasks for name in (task.name, *task.layers)}
+    chosen: dict[int, Task] = {}
+    for part in (piece.strip() for piece in selection.split(",")):
+        first, dash, last = part.partition("-")
+        if part in names:
+            chosen[id(names[part])] = names[part]
+        elif first.isdigit() and (last.isdigit() or not dash):
+            low, high = int(first), int(last or first)
+            if not 1 <= low <= high <= len(tasks):
+                raise UsageError(f"--tasks {part}: the model has tasks 1 to {len(tasks)}", hint="see --tasks list")
+            chosen.update((id(task), task) for task in tasks[low - 1 : high])
+        else:
+            raise UsageError(f"--tasks: no task '{part}'{did_you_mean(part, names)}", hint="see --tasks list")
+    return [task for task in tasks if id(task) in chosen]
