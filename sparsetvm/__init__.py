@@ -1,1 +1,31 @@
-"""sparsetvm"""
+"""sparsetvm: an autotuning compiler on Apache TVM that makes pruned neural networks fast.
+
+    import sparsetvm
+    sparsetvm.tune("model.onnx", output="model.so")
+    module = sparsetvm.load("model.so")
+    outputs = module.run({"x": array})
+
+The functions are those of `sparsetvm.api`; nothing heavy is imported before the first of them is used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sparsetvm.api import bench, compile, doctor, inspect, load, prune, tasks, tune, verify
+    from sparsetvm.errors import SparseTvmError
+
+__all__ = ["SparseTvmError", "bench", "compile", "doctor", "inspect", "load", "prune", "tasks", "tune", "verify"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "SparseTvmError":
+        from sparsetvm.errors import SparseTvmError
+
+        return SparseTvmError
+    if name in __all__:
+        from sparsetvm import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'sparsetvm' has no attribute '{name}'")

@@ -16,10 +16,10 @@ from sparsetvm.build.emit import emit
 from sparsetvm.build.tvm_target import tvm_target
 from sparsetvm.core.config import Config
 from sparsetvm.core.graph import Graph
+from sparsetvm.core.manifest import MANIFEST_SCHEMA, manifest_path, sha256_of
 from sparsetvm.core.target import Target, toolchain_fingerprint
 from sparsetvm.core.task import Task
 from sparsetvm.errors import EnvironmentProblem
-from sparsetvm.runtime.manifest import MANIFEST_SCHEMA, manifest_path, sha256_of
 
 _COMPILERS = ("c++", "g++", "clang++")
 
@@ -47,7 +47,12 @@ def find_cxx() -> str:
 
 
 def compile_graph(
-    graph: Graph, tasks: Mapping[str, Task], choices: Mapping[str, LayerChoice], target: Target, output: Path, model: dict[str, str]
+    graph: Graph,
+    tasks: Mapping[str, Task],
+    choices: Mapping[str, LayerChoice],
+    target: Target,
+    output: Path,
+    model: dict[str, str],
 ) -> Path:
     """Compile `graph` (after `rewrite`) into the library `output`; returns the path of its manifest.
 
@@ -98,7 +103,9 @@ def _manifest(
         "target": msgspec.to_builtins(target),
         "threads": target.threads,
         "inputs": [_tensor(graph, name, name) for name in graph.inputs],
-        "outputs": [_tensor(graph, name, public) for name, public in zip(graph.outputs, graph.output_names, strict=True)],
+        "outputs": [
+            _tensor(graph, name, public) for name, public in zip(graph.outputs, graph.output_names, strict=True)
+        ],
         "layers": [_layer(name, tasks[name], choice) for name, choice in choices.items()],
         "tolerances": {"rel_l2_error": 1e-5},
     }

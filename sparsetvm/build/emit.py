@@ -44,9 +44,7 @@ def emit(graph: Graph, tasks: Mapping[str, Task], configs: Mapping[str, Config],
 
 
 class _Emission:
-    def __init__(
-        self, graph: Graph, tasks: Mapping[str, Task], configs: Mapping[str, Config], target: Target
-    ) -> None:
+    def __init__(self, graph: Graph, tasks: Mapping[str, Task], configs: Mapping[str, Config], target: Target) -> None:
         self.graph, self.tasks, self.configs, self.target = graph, tasks, configs, target
         self.builder = relax.BlockBuilder()
         self.exprs: dict[str, Any] = {}

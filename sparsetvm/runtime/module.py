@@ -20,7 +20,7 @@ import numpy as np
 
 from sparsetvm.core.results import Latency
 from sparsetvm.errors import ModelError, UsageError, did_you_mean
-from sparsetvm.runtime.manifest import TensorInfo, read_manifest
+from sparsetvm.core.manifest import TensorInfo, read_manifest
 from sparsetvm.runtime.threads import set_threads
 
 _ALIGNMENT = 64  # bytes; generated code uses aligned vector loads

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsetvm.errors import ModelError
-from sparsetvm.runtime.manifest import manifest_path, read_manifest, sha256_of
+from sparsetvm.core.manifest import manifest_path, read_manifest, sha256_of
 
 
 @pytest.fixture

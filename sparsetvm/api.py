@@ -1,0 +1,289 @@
+"""The Python API: what the command line calls. `import sparsetvm` re-exports these functions lazily.
+
+All functions raise subclasses of SparseTvmError (errors.py) and nothing else on purpose.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sparsetvm.core.results import (
+    BenchReport,
+    CompileReport,
+    DoctorReport,
+    Event,
+    InspectReport,
+    Progress,
+    PruneReport,
+    TuneReport,
+    VerifyReport,
+)
+from sparsetvm.core.target import Target, device_fingerprint, parse_target
+from sparsetvm.core.task import Task
+from sparsetvm.errors import UsageError
+from sparsetvm.rewrite.prepare import Prepared, prepare
+from sparsetvm.runtime.module import Module
+
+Shapes = Mapping[str, tuple[int, ...]]
+PathLike = str | Path
+
+
+def inspect(
+    model: PathLike, *, target: str = "cpu", threads: int | None = None, shapes: Shapes | None = None
+) -> InspectReport:
+    """Which layers of an ONNX model are pruned, how, and what that is expected to gain on `target`."""
+    from sparsetvm.analysis.layers import inspect_layers
+
+    where = parse_target(target, threads)
+    prepared = prepare(model, where, shapes)
+    workloads = {name: task.workload for name, task in prepared.tasks.items()}
+    layers = inspect_layers(prepared.graph, workloads, where)
+    return InspectReport(model=str(model), target=str(where), layers=layers, notes=prepared.notes)
+
+
+def tasks(
+    model: PathLike, *, target: str = "cpu", threads: int | None = None, shapes: Shapes | None = None
+) -> list[Task]:
+    """The tuning tasks of a model, in execution order."""
+    return prepare(model, parse_target(target, threads), shapes).unique_tasks()
+
+
+def tune(
+    model: PathLike,
+    *,
+    target: str = "cpu",
+    threads: int | None = None,
+    trials: int | None = None,
+    budget: float | None = None,
+    early_stopping: int | None = None,
+    effort: str = "default",
+    tasks: str = "all",
+    records: Sequence[PathLike] = (),
+    log_dir: PathLike | None = None,
+    reuse: bool = True,
+    dry_run: bool = False,
+    seed: int = 0,
+    jobs: int | None = None,
+    shapes: Shapes | None = None,
+    output: PathLike | None = None,
+    progress: Progress | None = None,
+) -> TuneReport:
+    """Search the fastest config of every layer on this device and append every measurement to the tuning log.
+
+    budget: seconds; trials: measurements in all; effort: "quick", "default" or "max" when neither is given. tasks: "all" or names and
+    numbers ("2,5-7,layer"). With `output` the model is compiled afterwards. Ctrl-C ends the search early; the report then
+    has `interrupted` set and everything measured is in the log.
+    """
+    from sparsetvm.build.compile import find_cxx
+    from sparsetvm.search.budget import TuneOptions
+    from sparsetvm.search.run import TuneRun
+
+    begun = time.monotonic()
+    tell = progress or _silent
+    where = parse_target(target, threads)
+    if output is not None:
+        find_cxx()  # fail before the search, not after it
+    options = TuneOptions(effort, trials, budget, early_stopping, reuse, uuid.uuid4().hex[:12])
+    _ = options.preset
+    prepared = prepare(model, where, shapes)
+    for note in prepared.notes:
+        tell(Event(kind="note", message=note))
+    run = TuneRun(prepared, where, options, records, log_dir, seed, jobs or 1, tell)
+    report = run.dry(tasks) if dry_run else run.tune(tasks)
+    if output is not None and not dry_run and not report.interrupted:
+        choices = _choices(prepared, where, run.index, reuse=True, outcomes=run.outcomes)
+        tell(Event(kind="compile", message=f"compiling {output}"))
+        report.output = str(_write(prepared, where, choices, Path(output)))
+    report.seconds = time.monotonic() - begun
+    tell(Event(kind="end", message="done"))
+    return report
+
+
+def compile(
+    model: PathLike,
+    output: PathLike,
+    *,
+    target: str = "cpu",
+    threads: int | None = None,
+    records: Sequence[PathLike] = (),
+    log_dir: PathLike | None = None,
+    shapes: Shapes | None = None,
+    reuse: bool = True,
+    require_tuned: bool = False,
+    progress: Progress | None = None,
+) -> CompileReport:
+    """Compile an ONNX model into the library `output` and its manifest, with the best known config of every layer.
+
+    require_tuned: raise NoCandidateError naming the layers that no record covers, instead of using default configs.
+    """
+    from sparsetvm.build.choose import open_index, require_records
+
+    begun = time.monotonic()
+    tell = progress or _silent
+    where = parse_target(target, threads)
+    prepared = prepare(model, where, shapes)
+    for note in prepared.notes:
+        tell(Event(kind="note", message=note))
+    choices = _choices(prepared, where, open_index(log_dir, records), reuse=reuse)
+    if require_tuned:
+        require_records(prepared.tasks, choices)
+    tell(Event(kind="compile", message=f"compiling {output}"))
+    manifest = _write(prepared, where, choices, Path(output), returns_manifest=True)
+    layers = [
+        {"name": name, "config": str(choice.config), "source": choice.source, "best_us": choice.best_us}
+        for name, choice in choices.items()
+    ]
+    return CompileReport(
+        model=str(model),
+        target=str(where),
+        output=str(output),
+        manifest=str(manifest),
+        seconds=time.monotonic() - begun,
+        layers=layers,
+    )
+
+
+def load(path: PathLike, *, threads: int | None = None) -> Module:
+    """Load a compiled model. A `.so` is code: load only what you trust."""
+    return Module(path, threads=threads)
+
+
+def verify(
+    module_path: PathLike,
+    reference: PathLike,
+    *,
+    samples: int = 3,
+    tolerance: float = 1e-5,
+    seed: int = 0,
+    per_layer: bool = False,
+) -> VerifyReport:
+    """Compare a compiled model with ONNX Runtime on random inputs; `passed` says whether all errors are in bounds."""
+    from sparsetvm.runtime.verify import verify_module
+
+    if per_layer:
+        raise UsageError("--per-layer is not available in this version", hint="run verify without it")
+    with load(module_path) as module:
+        return verify_module(module, Path(reference), samples=samples, tolerance=tolerance, seed=seed)
+
+
+def bench(
+    target_path: PathLike,
+    *,
+    against: Sequence[str] = ("ort", "dense"),
+    threads: int = 1,
+    seconds: float = 3.0,
+    inputs: Mapping[str, Any] | None = None,
+    reference_model: PathLike | None = None,
+) -> BenchReport:
+    """Time a compiled model (or an .onnx file, compiled first) beside competitors, interleaved in one process.
+
+    against: "ort" (ONNX Runtime) and "dense" (our own build of the same model with dense kernels only).
+    """
+    from sparsetvm.runtime.compare import interleave
+    from sparsetvm.runtime.verify import onnxruntime_session
+
+    notes: list[str] = []
+    path = Path(target_path)
+    with tempfile.TemporaryDirectory(prefix="sparsetvm-bench-") as folder:
+        if path.suffix == ".onnx":
+            reference, library = path, Path(folder) / "model.so"
+            compile(path, library, threads=threads)
+        else:
+            library = path
+            reference = Path(reference_model) if reference_model else None
+        module = load(library, threads=threads)
+        if reference is None and against:
+            reference = _recorded_model(module)
+        feed = dict(inputs) if inputs is not None else module.random_inputs()
+        runs: dict[str, Any] = {"ours": lambda: module.run(feed)}
+        if "ort" in against and reference is not None:
+            session = onnxruntime_session(reference, threads)
+            runs["ort"] = lambda: session.run(None, feed)
+        if "dense" in against and reference is not None:
+            shapes = {info.name: info.shape for info in module.inputs}
+            dense = _dense_module(reference, Path(folder) / "dense.so", threads, shapes)
+            runs["dense"] = lambda: dense.run(feed)
+        latency = interleave(runs, seconds)
+        notes.extend(module.notes)
+    ours = latency.pop("ours")
+    return BenchReport(
+        model=str(target_path),
+        threads=threads,
+        latency_ms=ours,
+        against=latency,
+        speedup={name: theirs.median / ours.median for name, theirs in latency.items()},
+        notes=notes,
+    )
+
+
+def prune(
+    model: PathLike, output: PathLike, *, sparsity: float | None = None, pattern: str = "unstructured"
+) -> PruneReport:
+    """One-shot magnitude pruning of all large layers, for what-if questions about speed (accuracy will suffer)."""
+    from sparsetvm.analysis.prune import prune_model
+
+    return prune_model(model, output, sparsity, pattern)
+
+
+def doctor() -> DoctorReport:
+    """Check what sparsetvm needs on this machine."""
+    from sparsetvm.report.doctor import run_doctor
+
+    return run_doctor()
+
+
+def _silent(_: Event) -> None:
+    pass
+
+
+def _choices(prepared: Prepared, target: Target, index: Any, *, reuse: bool, outcomes: Sequence[Any] = ()) -> Any:
+    from sparsetvm.build.choose import choose
+
+    return choose(prepared.tasks, target, index, device_fingerprint(target), reuse=reuse, outcomes=outcomes)
+
+
+def _write(prepared: Prepared, target: Target, choices: Any, output: Path, *, returns_manifest: bool = False) -> Path:
+    from sparsetvm.build.compile import compile_graph
+
+    model = {"name": prepared.path.name, "path": str(prepared.path.resolve()), "sha256": prepared.digest}
+    manifest = compile_graph(prepared.graph, prepared.tasks, choices, target, output, model)
+    return manifest if returns_manifest else output
+
+
+def _recorded_model(module: Module) -> Path:
+    """The ONNX file that the manifest names, if it still is the same file."""
+    recorded = module.manifest.get("model", {})
+    path = Path(str(recorded.get("path", "")))
+    if not path.is_file():
+        raise UsageError(
+            f"the model that '{module.path}' was compiled from is not at '{path}' any more",
+            hint="pass it with --reference MODEL.onnx, or use --against none",
+        )
+    return path
+
+
+def _dense_module(model: Path, library: Path, threads: int, shapes: Shapes) -> Module:
+    from sparsetvm.build.choose import choose_dense
+
+    where = parse_target("cpu", threads)
+    prepared = prepare(model, where, shapes)
+    _write(prepared, where, choose_dense(prepared.tasks, where), library)
+    return load(library, threads=threads)
+
+
+__all__ = [
+    "bench",
+    "compile",
+    "doctor",
+    "inspect",
+    "load",
+    "prune",
+    "tasks",
+    "tune",
+    "verify",
+]

@@ -1,0 +1,42 @@
+"""From a model file to layers with workloads: what every command starts with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparsetvm.core.graph import Graph
+from sparsetvm.core.target import Target
+from sparsetvm.core.task import Task
+from sparsetvm.frontend.load import load_model
+from sparsetvm.rewrite.pipeline import rewrite
+from sparsetvm.rewrite.workloads import make_tasks
+
+
+@dataclass
+class Prepared:
+    """A rewritten model. tasks: layer name -> task, in execution order; layers of one task share the object."""
+
+    path: Path
+    digest: str
+    graph: Graph
+    tasks: dict[str, Task]
+    notes: list[str]
+
+    def unique_tasks(self) -> list[Task]:
+        """Each task once, in execution order."""
+        return list({id(task): task for task in self.tasks.values()}.values())
+
+
+def prepare(model: str | Path, target: Target, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Prepared:
+    """Load and rewrite `model` for `target`. Raises ModelError when the model is rejected."""
+    loaded = load_model(model, shapes)
+    graph = rewrite(loaded.graph, target)
+    tasks = make_tasks(graph, target)
+    notes = list(loaded.notes)
+    if not any(task.workload.pattern.kind != "dense" for task in tasks.values()):
+        notes.append("nothing in this model is pruned: it compiles as a dense model")
+    if target.isa != "avx512":
+        notes.append(f"target {target} has no AVX-512: the AVX2 kernels are used, which gain less from sparsity")
+    return Prepared(loaded.path, loaded.digest, graph, tasks, notes)

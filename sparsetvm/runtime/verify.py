@@ -1,0 +1,77 @@
+"""Outputs of a compiled model beside ONNX Runtime's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparsetvm.core.results import OutputError, VerifyReport
+from sparsetvm.errors import EnvironmentProblem, UsageError
+from sparsetvm.runtime.module import Module
+
+
+def onnxruntime_session(model: Path, threads: int) -> Any:
+    """An ONNX Runtime CPU session with `threads` threads. Raises EnvironmentProblem when the package is missing."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise EnvironmentProblem("onnxruntime is not installed", hint="pip install onnxruntime") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise EnvironmentProblem(f"ONNX Runtime cannot load '{model}': {error}", hint="check the model file") from error
+
+
+def verify_module(module: Module, reference: Path, *, samples: int, tolerance: float, seed: int) -> VerifyReport:
+    """Run `samples` random inputs through both; the report has the worst errors.
+
+    Two computations in float32 with sums of length k differ by about sqrt(k) * 6e-8 relative: 1e-5 leaves room for the
+    longest sums of common networks and is far below any wrong index or lost weight.
+    """
+    session = onnxruntime_session(reference, module.threads)
+    known = {entry.name for entry in session.get_inputs()}
+    missing = [info.name for info in module.inputs if info.name not in known]
+    if missing:
+        raise UsageError(
+            f"'{reference}' has no input '{missing[0]}'", hint="pass the model that the .so was compiled from"
+        )
+    worst: dict[str, OutputError] = {}
+    for sample in range(samples):
+        inputs = module.random_inputs(seed + sample)
+        ours = module.run(inputs)
+        theirs = dict(zip((o.name for o in session.get_outputs()), session.run(None, inputs), strict=True))
+        for name, value in ours.items():
+            error = _compare(name, value, theirs[name])
+            if name not in worst or not error.rel_l2_error <= worst[name].rel_l2_error:
+                worst[name] = error
+    outputs = list(worst.values())
+    relative = max(output.rel_l2_error for output in outputs)
+    return VerifyReport(
+        passed=bool(relative <= tolerance),
+        tolerance=tolerance,
+        rel_l2_error=relative,
+        max_abs_error=max(output.max_abs_error for output in outputs),
+        outputs=outputs,
+    )
+
+
+def _compare(name: str, ours: np.ndarray, theirs: np.ndarray) -> OutputError:
+    if ours.shape != theirs.shape:
+        raise UsageError(f"output '{name}' has shape {ours.shape}, the reference {theirs.shape}")
+    a, b = ours.astype(np.float64), theirs.astype(np.float64)
+    same = (a == b) | (np.isnan(a) & np.isnan(b))  # equal infinities and NaN in the same places are no error
+    difference = np.where(same, 0.0, np.abs(a - b))
+    norm = float(np.linalg.norm(np.where(np.isfinite(b), b, 0.0)))
+    total = float(np.linalg.norm(difference))
+    relative = total / norm if norm > 0 else total
+    largest = float(difference.max()) if difference.size else 0.0
+    # A NaN on one side only must fail every tolerance.
+    return OutputError(
+        name=name, rel_l2_error=np.nan_to_num(relative, nan=np.inf), max_abs_error=np.nan_to_num(largest, nan=np.inf)
+    )
