@@ -32,11 +32,15 @@ def inline_functions(model: onnx.ModelProto, constants: Mapping[str, np.ndarray]
     try:
         if model.functions:
             model = inliner.inline_local_functions(model, convert_version=True)
-        if wanted:
-            model = inliner.inline_selected_functions(model, wanted, inline_schema_functions=True)
     except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
-        names = ", ".join(display_name(function.name) for function in model.functions) or "standard functions"
+        names = ", ".join(display_name(function.name) for function in model.functions)
         raise ModelError(f"functions cannot be inlined ({names}): {display_name(str(error))}") from error
+    if wanted:
+        try:
+            model = inliner.inline_selected_functions(model, wanted, inline_schema_functions=True)
+        except (RuntimeError, ValueError, onnx.checker.ValidationError):
+            # The walk over the nodes names these operators as unsupported, with their layers.
+            return model
     return model
 
 

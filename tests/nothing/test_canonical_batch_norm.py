@@ -11,6 +11,7 @@ from sparsetvm.rewrite.canonical import canonicalize
 from sparsetvm.rewrite.canonical.fold_add_into_bias import fold_add_into_bias
 from sparsetvm.rewrite.canonical.fold_batch_norm import fold_batch_norm
 from sparsetvm.rewrite.canonical.fold_scale_into_weights import fold_scale_into_weights
+from sparsetvm.rewrite.canonical.merge_affine import merge_affine
 
 
 @pytest.mark.parametrize("opset", [9, 13, 15])
@@ -38,7 +39,7 @@ def test_batch_norm_folds_into_gemm(bias):
 def test_batch_norm_folds_into_matmul_and_its_bias():
     b = ModelBuilder()
     y = b.batch_norm(b.linear(b.input("x", (3, 6)), 6, 8), 8)
-    assert ops(rewritten(b.output(y), canonicalize)) == ["MatMul", "Add", "Add"]
+    assert ops(rewritten(b.output(y), canonicalize)) == ["MatMul", "Add"]
 
 
 def test_batch_norm_folds_through_two_layers_in_a_row():
@@ -134,6 +135,30 @@ def test_scale_stays_outside_when(case):
         out = b.op("Mul", y, b.const(2.0))
     out = b.op("Add", out, y) if case == "shared" else out
     rewritten(b.output(out), fold_scale_into_weights, expect_change=False)
+
+
+def test_affine_chain_becomes_one_product_and_one_sum():
+    b = ModelBuilder()
+    x = b.op("Concat", b.input("x", (2, 3, 4, 4)), b.input("z", (2, 5, 4, 4)), axis=1)
+    x = b.batch_norm(x, 8)
+    x = b.op("Div", x, b.const(b.vector(8, 0.1, 2.0).reshape(1, 8, 1, 1)))
+    x = b.op("Sub", x, b.const(b.vector(8).reshape(8, 1, 1)))
+    x = b.op("Mul", b.const(0.5), b.op("Add", x, b.const(1.0)))
+    graph = rewritten(b.output(b.relu(x)), canonicalize)
+    assert ops(graph) == ["Concat", "Mul", "Add", "Relu"]
+
+
+@pytest.mark.parametrize("case", ["inverse", "read_twice", "broadcast"])
+def test_affine_chain_stays_when(case):
+    b = ModelBuilder()
+    m = b.op("Add", b.input("x", (1, 4)), b.const(1.5))
+    if case == "inverse":
+        y = b.op("Sub", b.const(1.0), m)
+    elif case == "broadcast":
+        y = b.op("Add", m, b.const(b.weight((3, 4), 1)))
+    else:
+        y = b.op("Mul", b.op("Add", m, b.const(1.0)), m)
+    rewritten(b.output(y), merge_affine, expect_change=False)
 
 
 def test_scale_gives_each_user_of_a_shared_weight_its_own():

@@ -12,6 +12,7 @@ from sparsetvm.rewrite.canonical.fuse_gelu import fuse_gelu
 from sparsetvm.rewrite.canonical.fuse_layer_norm import fuse_layer_norm
 from sparsetvm.rewrite.canonical.fuse_silu import fuse_silu
 from sparsetvm.rewrite.canonical.make_pads_explicit import make_pads_explicit
+from sparsetvm.rewrite.canonical.merge_affine import merge_affine
 from sparsetvm.rewrite.canonical.merge_pad_into_conv import merge_pad_into_conv
 from sparsetvm.rewrite.canonical.merge_reshapes import merge_reshapes
 from sparsetvm.rewrite.canonical.normalize_clip import normalize_clip
@@ -32,6 +33,7 @@ CANONICAL_PASSES: tuple[CanonicalPass, ...] = (
     fold_batch_norm,
     fold_add_into_bias,
     fold_scale_into_weights,
+    merge_affine,
     remove_transpose_pairs,
     merge_reshapes,
     use_global_average_pool,
