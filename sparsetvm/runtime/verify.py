@@ -73,5 +73,7 @@ def _compare(name: str, ours: np.ndarray, theirs: np.ndarray) -> OutputError:
     largest = float(difference.max()) if difference.size else 0.0
     # A NaN on one side only must fail every tolerance.
     return OutputError(
-        name=name, rel_l2_error=np.nan_to_num(relative, nan=np.inf), max_abs_error=np.nan_to_num(largest, nan=np.inf)
+        name=name,
+        rel_l2_error=relative if relative == relative else float("inf"),
+        max_abs_error=largest if largest == largest else float("inf"),
     )
