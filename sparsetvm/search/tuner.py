@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -31,8 +32,10 @@ JournalAppend = Callable[[list[Record]], None]
 _SEEDS = 4
 _CHECK_ROUNDS = 3
 _DENSITY_TOLERANCE, _IMBALANCE_TOLERANCE = 0.10, 0.25
-_TRIAL_SECONDS = 0.3  # a guess, until some were measured
+# A guess of what a trial takes, until some of the task were measured: compiling a pattern into code costs most.
+_TRIAL_SECONDS, _NNZ_SECONDS = 0.15, 5e-6
 _LEAST_SECONDS = 1e-3
+_MARGIN = 1.3  # on the time kept for final rounds: a new worker computes the reference again
 
 
 def tune_tasks(
@@ -94,6 +97,7 @@ class _Tuner:
         self._followers: dict[int, int] = {}
         self._checks: dict[int, int] = {}
         self._trials = 0
+        self._first_result = 0.0
         self._spent: defaultdict[int, float] = defaultdict(float)  # seconds of search trials by task
         self._measured: Counter[int] = Counter()
 
@@ -216,7 +220,8 @@ class _Tuner:
             key=lambda at: -self._searches[at].budget.count * self._tasks[at].workload.dense_flops,
         )
         for at in order:
-            if self._searches[at].budget.rounds == 0 and self._may_go_on():
+            # A first round is worth more than any final round: it may use the time of those.
+            if self._searches[at].budget.rounds == 0 and self._trials_left() > 0 and self._deadline.left() > 0:
                 self._tell("task_start", at, self._tasks[at].workload.describe())
                 self._round(at)
         budgets = [self._searches[at].budget for at in order]
@@ -228,9 +233,7 @@ class _Tuner:
 
     def _round(self, at: int) -> None:
         search = self._searches[at]
-        size = self._options.preset.batch
-        if self._options.trials is not None:
-            size = min(size, self._options.trials - self._trials)
+        size = min(self._options.preset.batch, self._trials_left())
         least = 1 if search.budget.rounds else 2  # the default and a dense config: less says nothing
         size = max(min(size, least), min(size, int(min(self._time_left(), 1e6) / self._trial_seconds(at))))
         configs = search.next_batch(size)
@@ -238,8 +241,10 @@ class _Tuner:
             return
         began = self._deadline.now()
         results = self._measurer.measure(self._tasks[at], configs, lambda result: self._note(at, result))
-        self._spent[at] += self._deadline.now() - began
-        self._measured[at] += len(results)
+        # The very first result also waited for the workers to start: it says nothing about trials.
+        first = not self._measured
+        self._spent[at] += self._deadline.now() - (self._first_result if first else began)
+        self._measured[at] += len(results) - first
         search.end_round(results)
         samples = [Sample(self._tasks[at].workload, r.config, r.best_us) for r in results if r.ok]
         for other, theirs in self._searches.items():
@@ -249,6 +254,8 @@ class _Tuner:
     def _note(self, at: int, result: Measured) -> None:
         """Journal one result at once: whatever happens next, it is kept."""
         self._append([self._records.record(self._tasks[at], self._candidates[at], result, "search")])
+        if not self._trials:
+            self._first_result = self._deadline.now()
         self._trials += 1
         search = self._searches[at]
         search.note(result)
@@ -259,22 +266,22 @@ class _Tuner:
 
     def _may_go_on(self) -> bool:
         """True while trials are left, and time for them beside what the final rounds need."""
-        if self._options.trials is not None and self._trials >= self._options.trials:
-            return False
-        return self._time_left() > 0
+        return self._trials_left() > 0 and self._time_left() > 0
+
+    def _trials_left(self) -> int:
+        return sys.maxsize if self._options.trials is None else self._options.trials - self._trials
 
     def _time_left(self) -> float:
         """Seconds beside what final rounds and checks will take."""
         finals = sum(self._trial_seconds(at) for at in self._searches) * (self._options.preset.top_k + 1)
         checks = sum(self._trial_seconds(leader) for leader in self._followers.values()) * 2
-        return self._deadline.left() - finals - checks
+        return self._deadline.left() - _MARGIN * (finals + checks)
 
     def _trial_seconds(self, at: int) -> float:
-        """Seconds that a trial of the task takes: its own, or of all tasks, or a guess."""
+        """Seconds that a trial of the task takes, measured or guessed."""
         if self._measured[at]:
             return max(self._spent[at] / self._measured[at], _LEAST_SECONDS)
-        measured = self._measured.total()
-        return max(sum(self._spent.values()) / measured, _LEAST_SECONDS) if measured else _TRIAL_SECONDS
+        return _TRIAL_SECONDS + _NNZ_SECONDS * self._tasks[at].workload.nnz
 
     # Step 4. Final rounds.
 

@@ -223,6 +223,20 @@ def test_tune_stops_searching_in_time_for_the_final_round() -> None:
     assert now[0] <= 40.0
 
 
+def test_tune_gives_every_task_a_first_round_before_any_gets_a_second() -> None:
+    now = [0.0]
+
+    def slow(task: Task, config: Config) -> Measured:
+        now[0] += 1.0
+        return measured(task, config)
+
+    bench = Bench(slow)
+    tasks = [make_task(f"fc{i}", k=256 * (i + 1), digest=str(i)) for i in range(4)]
+    outcomes = bench.tune(tasks, TuneOptions(seconds=12.0), clock=lambda: now[0])
+    assert all(outcome.trials >= 2 for outcome in outcomes)
+    assert now[0] <= 13.0
+
+
 def test_tune_keeps_everything_on_keyboard_interrupt() -> None:
     asked = []
 
