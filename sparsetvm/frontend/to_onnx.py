@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import defs, helper, numpy_helper
 
-from sparsetvm.core.graph import Graph, Node, Value
+from sparsetvm.core.graph import SPARSETVM_DOMAIN, Graph, Node, Value
 
 _IR_VERSION = 8
 
@@ -38,20 +38,20 @@ def _attribute(name: str, value: Any, declared: int | None) -> onnx.AttributePro
 
 def opset_of(node: Node, opset: int) -> int:
     """`opset`, or the first one that has the node's operator: passes may introduce newer ones (LayerNormalization)."""
-    if defs.has(node.op, opset, node.domain):
+    if node.domain or defs.has(node.op, opset):
         return opset
-    return int(defs.get_schema(node.op, domain=node.domain).since_version)
+    return int(defs.get_schema(node.op).since_version)
 
 
 def single_node_model(node: Node, graph: Graph) -> onnx.ModelProto:
     """A model of one node: computed inputs become graph inputs, constants initializers, outputs graph outputs.
 
-    Raises ValueError for a node that is no ONNX operator.
+    Clip and Silu of this project are written in ONNX operators. Raises ValueError for others that ONNX does not know.
     """
-    opset = _checked_opset(node, graph.opset)
+    opset = opset_of(node, graph.opset)
     names = list(dict.fromkeys(name for name in node.inputs if name))
     return _model(
-        [node_proto(node, opset)],
+        [node_proto(part, opset) for part in _standard(node)],
         node.op,
         opset,
         inputs=[graph.values[name] for name in names if not graph.values[name].is_constant],
@@ -63,19 +63,37 @@ def single_node_model(node: Node, graph: Graph) -> onnx.ModelProto:
 def graph_to_onnx(graph: Graph) -> onnx.ModelProto:
     """The whole graph as an ONNX model. Raises ValueError when a node needs another opset than the graph's."""
     for node in graph.nodes:
-        if _checked_opset(node, graph.opset) != graph.opset:
+        if opset_of(node, graph.opset) != graph.opset:
             raise ValueError(f"'{node.name}': {node.op} does not exist in opset {graph.opset} of the graph")
-    protos = [node_proto(node, graph.opset) for node in graph.nodes]
+    protos = [node_proto(part, graph.opset) for node in graph.nodes for part in _standard(node)]
     inputs = [graph.values[name] for name in graph.inputs]
     outputs = [graph.values[name] for name in graph.outputs]
     constants = [value for value in graph.values.values() if value.is_constant]
     return _model(protos, graph.name or "graph", graph.opset, inputs=inputs, outputs=outputs, constants=constants)
 
 
-def _checked_opset(node: Node, opset: int) -> int:
-    if node.domain:
-        raise ValueError(f"'{node.name}': {node.domain}.{node.op} is no ONNX operator")
-    return opset_of(node, opset)
+def _standard(node: Node) -> list[Node]:
+    """`node` in operators of the default domain."""
+    if not node.domain:
+        return [node]
+    x, y = node.inputs[0], node.outputs[0]
+    if node.is_op("Silu", domain=SPARSETVM_DOMAIN):
+        gate = f"{y}.gate"
+        return [Node(f"{node.name}.gate", "Sigmoid", [x], [gate]), Node(node.name, "Mul", [x, gate], [y])]
+    if node.is_op("Clip", domain=SPARSETVM_DOMAIN):
+        # Max and Min take their bounds as inputs in every opset, Clip only from 11 on.
+        names = [f"{y}.low", f"{y}.high"]
+        bounds = [
+            Node(f"{node.name}.{attr}", "Constant", [], [name], {"value": np.array(node.attrs[attr], np.float32)})
+            for attr, name in zip(("low", "high"), names, strict=True)
+        ]
+        above = f"{y}.above"
+        return [
+            *bounds,
+            Node(f"{node.name}.max", "Max", [x, names[0]], [above]),
+            Node(node.name, "Min", [above, names[1]], [y]),
+        ]
+    raise ValueError(f"'{node.name}': {node.domain}.{node.op} is no ONNX operator")
 
 
 def _model(

@@ -61,11 +61,32 @@ def test_single_node_model_gives_an_input_that_is_read_twice_once(tmp_path):
     assert [info.name for info in single_node_model(graph.nodes[0], graph).graph.input] == ["x"]
 
 
-def test_to_onnx_refuses_operators_of_our_own(tmp_path):
-    graph = load_model(mobile_net().save(tmp_path / "m.onnx")).graph
+@pytest.mark.parametrize("opset", [9, 13, 21])
+def test_graph_to_onnx_writes_clip_and_silu_in_onnx_operators(opset, tmp_path):
+    model = mobile_net(opset=opset).model()
+    path = tmp_path / "m.onnx"
+    onnx.save(model, path)
+    graph = load_model(path).graph
     canonicalize(graph)
-    silu = next(node for node in graph.nodes if node.op == "Silu")
-    with pytest.raises(ValueError, match=r"sparsetvm\.Silu is no ONNX operator"):
-        single_node_model(silu, graph)
+    assert {"Clip", "Silu"} <= {node.op for node in graph.nodes if node.domain}
+    again = graph_to_onnx(graph)
+    onnx.checker.check_model(again, full_check=True)
+    inputs = random_inputs(model)
+    assert relative_error(run_onnxruntime(again, inputs)["logits"], run_onnxruntime(model, inputs)["logits"]) < 1e-5
+
+
+def test_to_onnx_refuses_what_onnx_does_not_know():
+    graph = Graph("g", 13, [Node("fc", "matmul", ["x"], ["y"], domain="sparsetvm")], {}, ["x"], ["y"])
+    for name in ("x", "y"):
+        graph.add_value(name, (2, 3), "float32")
+    with pytest.raises(ValueError, match=r"'fc': sparsetvm\.matmul is no ONNX operator"):
+        single_node_model(graph.nodes[0], graph)
     with pytest.raises(ValueError, match="no ONNX operator"):
+        graph_to_onnx(graph)
+
+
+def test_graph_to_onnx_refuses_an_operator_that_is_newer_than_the_graph(tmp_path):
+    graph = load_model(bert().save(tmp_path / "m.onnx")).graph
+    canonicalize(graph)
+    with pytest.raises(ValueError, match="LayerNormalization does not exist in opset 13"):
         graph_to_onnx(graph)
