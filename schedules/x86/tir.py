@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from tvm import tirx
@@ -35,10 +36,19 @@ def kernel_function(symbol: str) -> Iterator[None]:
 
 
 @contextmanager
-def prim_func(symbol: str) -> Iterator[IRBuilder]:
-    """A builder with an open kernel frame; afterwards `.get()` of the builder is the PrimFunc."""
-    with IRBuilder() as builder, kernel_function(symbol):
-        yield builder
+def prim_func(symbol: str, stack_cells: bool = False) -> Iterator[IRBuilder]:
+    """A builder with an open kernel frame; afterwards `.get()` of the builder is the PrimFunc.
+
+    stack_cells: keep `let` and `Registers` on the stack, up to 1.6 times faster code. Only for kernels whose scratch
+        memory all comes from `scratch`: TVM merges a cell with other small buffers of scope "global", and then rejects
+        a kernel that reads scalars of them.
+    """
+    token = _stack_cells.set(stack_cells)
+    try:
+        with IRBuilder() as builder, kernel_function(symbol):
+            yield builder
+    finally:
+        _stack_cells.reset(token)
 
 
 def flat_args(**shapes: Sequence[int | str]) -> list[Buffer]:
@@ -62,7 +72,8 @@ def outer(extent: int, threads: int) -> Any:
 
 def scratch(floats: int) -> Buffer:
     """Uninitialised float32 scratch memory; inside a parallel loop every thread gets its own."""
-    return B.alloc_buffer((floats,), "float32", scope="global")
+    # TVM may merge "global" buffers with cells on the stack (see `prim_func`), but never "local" ones.
+    return B.alloc_buffer((floats,), "float32", scope="local")
 
 
 # --- vectors ----------------------------------------------------------------------------------------------------------
@@ -142,10 +153,24 @@ def keep_where(value: Expr, real: Sequence[bool]) -> Expr:
     return tirx.Shuffle([value, splat(0.0, lanes)], [i if keep else lanes + i for i, keep in enumerate(real)])
 
 
+_stack_cells: ContextVar[bool] = ContextVar("stack_cells", default=False)
+
+
+def _cell(dtype: str) -> Buffer:
+    """A buffer of one scalar or vector that LLVM shall turn into a register.
+
+    TVM takes memory of scope "local" from its workspace pool: LLVM then keeps the value in a register inside a loop and
+    writes it back behind it. Of scope "global", and below 1 kB, it is a stack slot and vanishes.
+    """
+    return B.alloc_buffer((1,), dtype, scope="global" if _stack_cells.get() else "local")
+
+
 def let(value: Expr) -> Expr:
-    """Compute `value` here and once; the result may be used any number of times."""
-    # Buffers of one vector become stack slots and then registers; TVM puts anything from 1 kB on in the heap.
-    cell = B.alloc_buffer((1,), value.ty.dtype, scope="local")
+    """Compute `value` here and once; the result may be used any number of times.
+
+    Not `B.Bind`: TVM inlines that again, also past a store that changes what the expression reads.
+    """
+    cell = _cell(value.ty.dtype)
     B.buffer_store(cell, value, [0])
     return cell[0]
 
@@ -155,8 +180,8 @@ class Registers:
 
     def __init__(self, count: int, lanes: int, fill: float | None = None) -> None:
         self.lanes = lanes
-        # One buffer each, see `let`: a single buffer of more than 1 kB would be memory.
-        self.cells = [B.alloc_buffer((1,), f"float32x{lanes}", scope="local") for _ in range(count)]
+        # One buffer each: a single one of 1 kB or more would be memory.
+        self.cells = [_cell(f"float32x{lanes}") for _ in range(count)]
         if fill is not None:
             for index in range(count):
                 self[index] = splat(fill, lanes)

@@ -15,20 +15,19 @@ _RANDOM = np.random.default_rng(0)
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize(("rows", "cols"), [(1, 1), (7, 13), (16, 16), (33, 40), (64, 5), (8, 100)])
+@pytest.mark.parametrize(("rows", "cols"), [(1, 1), (7, 13), (33, 40)])
 def test_convert_plain_to_tiled_and_back(rows: int, cols: int, target: Target) -> None:
     tiled = Tiled(rows, cols, target.lanes)
     x = _RANDOM.standard_normal((rows, cols)).astype(np.float32)
-    for threads in (1, 2):
-        there = compile_kernel(convert_kernel(PLAIN, tiled, x.shape, with_threads(target, threads), "there"), target)
-        back = compile_kernel(convert_kernel(tiled, PLAIN, x.shape, with_threads(target, threads), "back"), target)
-        packed = run_kernel(there, [x], tiled.physical_shape(x.shape))
-        assert np.array_equal(packed, tiled.to_physical(x))
-        assert np.array_equal(run_kernel(back, [packed], x.shape), x)
+    there = compile_kernel(convert_kernel(PLAIN, tiled, x.shape, with_threads(target, 2), "there"), target)
+    back = compile_kernel(convert_kernel(tiled, PLAIN, x.shape, target, "back"), target)
+    packed = run_kernel(there, [x], tiled.physical_shape(x.shape))
+    assert np.array_equal(packed, tiled.to_physical(x))
+    assert np.array_equal(run_kernel(back, [packed], x.shape), x)
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize(("rows", "cols"), [(7, 13), (33, 4), (32, 9)])
+@pytest.mark.parametrize(("rows", "cols"), [(7, 13), (33, 4)])
 def test_convert_transposed_plain_to_tiled_and_back(rows: int, cols: int, target: Target) -> None:
     tiled = Tiled(rows, cols, target.lanes)
     x = _RANDOM.standard_normal((cols, rows)).astype(np.float32)
@@ -40,8 +39,7 @@ def test_convert_transposed_plain_to_tiled_and_back(rows: int, cols: int, target
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("pad", [0, 1, 3, 20])
-@pytest.mark.parametrize("size", [(7, 7), (5, 13), (4, 16), (3, 37)])
+@pytest.mark.parametrize(("size", "pad"), [((7, 7), 1), ((5, 13), 0), ((4, 16), 20), ((3, 37), 3)])
 def test_convert_plain_to_planes_to_planes_to_plain(size: tuple[int, int], pad: int, target: Target) -> None:
     x = _RANDOM.standard_normal((2, 3, *size)).astype(np.float32)
     first = Planes(2, 3, *size, pad, target.lanes)
@@ -57,8 +55,8 @@ def test_convert_plain_to_planes_to_planes_to_plain(size: tuple[int, int], pad: 
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("phases", [(2, 2), (1, 2), (2, 1), (3, 3), (4, 4), (6, 5)])
-@pytest.mark.parametrize("size", [(7, 7), (12, 30), (5, 70)])
+@pytest.mark.parametrize("phases", [(2, 2), (1, 2), (3, 3), (6, 5)])
+@pytest.mark.parametrize("size", [(7, 7), (12, 70)])
 def test_convert_splits_phases(size: tuple[int, int], phases: tuple[int, int], target: Target) -> None:
     x = _RANDOM.standard_normal((2, 2, *size)).astype(np.float32)
     height, width = (-(-n // s) for n, s in zip(size, phases, strict=True))
@@ -71,7 +69,7 @@ def test_convert_splits_phases(size: tuple[int, int], phases: tuple[int, int], t
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("shift", [(-1, -1), (-3, 2), (1, 0), (2, -20)])
+@pytest.mark.parametrize("shift", [(-1, -1), (-3, 2), (2, -20)])
 @pytest.mark.parametrize("phases", [(1, 1), (2, 2), (5, 5)])
 def test_convert_shifts_the_image(phases: tuple[int, int], shift: tuple[int, int], target: Target) -> None:
     x = _RANDOM.standard_normal((1, 2, 9, 19)).astype(np.float32)

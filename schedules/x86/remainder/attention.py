@@ -8,8 +8,8 @@
 The K tile of 16 keys holds feature j of all of them side by side, so both products broadcast from one or a few cache
 lines. Only one group's P ([seq][NR][lanes]) exists per thread.
 
-Requires: Q, K, V and Y in Tiled(batch * seq, heads * head_dim, lanes), head h in columns h * head_dim and on; with several
-images, seq a multiple of the lanes, so that no tile holds tokens of two images.
+Requires: Q, K, V and Y in Tiled(batch * seq, heads * head_dim, lanes), head h in columns h * head_dim and on; with
+several images, seq a multiple of the lanes, so that no tile holds tokens of two images.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def attention_kernel(attention: Attention, target: Target, symbol: str) -> tir.E
     shapes = {"Q": physical, "K": physical, "V": physical}
     if attention.mask_shape is not None:
         shapes["M"] = attention.mask_shape
-    with tir.prim_func(symbol) as builder:
+    with tir.prim_func(symbol, stack_cells=True) as builder:
         args = dict(zip([*shapes, "Y"], tir.flat_args(**shapes, Y=physical), strict=True))
         per_image = -(-attention.seq // target.lanes)
         # Equal groups but for one tile: `big` of size + 1, the rest of `size`.
