@@ -75,9 +75,9 @@ def tune(
 ) -> TuneReport:
     """Search the fastest config of every layer on this device and append every measurement to the tuning log.
 
-    budget: seconds; trials: measurements in all; effort: "quick", "default" or "max" when neither is given. tasks: "all" or names and
-    numbers ("2,5-7,layer"). With `output` the model is compiled afterwards. Ctrl-C ends the search early; the report then
-    has `interrupted` set and everything measured is in the log.
+    budget: seconds; trials: measurements in all; effort: "quick", "default" or "max" when neither is given. tasks:
+    "all" or names and numbers ("2,5-7,layer"). With `output` the model is compiled afterwards. Ctrl-C ends the search
+    early; the report then has `interrupted` set and everything measured is in the log.
     """
     from sparsetvm.build.compile import find_cxx
     from sparsetvm.search.budget import TuneOptions
@@ -189,13 +189,13 @@ def bench(
 
     notes: list[str] = []
     path = Path(target_path)
+    reference = Path(reference_model) if reference_model else path if path.suffix == ".onnx" else None
     with tempfile.TemporaryDirectory(prefix="sparsetvm-bench-") as folder:
         if path.suffix == ".onnx":
-            reference, library = path, Path(folder) / "model.so"
+            library = Path(folder) / "model.so"
             compile(path, library, threads=threads)
         else:
             library = path
-            reference = Path(reference_model) if reference_model else None
         module = load(library, threads=threads)
         if reference is None and against:
             reference = _recorded_model(module)

@@ -15,7 +15,6 @@ def zero_borders(y: Any, geometry: TapGeometry, rows: int, threads: int) -> None
     Kernels own their whole output buffer: memory is reused between layers, and the next convolution reads the borders.
     """
     from sparsetvm.schedules.x86 import tir
-    from tvm import tirx
     from tvm.tirx.script import builder as tb
 
     if not geometry.borders:

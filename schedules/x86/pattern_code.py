@@ -88,6 +88,12 @@ class PatternCode(Template):
         return _host(workload, tap_geometry(workload), packed, target.threads, symbol)
 
 
+def _as_i32(value: Any) -> Any:
+    from tvm import tirx
+
+    return tirx.const(value, "int32") if isinstance(value, int) else value
+
+
 def _host(workload: Workload, geometry: TapGeometry, packed: Packed, threads: int, symbol: str) -> Any:
     """The TIR around the pieces: arguments, threads, loops over tiles, zero borders, activations outside the code."""
     from sparsetvm.schedules.x86 import tir
@@ -104,11 +110,10 @@ def _host(workload: Workload, geometry: TapGeometry, packed: Packed, threads: in
 
         def prefetch(i: int, first: Any, lines: Any, step: Any, weight_lines: Any = 0) -> None:
             at = tirx.min(pieces[i].weight + step * weight_lines * 16, weights.size - 1)
-            as_i32 = lambda v: tirx.const(v, "int32") if isinstance(v, int) else v  # noqa: E731
             tb.evaluate(
                 tirx.call_extern(
-                    "int32", f"{symbol}_f{i}", as_i32(first), as_i32(lines), tirx.address_of(w[at]),
-                    as_i32(weight_lines),
+                    "int32", f"{symbol}_f{i}", _as_i32(first), _as_i32(lines), tirx.address_of(w[at]),
+                    _as_i32(weight_lines),
                 )
             )  # fmt: skip
 

@@ -77,7 +77,8 @@ def require_records(tasks: Mapping[str, Task], choices: Mapping[str, LayerChoice
         and tasks[name].workload.pattern.kind != "dense"
     ]
     if missing:
+        named = ", ".join(missing[:5]) + (", ..." if missing[5:] else "")
         raise NoCandidateError(
-            f"{len(missing)} pruned layers have no usable record ({', '.join(missing[:5])}{', ...' if missing[5:] else ''})",
+            f"{len(missing)} pruned layers have no usable record ({named})",
             hint="run `sparsetvm tune MODEL` on this device, or pass --records",
         )

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsetvm.core.layout import PLAIN, Layout
+from sparsetvm.core.layout import PLAIN, AnyLayout
 
 SPARSETVM_DOMAIN = "sparsetvm"
 
@@ -25,7 +25,7 @@ class Value:
     shape: tuple[int, ...]
     dtype: str
     data: np.ndarray | None = None
-    layout: Layout = PLAIN
+    layout: AnyLayout = PLAIN
 
     @property
     def is_constant(self) -> bool:

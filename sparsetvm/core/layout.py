@@ -1,19 +1,18 @@
 """How an activation lies in memory. The kernels read and write these layouts directly; nothing is repacked in between.
 
 `Plain`    row-major, the ONNX shape.
-`Tiled`    a matrix of `rows` tokens x `cols` features as [rows/lanes][cols][lanes]: one vector holds the same feature of
-           `lanes` tokens, so a product with a constant matrix, a softmax or a layer norm needs no horizontal step.
+`Tiled`    a matrix of `rows` tokens x `cols` features as [rows/lanes][cols][lanes]: one vector holds the same feature
+           of `lanes` tokens, so a product with a constant matrix, a softmax or a layer norm needs no horizontal step.
 `Planes`   images [batch][channels][plane_stride]: each plane has row stride `row_stride` >= width, so that the columns
-           between two rows and the rows above and below are zeros and a padded convolution is a list of offsets ("taps").
-           With `phases` (sy, sx) the image is split into sy*sx sub-images (row parity, column parity), so that a strided
-           convolution reads contiguous vectors as well: channel index = (py * sx + px) * channels + c.
+           between two rows and the rows above and below are zeros and a padded convolution is a list of offsets
+           ("taps"). With `phases` (sy, sx) the image is split into sy*sx sub-images (row parity, column parity), so
+           that a strided convolution reads contiguous vectors as well: channel index = (py * sx + px) * channels + c.
 """
 
 from __future__ import annotations
 
-import numpy as np
-
 import msgspec
+import numpy as np
 
 
 class Layout(msgspec.Struct, frozen=True, tag_field="layout"):

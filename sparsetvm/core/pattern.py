@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 from typing import Literal
 
-import numpy as np
-
 import msgspec
+import numpy as np
 
 PatternKind = Literal["dense", "unstructured", "block", "n:m", "rows", "columns"]
 

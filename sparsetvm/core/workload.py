@@ -19,7 +19,7 @@ Activation = Literal["none", "relu", "clip", "gelu", "gelu_tanh", "sigmoid", "si
 
 
 class Epilogue(msgspec.Struct, frozen=True):
-    """What happens to the sum, in this order: + bias, + residual, activation. `low`, `high` are the bounds of "clip"."""
+    """What happens to the sum, in this order: + bias, + residual, activation. `low`, `high`: the bounds of "clip"."""
 
     bias: bool = False
     residual: bool = False

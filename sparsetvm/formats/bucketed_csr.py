@@ -14,7 +14,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class BucketedCsr:
-    """runs[i] = (first entry of row_offsets, rows, first non-zero, length); blocks[b] : blocks[b + 1] are block b's runs.
+    """runs[i] = (first entry of row_offsets, rows, first non-zero, length); blocks[b] : blocks[b + 1] are b's runs.
 
     row_offsets: float offset of each row of each run in Y. offsets: float offset of each non-zero's column in X.
     """
@@ -36,8 +36,8 @@ def pack_bucketed_csr(
 ) -> BucketedCsr:
     """Format of `weight` (m, k); row r reads column c at float offset taps[r // rows_per_group][c].
 
-    Every row is in the first and in the last block, also when it has no non-zero there: the first block writes the bias,
-    the last one applies the epilogue.
+    Every row is in the first and in the last block, also when it has no non-zero there: the first block writes the
+    bias, the last one applies the epilogue.
     """
     m, k = weight.shape
     starts = list(range(0, k, k_block))

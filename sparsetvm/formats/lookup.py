@@ -94,4 +94,5 @@ def _steps(blocks: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
 def _deal(work: np.ndarray, parts: int) -> np.ndarray:
     """Part of each slice: contiguous ranges of about equal work."""
     total = np.cumsum(work) - work / 2
-    return np.minimum((total * parts / max(1.0, float(work.sum()))).astype(int), parts - 1)
+    part: np.ndarray = np.minimum((total * parts / max(1.0, float(work.sum()))).astype(int), parts - 1)
+    return part

@@ -187,12 +187,12 @@ def _piece_order(m: int, k: int, rows_per_group: int, plan: CodePlan) -> list[tu
 def _emit_group(emitter: _Emitter, block: np.ndarray, row: int, taps: np.ndarray, first: bool, last: bool) -> None:
     mask = block != 0
     used = mask.any(1) | first | last
-    rows = np.flatnonzero(used)
+    rows = np.flatnonzero(used).tolist()
     accumulator = [f"%{emitter.v}{31 - r}" for r in range(len(block))]
     for r in rows:
         emitter.load_accumulator(row + r, accumulator[r], first)
     for column in np.flatnonzero(mask.any(0)):
-        hits = np.flatnonzero(mask[:, column])
+        hits = np.flatnonzero(mask[:, column]).tolist()
         x = emitter.load_x(int(taps[column]))
         emitter.fma(x, [accumulator[r] for r in hits], block[hits, column])
     if last:

@@ -3,8 +3,8 @@
 Before:  conv2d -> conv2d -> Add -> GlobalAveragePool           (all plain)
 After:   convert -> conv2d -> conv2d -> Add -> GlobalAveragePool  (Planes from the first convolution to the pooling)
 
-Rules: convolutions, pools and what is element-wise between them use Planes; products of more than one token, layer norm and
-attention between them use Tiled; everything else is plain. All images of one size use the same planes, whose zero
+Rules: convolutions, pools and what is element-wise between them use Planes; products of more than one token, layer norm
+and attention between them use Tiled; everything else is plain. All images of one size use the same planes, whose zero
 columns suffice for every convolution of that size: residuals then need no conversion.
 """
 
@@ -21,6 +21,7 @@ from sparsetvm.rewrite.plane_geometry import conv_layouts, required_depthwise_pa
 _UNARY = ("Relu", "Gelu", "Tanh", "Sigmoid")
 _UNARY_OWN = ("Silu", "Clip")
 _POOLS = ("MaxPool", "AveragePool")
+_RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity")
 _GLOBAL_POOLS = ("GlobalAveragePool", "GlobalMaxPool")
 
 
@@ -129,14 +130,14 @@ class _Assignment:
             return self._binary(node)
         if node.is_op("LayerNormalization") and isinstance(first.layout, Tiled) and layer_norm_fits(node, first):
             return self._follow(node, first)
-        if node.is_op("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity") and isinstance(first.layout, Tiled):
-            if out.shape[-1:] == first.shape[-1:]:
-                node.op, node.domain, node.inputs, node.attrs = "alias", SPARSETVM_DOMAIN, [first.name], {}
-                return self._set(node, first.layout)
+        same_features = out.shape[-1:] == first.shape[-1:]
+        if node.is_op(*_RESHAPES) and isinstance(first.layout, Tiled) and same_features:
+            node.op, node.domain, node.inputs, node.attrs = "alias", SPARSETVM_DOMAIN, [first.name], {}
+            return self._set(node, first.layout)
         return False
 
     def _follow(self, node: Node, first: Value) -> bool:
-        """Keep the input's layout. Planes must keep zero borders: only functions with f(0) = 0 run over whole planes."""
+        """Keep the input's layout. Planes must keep zero borders: only functions with f(0) = 0 run on whole planes."""
         if isinstance(first.layout, Planes) and not _keeps_zero(node):
             return False
         return self._set(node, first.layout) and not isinstance(first.layout, Plain)

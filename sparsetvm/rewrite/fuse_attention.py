@@ -134,9 +134,7 @@ def _supported(graph: Graph, found: _Attention, target: Target) -> bool:
         return True
     mask = graph.values[found.mask].shape
     full = (batch, found.heads, tokens)
-    return (
-        len(mask) == 4 and mask[3] == tokens and all(d in (1, size) for d, size in zip(mask[:3], full, strict=True))
-    )
+    return len(mask) == 4 and mask[3] == tokens and all(d in (1, size) for d, size in zip(mask[:3], full, strict=True))
 
 
 def _replace(graph: Graph, found: _Attention) -> None:

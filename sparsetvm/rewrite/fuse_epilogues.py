@@ -3,8 +3,8 @@
 Before:  y = matmul(x); z = Add(y, b); r = Add(z, skip); o = Relu(r)
 After:   o = matmul(x, skip) {bias=b, epilogue(bias, residual, relu)}
 
-A layer takes at most one residual, before its activation, and one activation; nothing is fused over a value that someone
-else reads.
+A layer takes at most one residual, before its activation, and one activation; nothing is fused over a value that
+someone else reads.
 """
 
 from __future__ import annotations

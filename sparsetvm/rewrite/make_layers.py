@@ -1,8 +1,8 @@
 """Turn MatMul, Gemm and Conv with constant weights into layer nodes.
 
 Before:  Gemm(x, W, b, transB=1)      MatMul(x, W)           Conv(x, W, b, strides=2)
-After:   matmul(x) {weight (m, k)}    matmul(x) {weight}     conv2d(x) {weight (m, c*kh*kw), conv}; depthwise_conv2d(x) when
-         every channel is its own group
+After:   matmul(x) {weight (m, k)}    matmul(x) {weight}     conv2d(x) {weight (m, c*kh*kw), conv};
+         depthwise_conv2d(x) when every channel is its own group
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _gemm(graph: Graph, node: Node) -> list[Node] | None:
         out = graph.values[node.outputs[0]]
         layer.outputs = [graph.add_value(f"{out.name}.product", out.shape, out.dtype).name]
         if beta != 1.0:
-            scale = graph.add_constant(f"{node.name}.beta", np.float32(beta))
+            scale = graph.add_constant(f"{node.name}.beta", np.array(beta, np.float32))
             scaled = graph.add_value(f"{rest}.scaled", graph.values[rest].shape, out.dtype)
             nodes.append(Node(f"{node.name}.beta", "Mul", [rest, scale.name], [scaled.name], origin=layer.origin))
             rest = scaled.name

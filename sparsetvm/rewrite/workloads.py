@@ -28,8 +28,8 @@ def workload_of(graph: Graph, node: Node, target: Target) -> Workload:
         m,
         k,
         n,
-        graph.values[node.inputs[0]].layout,  # type: ignore[arg-type]
-        out.layout,  # type: ignore[arg-type]
+        graph.values[node.inputs[0]].layout,
+        out.layout,
         node.attrs["epilogue"],
         summarize(weight),
         node.attrs["conv"],

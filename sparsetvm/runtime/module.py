@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from sparsetvm.core.manifest import TensorInfo, read_manifest
 from sparsetvm.core.results import Latency
 from sparsetvm.errors import ModelError, UsageError, did_you_mean
-from sparsetvm.core.manifest import TensorInfo, read_manifest
 from sparsetvm.runtime.threads import set_threads
 
 _ALIGNMENT = 64  # bytes; generated code uses aligned vector loads

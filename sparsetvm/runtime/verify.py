@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,6 @@ def _compare(name: str, ours: np.ndarray, theirs: np.ndarray) -> OutputError:
     # A NaN on one side only must fail every tolerance.
     return OutputError(
         name=name,
-        rel_l2_error=relative if relative == relative else float("inf"),
-        max_abs_error=largest if largest == largest else float("inf"),
+        rel_l2_error=float("inf") if math.isnan(relative) else relative,
+        max_abs_error=float("inf") if math.isnan(largest) else largest,
     )

@@ -50,6 +50,6 @@ class Space(msgspec.Struct, frozen=True):
             for value in knob.neighbours(config[knob.name]):
                 yield config.replace(**{knob.name: value})
 
-    def __iter__(self) -> Iterator[Config]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Config]:
         for values in itertools.product(*(knob.values for knob in self.knobs)):
             yield Config.of(self.template, **{knob.name: value for knob, value in zip(self.knobs, values, strict=True)})

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sparsetvm.schedules.base import matching
 
 from sparsetvm.core.config import Config
-from sparsetvm.core.layout import PLAIN, Planes, Tiled
+from sparsetvm.core.layout import PLAIN, Tiled
 from sparsetvm.core.pattern import PatternSummary
 from sparsetvm.core.target import Target, cpu_flags
 from sparsetvm.core.workload import ConvGeometry, Epilogue, Workload
-from sparsetvm.schedules.base import matching
 
 AVX512 = Target("cpu", "skylake-avx512", "avx512")
 AVX2 = Target("cpu", "x86-64-v3", "avx2")
@@ -137,7 +137,9 @@ def conv_reference(x, weight4, conv: ConvGeometry):
             ]  # fmt: skip
             for g in range(conv.groups):
                 part = weight4[g * rows : (g + 1) * rows, :, ky, kx].astype(np.float64)
-                out[:, g * rows : (g + 1) * rows] += np.einsum("mc,bchw->bmhw", part, window[:, g * per : (g + 1) * per])
+                out[:, g * rows : (g + 1) * rows] += np.einsum(
+                    "mc,bchw->bmhw", part, window[:, g * per : (g + 1) * per]
+                )
     return out
 
 

@@ -7,8 +7,8 @@ import threading
 import numpy as np
 import pytest
 
-from sparsetvm.errors import ModelError, UsageError
 from sparsetvm.core.manifest import manifest_path, sha256_of
+from sparsetvm.errors import ModelError, UsageError
 from sparsetvm.runtime.module import Module
 from sparsetvm.runtime.threads import set_threads
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsetvm.errors import ModelError
 from sparsetvm.core.manifest import manifest_path, read_manifest, sha256_of
+from sparsetvm.errors import ModelError
 
 
 @pytest.fixture
