@@ -66,7 +66,7 @@ class DenseGemv(Template):
         start = packed.arrays[1]
         with tir.prim_func(symbol) as ib:
             x, r, (w, b), y = layer_args(workload, packed)
-            sums = tb.alloc_buffer((start.size,), "float32", scope="global")
+            sums = tir.scratch(start.size)
             with tir.outer(start.size // width, target.threads) as block:
                 # Two chains per vector when few vectors would leave the FMA latency exposed.
                 chains = 2 if vectors < 8 else 1

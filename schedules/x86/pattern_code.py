@@ -62,7 +62,7 @@ class PatternCode(Template):
     def default(self, workload: Workload, target: Target) -> Config:
         knobs = self.space(workload, target).knobs
         k_block = min(knobs[1].values, key=lambda v: abs(int(v) - 384))
-        return Config.of(self.name, rows=28, k_block=k_block, groups=4, order="k")
+        return Config.of(self.name, rows=28, k_block=k_block, groups=2, order="k")
 
     def pack(
         self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target

@@ -60,11 +60,11 @@ class SpmvCsr(Template):
         chains = config.int("chains")
         with tir.prim_func(symbol) as ib:
             x, r, (pointer, columns, values, bias), y = layer_args(workload, packed)
-            sums = tb.alloc_buffer((-(-workload.m // target.lanes) * target.lanes,), "float32", scope="global")
+            sums = tir.scratch(-(-workload.m // target.lanes) * target.lanes)
             with tir.outer(workload.m, target.threads) as row:
                 p0 = tb.Bind(pointer[row])
                 length = tb.Bind(pointer[row + 1] - p0)
-                acc = [tb.alloc_buffer((1,), "float32", scope="global") for _ in range(chains)]
+                acc = [tb.alloc_buffer((1,), "float32", scope="local") for _ in range(chains)]
                 for c in range(chains):
                     tb.buffer_store(acc[c], bias[row] if c == 0 else tir.f32(0.0), [0])
                 whole = tb.Bind(tirx.floordiv(length, chains))

@@ -70,12 +70,12 @@ class SpmvLookup(Template):
         with tir.prim_func(symbol) as ib:
             x, r, arrays, y = layer_args(workload, packed)
             runs, first, slices, values, columns, bias, permutation = arrays
-            table = tb.alloc_buffer((padded_k,), "float32", scope="global")
+            table = tir.scratch(padded_k)
             with tb.serial(workload.k) as i:
                 tb.buffer_store(table, x[i], [i])
             with tb.serial(padded_k - workload.k) as i:
                 tb.buffer_store(table, tirx.const(0.0, "float32"), [workload.k + i])
-            sums = tb.alloc_buffer((bias.shape[0],), "float32", scope="global")
+            sums = tir.scratch(fmt.permutation.size)
             with tb.serial(fmt.permutation.size // LANES) as i:
                 tb.buffer_store(sums, bias[tirx.Ramp(i * LANES, 1, LANES)], [tirx.Ramp(i * LANES, 1, LANES)])
             with tir.outer(target.threads, target.threads) as part:

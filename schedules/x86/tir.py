@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 from tvm import tirx
@@ -36,19 +35,14 @@ def kernel_function(symbol: str) -> Iterator[None]:
 
 
 @contextmanager
-def prim_func(symbol: str, stack_cells: bool = False) -> Iterator[IRBuilder]:
+def prim_func(symbol: str) -> Iterator[IRBuilder]:
     """A builder with an open kernel frame; afterwards `.get()` of the builder is the PrimFunc.
 
-    stack_cells: keep `let` and `Registers` on the stack, up to 1.6 times faster code. Only for kernels whose scratch
-        memory all comes from `scratch`: TVM merges a cell with other small buffers of scope "global", and then rejects
-        a kernel that reads scalars of them.
+    Scratch memory must come from `scratch`: TVM merges `let` cells with other small buffers of scope "global", and then
+    rejects a kernel that reads scalars of them.
     """
-    token = _stack_cells.set(stack_cells)
-    try:
-        with IRBuilder() as builder, kernel_function(symbol):
-            yield builder
-    finally:
-        _stack_cells.reset(token)
+    with IRBuilder() as builder, kernel_function(symbol):
+        yield builder
 
 
 def flat_args(**shapes: Sequence[int | str]) -> list[Buffer]:
@@ -153,7 +147,6 @@ def keep_where(value: Expr, real: Sequence[bool]) -> Expr:
     return tirx.Shuffle([value, splat(0.0, lanes)], [i if keep else lanes + i for i, keep in enumerate(real)])
 
 
-_stack_cells: ContextVar[bool] = ContextVar("stack_cells", default=False)
 
 
 def _cell(dtype: str) -> Buffer:
@@ -162,7 +155,7 @@ def _cell(dtype: str) -> Buffer:
     TVM takes memory of scope "local" from its workspace pool: LLVM then keeps the value in a register inside a loop and
     writes it back behind it. Of scope "global", and below 1 kB, it is a stack slot and vanishes.
     """
-    return B.alloc_buffer((1,), dtype, scope="global" if _stack_cells.get() else "local")
+    return B.alloc_buffer((1,), dtype, scope="global")
 
 
 def let(value: Expr) -> Expr:

@@ -70,7 +70,7 @@ def attention_kernel(attention: Attention, target: Target, symbol: str) -> tir.E
     shapes = {"Q": physical, "K": physical, "V": physical}
     if attention.mask_shape is not None:
         shapes["M"] = attention.mask_shape
-    with tir.prim_func(symbol, stack_cells=True) as builder:
+    with tir.prim_func(symbol) as builder:
         args = dict(zip([*shapes, "Y"], tir.flat_args(**shapes, Y=physical), strict=True))
         per_image = -(-attention.seq // target.lanes)
         # Equal groups but for one tile: `big` of size + 1, the rest of `size`.

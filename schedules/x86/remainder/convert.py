@@ -39,7 +39,7 @@ def convert_kernel(
     Rows of a Tiled destination past the end become zero, as does all of Planes outside the image.
     Raises SparseTvmError for a pair of layouts that no kernel converts.
     """
-    with tir.prim_func(symbol, stack_cells=True) as builder:
+    with tir.prim_func(symbol) as builder:
         x, y = tir.flat_args(X=source.physical_shape(shape), Y=destination.physical_shape(shape))
         if isinstance(source, Plain) and isinstance(destination, Tiled):
             (_columns_to_tiles if transposed else _rows_to_tiles)(x, y, destination, target)

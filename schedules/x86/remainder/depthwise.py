@@ -43,7 +43,7 @@ def depthwise_kernel(
         shapes["R"] = destination.physical_shape(())
     taps = conv.kernel[0] * conv.kernel[1]
     shapes |= {"W": (conv.in_channels * taps,), "B": (conv.in_channels,), "Y": destination.physical_shape(())}
-    with tir.prim_func(symbol, stack_cells=True) as builder:
+    with tir.prim_func(symbol) as builder:
         names = dict(zip(shapes, tir.flat_args(**shapes), strict=True))
         plane = _Plane(source, destination, conv, epilogue, target, names)
         with tir.outer(source.batch * source.channels, target.threads) as index:

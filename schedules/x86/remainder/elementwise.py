@@ -45,7 +45,7 @@ def _elementwise(
 ) -> tir.Expr:
     physical, lanes = layout.physical_shape(shape), target.lanes
     inputs = {"X": physical} if op is None else {"X0": physical, "X1": physical}
-    with tir.prim_func(symbol, stack_cells=True) as builder:
+    with tir.prim_func(symbol) as builder:
         *xs, y = tir.flat_args(**inputs, Y=physical)
 
         def value(at: tir.Expr, end: int) -> tir.Expr:

@@ -22,7 +22,7 @@ def layer_norm_kernel(layout: Layout, shape: tuple[int, ...], epsilon: float, ta
     X and Y are Plain or Tiled; G and B are (n,) arrays.
     """
     n, physical = shape[-1], layout.physical_shape(shape)
-    with tir.prim_func(symbol, stack_cells=True) as builder:
+    with tir.prim_func(symbol) as builder:
         x, gamma, beta, y = tir.flat_args(X=physical, G=(n,), B=(n,), Y=physical)
         if isinstance(layout, Tiled):
             with tir.outer(layout.tiles, target.threads) as tile:

@@ -71,7 +71,7 @@ def pooling_kernel(
     in_shape = (batch, w.in_channels, w.in_height, w.in_width)
     out_shape = (batch, w.in_channels, w.out_height, w.out_width)
     images_in, images_out = Images(source, in_shape, target.lanes), Images(destination, out_shape, target.lanes)
-    with tir.prim_func(symbol, stack_cells=True) as builder:
+    with tir.prim_func(symbol) as builder:
         x, y = tir.flat_args(X=source.physical_shape(in_shape), Y=destination.physical_shape(out_shape))
         plane = _WindowPlane(x, y, images_in, images_out, pooling, target)
         with tir.outer(images_in.planes, target.threads) as index:
@@ -185,7 +185,7 @@ def global_pooling_kernel(
     lanes, planes = target.lanes, images.planes
     as_run = isinstance(source, Planes) and kind == "average"
     total = _plane_run if as_run or images.row_stride == images.width else _plane_rows
-    with tir.prim_func(symbol, stack_cells=True) as builder:
+    with tir.prim_func(symbol) as builder:
         x, y = tir.flat_args(X=source.physical_shape(shape), Y=(*shape[:2], 1, 1))
 
         def group(first: tir.Expr, count: int) -> None:

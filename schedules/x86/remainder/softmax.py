@@ -19,7 +19,7 @@ def softmax_kernel(shape: tuple[int, ...], target: Target, symbol: str) -> tir.E
     Terms below exp(-87) of the largest count as exp(-87), 1.6e-38. A row with a NaN becomes NaN.
     """
     lanes, n = target.lanes, shape[-1]
-    with tir.prim_func(symbol, stack_cells=True) as builder:
+    with tir.prim_func(symbol) as builder:
         x, y = tir.flat_args(X=shape, Y=shape)
         with tir.outer(math.prod(shape[:-1]), target.threads) as row:
             _softmax_row(x, y, row * n, n, lanes)
