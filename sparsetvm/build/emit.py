@@ -6,6 +6,7 @@ translates stay Relax operators, which TVM legalises and fuses.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 from sparsetvm.build.remainder import remainder_kernel
 from sparsetvm.core.config import Config
 from sparsetvm.core.graph import SPARSETVM_DOMAIN, Graph, Node, Value
+from sparsetvm.core.layout import Plain
 from sparsetvm.core.target import Target
 from sparsetvm.core.task import Task
 from sparsetvm.errors import ModelError, SparseTvmError
@@ -100,23 +102,38 @@ class _Emission:
         task, config = self.tasks[node.name], self.configs[node.name]
         chosen = template(config.template)
         try:
-            packed = chosen.pack(task.weight, task.bias, task.workload, config, self.target)
+            packed = chosen.pack(node.attrs["weight"], node.attrs["bias"], task.workload, config, self.target)
         except (ValueError, KeyError) as error:
             raise SparseTvmError(f"cannot pack weights for {config}: {error}", layer=node.name) from error
-        # Layers with the same task have the same constants: one kernel and one copy of the weights.
-        key = (task.workload.id, str(config), task.weight.tobytes() if task.count > 1 else node.name)
+        # Layers of one task have their non-zeros in the same places, with values of their own: they share the kernel.
+        key = (task.workload.id, str(config))
         symbol = self.symbols.get(key)
         if symbol is None:
             symbol = f"sparsetvm_layer_{len(self.symbols)}"
             self.symbols[key] = symbol
             self.kernels[symbol] = chosen.kernel(task.workload, config, packed, self.target, symbol)
-        inputs = [self._expr(name) for name in node.inputs]
-        self._call(symbol, [*inputs, *(relax.const(a) for a in packed.arrays)], self.graph.values[node.outputs[0]])
+        values = [self.graph.values[name] for name in [*node.inputs, *node.outputs]]
+        # The kernels know a single token as (1, features), whatever its rank in the model.
+        matrices = [isinstance(v.layout, Plain) and len(v.shape) != 2 for v in values]
+        inputs = [
+            self._reshape(self._expr(v.name), (1, math.prod(v.shape))) if matrix else self._expr(v.name)
+            for v, matrix in zip(values[:-1], matrices, strict=False)
+        ]
+        args, out = [*inputs, *(relax.const(a) for a in packed.arrays)], values[-1]
+        if matrices[-1]:
+            call = self._kernel_call(symbol, args, (1, math.prod(out.shape)), out.dtype)
+            self.exprs[out.name] = self._reshape(call, out.shape)
+        else:
+            self._call(symbol, args, out)
+
+    def _reshape(self, expr: Any, shape: tuple[int, ...]) -> Any:
+        return self.builder.emit(relax.op.reshape(expr, shape))
+
+    def _kernel_call(self, symbol: str, args: list[Any], shape: tuple[int, ...], dtype: str) -> Any:
+        return self.builder.emit(relax.call_dps_packed(symbol, args, out_ty=relax.TensorType(list(shape), dtype)))
 
     def _call(self, symbol: str, args: list[Any], out: Value) -> None:
-        shape = list(out.layout.physical_shape(out.shape))
-        call = relax.call_dps_packed(symbol, args, out_ty=relax.TensorType(shape, out.dtype))
-        self.exprs[out.name] = self.builder.emit(call)
+        self.exprs[out.name] = self._kernel_call(symbol, args, out.layout.physical_shape(out.shape), out.dtype)
 
     def _import(self, node: Node) -> None:
         """Translate one ONNX operator; its inputs are plain, or share one layout that the operator does not see."""
