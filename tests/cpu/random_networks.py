@@ -1,0 +1,193 @@
+"""Small random networks for test_end_to_end_random: odd sizes, every activation, residuals, concatenation, pools."""
+
+from __future__ import annotations
+
+import numpy as np
+from models import ModelBuilder
+
+ACTIVATIONS = ("none", "relu", "relu6", "clip", "gelu", "gelu_tanh", "sigmoid", "silu", "tanh")
+
+
+def random_network(seed: int) -> ModelBuilder:
+    """Network number `seed`: images for even numbers, tokens for odd ones; input "x", outputs "y" and sometimes "z"."""
+    rng = np.random.default_rng(seed)
+    builder = ModelBuilder(f"random_{seed}", opset=int(rng.choice([11, 13, 17])), seed=seed)
+    grower = _Images(builder, rng) if seed % 2 == 0 else _Tokens(builder, rng)
+    grower.grow(int(rng.integers(3, 7)))
+    return builder
+
+
+class _Grower:
+    def __init__(self, builder: ModelBuilder, rng: np.random.Generator) -> None:
+        self.b, self.rng = builder, rng
+
+    def one_of(self, *choices: int) -> int:
+        return int(self.rng.choice(choices))
+
+    def maybe(self, chance: float = 0.5) -> bool:
+        return bool(self.rng.random() < chance)
+
+    def sparsity(self) -> float:
+        return float(self.rng.choice([0.0, 0.5, 0.8, 0.9]))
+
+    def activation(self, x: str) -> str:
+        kind, b = str(self.rng.choice(ACTIVATIONS)), self.b
+        if kind == "none":
+            return x
+        if kind == "clip":
+            low, high = self.rng.uniform(-1, 0.2), self.rng.uniform(0.5, 2)
+            return b.op("Clip", x, b.const(float(low)), b.const(float(high)))
+        if kind in ("sigmoid", "tanh"):
+            return b.op(kind.capitalize(), x)
+        return str(getattr(b, kind)(x))
+
+
+class _Images(_Grower):
+    """Convolutions of all kinds over (batch, channels, height, width), then a classifier or the image itself."""
+
+    def grow(self, steps: int) -> None:
+        b = self.b
+        self.batch, self.channels = self.one_of(1, 2, 3), self.one_of(1, 3, 4, 8)
+        self.size = [int(n) for n in self.rng.integers(5, 18, 2)]
+        x = b.input("x", (self.batch, self.channels, *self.size))
+        for _ in range(steps):
+            step = self.rng.choice(
+                [self.conv, self.conv, self.conv, self.residual, self.concat, self.pool, self.depthwise]
+            )
+            x = step(x)
+        if self.maybe(0.3):
+            b.op("Identity", x, out="z")
+            b.output("z")
+        if self.maybe(0.7):
+            features = self.channels * self.size[0] * self.size[1]
+            if self.maybe():
+                x, features = b.op(str(self.rng.choice(["GlobalAveragePool", "GlobalMaxPool"])), x), self.channels
+            x = self.activation(
+                b.gemm(b.op("Flatten", x, axis=1), features, self.one_of(5, 16), sparsity=self.sparsity())
+            )
+        b.op("Identity", x, out="y")
+        b.output("y")
+
+    def conv(self, x: str) -> str:
+        kernel = (
+            [self.one_of(1, 1, 2, 3, 3, 5), self.one_of(1, 2, 3, 3, 5)] if self.maybe() else [self.one_of(1, 3)] * 2
+        )
+        kernel = [min(k, n) for k, n in zip(kernel, self.size, strict=True)]
+        dilations = [self.one_of(1, 1, 2) if (k - 1) * 2 < n else 1 for k, n in zip(kernel, self.size, strict=True)]
+        strides = [self.one_of(1, 1, 2, 3), self.one_of(1, 1, 2)]
+        pads = [int(self.rng.integers(0, kernel[axis % 2] + 1)) for axis in range(4)]
+        groups = int(self.rng.choice([g for g in (1, 2, 4) if self.channels % g == 0]))
+        return self.activation(
+            self.convolved(x, groups * self.one_of(1, 3, 6, 8), kernel, strides, pads, dilations, groups)
+        )
+
+    def convolved(
+        self,
+        x: str,
+        channels: int,
+        kernel: list[int],
+        strides: list[int],
+        pads: list[int],
+        dilations: list[int],
+        groups: int,
+    ) -> str:
+        b = self.b
+        shape = (channels, self.channels // groups, *kernel)
+        inputs = [x, b.const(b.weight(shape, int(np.prod(shape[1:])), self.sparsity()), "w")]
+        if self.maybe():
+            inputs.append(b.const(b.vector(channels), "b"))
+        self.channels = channels
+        self.size = [
+            (n + pads[i] + pads[i + 2] - dilations[i] * (kernel[i] - 1) - 1) // strides[i] + 1
+            for i, n in enumerate(self.size)
+        ]
+        return b.op("Conv", *inputs, kernel_shape=kernel, strides=strides, pads=pads, dilations=dilations, group=groups)
+
+    def same(self, x: str, channels: int) -> str:
+        k = self.one_of(1, 3)
+        return self.convolved(x, channels, [k, k], [1, 1], [k // 2] * 4, [1, 1], 1)
+
+    def residual(self, x: str) -> str:
+        y = self.same(x, self.channels)
+        if self.maybe():
+            y = self.activation(y)
+        y = self.b.op("Add", *((y, x) if self.maybe() else (x, y)))
+        return self.activation(y)
+
+    def concat(self, x: str) -> str:
+        before = self.channels
+        y = self.activation(self.same(x, self.one_of(2, 5, 8)))
+        self.channels += before
+        return self.b.op("Concat", x, y, axis=1)
+
+    def depthwise(self, x: str) -> str:
+        multiplier = self.one_of(1, 1, 1, 2)
+        strides = [self.one_of(1, 2)] * 2
+        kernel = [3, 3] if min(self.size) >= 3 else [1, 1]
+        pads = [kernel[0] // 2] * 4
+        return self.activation(
+            self.convolved(x, multiplier * self.channels, kernel, strides, pads, [1, 1], self.channels)
+        )
+
+    def pool(self, x: str) -> str:
+        if min(self.size) < 3:
+            return x
+        kind = str(self.rng.choice(["MaxPool", "AveragePool"]))
+        pads, strides = [self.one_of(0, 1) for _ in range(4)], [self.one_of(1, 2), self.one_of(1, 2)]
+        extra = {"count_include_pad": self.one_of(0, 1)} if kind == "AveragePool" else {}
+        self.size = [(n + pads[i] + pads[i + 2] - 3) // strides[i] + 1 for i, n in enumerate(self.size)]
+        return self.b.op(kind, x, kernel_shape=[3, 3], strides=strides, pads=pads, **extra)
+
+
+class _Tokens(_Grower):
+    """Products over (batch, tokens, features) or (tokens, features)."""
+
+    def grow(self, steps: int) -> None:
+        b = self.b
+        self.lead = (
+            (self.one_of(1, 2, 3), self.one_of(1, 3, 7, 16, 21)) if self.maybe(0.6) else (self.one_of(1, 2, 5, 33),)
+        )
+        self.features = self.one_of(3, 8, 17, 32)
+        x = b.input("x", (*self.lead, self.features))
+        for _ in range(steps):
+            step = self.rng.choice(
+                [self.linear, self.linear, self.residual, self.concat, self.norm, self.reshape, self.gate]
+            )
+            x = step(x)
+        if self.maybe(0.4):
+            b.op("Softmax", x, axis=-1, out="z")
+            b.output("z")
+        b.op("Identity", self.product(x, self.one_of(1, 10)), out="y")
+        b.output("y")
+
+    def product(self, x: str, features: int) -> str:
+        k, self.features = self.features, features
+        if len(self.lead) == 1 and self.maybe():
+            return self.b.gemm(x, k, features, sparsity=self.sparsity(), bias=self.maybe())
+        return self.b.linear(x, k, features, sparsity=self.sparsity(), bias=self.maybe())
+
+    def linear(self, x: str) -> str:
+        return self.activation(self.product(x, self.one_of(1, 5, 16, 30, 48)))
+
+    def residual(self, x: str) -> str:
+        y = self.product(x, self.features)
+        return self.activation(self.b.op("Add", *((y, x) if self.maybe() else (x, y))))
+
+    def concat(self, x: str) -> str:
+        before = self.features
+        y = self.linear(x)
+        self.features += before
+        return self.b.op("Concat", y, x, axis=-1)
+
+    def norm(self, x: str) -> str:
+        return self.b.layer_norm(x, self.features)
+
+    def gate(self, x: str) -> str:
+        width = self.features
+        left = self.product(x, width)
+        self.features = width
+        return self.b.op("Mul", left, self.activation(x))
+
+    def reshape(self, x: str) -> str:
+        self.lead = (int(np.prod(self.lead)),) if self.maybe() else (1, *self.lead[-1:], int(np.prod(self.lead[:-1])))
+        return self.b.op("Reshape", x, self.b.const([*self.lead, self.features]))

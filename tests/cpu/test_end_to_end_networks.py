@@ -1,0 +1,39 @@
+"""Networks compiled with default kernels compute what ONNX Runtime computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from end_to_end import check_against_onnxruntime
+from models import ModelBuilder, mlp
+from random_networks import random_network
+
+from sparsetvm.core.target import cpu_flags
+
+pytestmark = pytest.mark.skipif("avx2" not in cpu_flags(), reason="needs AVX2")
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_network_matches_onnxruntime(seed: int, tmp_path: Path) -> None:
+    check_against_onnxruntime(random_network(seed), tmp_path)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("sparsity", [0.0, 0.75])
+def test_layers_of_one_pattern_keep_weights_of_their_own(batch: int, sparsity: float, tmp_path: Path) -> None:
+    builder = mlp((16, 16, 16, 16), batch=batch, sparsity=0.0)
+    mask = np.random.default_rng(5).random((16, 16)) >= sparsity
+    for tensor in builder.initializers:
+        if len(tensor.dims) == 2:
+            tensor.raw_data = (np.frombuffer(tensor.raw_data, np.float32).reshape(16, 16) * mask).tobytes()
+    check_against_onnxruntime(builder, tmp_path)
+
+
+def test_single_token_of_rank_three_with_residual_matches_onnxruntime(tmp_path: Path) -> None:
+    b = ModelBuilder("token", seed=2)
+    x = b.input("x", (1, 1, 20))
+    y = b.relu(b.op("Add", b.linear(x, 20, 20, sparsity=0.8), x))
+    b.op("Identity", b.linear(y, 20, 7), out="y")
+    check_against_onnxruntime(b.output("y"), tmp_path)
