@@ -60,6 +60,7 @@ class Workload(msgspec.Struct, frozen=True):
     m: output features or channels. k: reduction length of one output (in_channels / groups * kh * kw for conv2d).
     n: tokens for matmul; batch * out_height * out_width for conv2d.
     layout_in, layout_out: of X, and of Y and the residual.
+    cold: whether code and weights come from beyond L2, as in a network that is too large for it; timed accordingly.
     """
 
     op: Literal["matmul", "conv2d"]
@@ -73,6 +74,7 @@ class Workload(msgspec.Struct, frozen=True):
     conv: ConvGeometry | None = None
     dtype: str = "float32"
     threads: int = 1
+    cold: bool = False
 
     def canonical(self) -> bytes:
         """Canonical JSON: sorted keys, no spaces. The identity of the workload."""

@@ -17,7 +17,14 @@ from sparsetvm.measure.buffers import GuardedBuffer
 from sparsetvm.measure.compile import SYMBOL, Built, FindTemplate, InvalidConfig, build, build_library, load_library
 from sparsetvm.measure.protocol import Build, Replies, Reply, Response, Retime, Run, SetTask, Stage, tells_of_memory
 from sparsetvm.measure.reference import TOLERANCE, Reference, make_reference, output_shape
-from sparsetvm.measure.timing import TimeCalls, time_evaluator, time_interleaved, time_repeats
+from sparsetvm.measure.timing import (
+    CacheFlush,
+    TimeCalls,
+    time_cold,
+    time_evaluator,
+    time_interleaved,
+    time_repeats,
+)
 
 # Written before the first check: a value that the kernel leaves alone stays NaN and is found.
 _POISON = np.nan
@@ -49,7 +56,10 @@ class Trial:
         self._built.function(*self._arguments)
         return self._verdict()
 
-    def timer(self) -> TimeCalls:
+    def timer(self, flush: CacheFlush | None) -> TimeCalls:
+        """Times warm calls in TVM's loop, or with `flush` cold ones."""
+        if flush is not None:
+            return time_cold(self._built.function, self._arguments, flush, [buffer.array for buffer in self._inputs])
         return time_evaluator(self._built.module, SYMBOL, self._arguments)
 
     def check_again(self) -> Reply:
@@ -83,6 +93,13 @@ class Session:
         self._task = Task("", task.workload, weight, bias)
         self._target, self._seed = task.target, task.seed
         self._reference: Reference | None = None
+        self._cache_flush: CacheFlush | None = None
+
+    def _flush(self) -> CacheFlush | None:
+        """What makes the task's timings cold; None when it is timed warm."""
+        if self._task.workload.cold and self._cache_flush is None:
+            self._cache_flush = CacheFlush(self._target.l2)
+        return self._cache_flush
 
     def run(self, request: Run) -> Reply:
         """Build or load, check, time."""
@@ -129,7 +146,7 @@ class Session:
         if not trials:
             return
         indices = list(trials)
-        timers = [trials[index].timer() for index in indices]
+        timers = [trials[index].timer(self._flush()) for index in indices]
         rng = random.Random(self._seed)  # noqa: S311
         orders = [rng.sample(range(len(timers)), len(timers)) for _ in range(request.rounds)]
         times: dict[int, list[float]] = {index: [] for index in indices}
@@ -162,7 +179,7 @@ class Session:
         first = trial.check()
         if first.status != "ok":
             return first
-        times = time_repeats(trial.timer(), request.repeats, request.seconds)
+        times = time_repeats(trial.timer(self._flush()), request.repeats, request.seconds)
         verdict = trial.check_again()
         return verdict if verdict.status != "ok" else Reply("ok", times, first.error)
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+_PAGE = 4096
+_FLUSHED_PAGES = 16384
+_MOST_COLD_CALLS = 9
 MIN_REPEAT_SECONDS = 2e-3  # long against the clock and against one interrupt
 
 # Runs the kernel `number` times in a row and returns seconds per call.
@@ -58,6 +63,43 @@ def time_interleaved(
                 plans[index] = plan_repeats(warm_up(kernels[index]), 1, budget / max(1, len(orders) * len(kernels)))
             kernels[index](1)  # the other kernels have just used the caches
             yield index, kernels[index](plans[index].number) * 1e6
+
+
+class CacheFlush:
+    """Evicts a kernel's code, weights and page translations, as the other layers of a large network do."""
+
+    def __init__(self, l2_bytes: int) -> None:
+        import numpy as np
+
+        self._lines = np.zeros(3 * l2_bytes, np.uint8)
+        # One byte of more pages than the second-level TLB has entries.
+        pages = np.zeros(_FLUSHED_PAGES * _PAGE, np.uint8)
+        pages[::_PAGE] = 1
+        self._pages = pages[::_PAGE]
+
+    def __call__(self) -> None:
+        self._lines.sum()
+        self._pages.sum()
+
+
+def time_cold(function: Any, arguments: Sequence[Any], flush: Callable[[], None], warm: Sequence[Any]) -> TimeCalls:
+    """Times single calls, each after `flush`; the arrays `warm` (what the layer before has just written) are read again.
+
+    The clock and the Python call add about 1 us, to all candidates alike.
+    """
+
+    def time_calls(number: int) -> float:
+        times = []
+        for _ in range(min(number, _MOST_COLD_CALLS)):
+            flush()
+            for array in warm:
+                array.sum()
+            begun = time.perf_counter()
+            function(*arguments)
+            times.append(time.perf_counter() - begun)
+        return statistics.median(times)
+
+    return time_calls
 
 
 def time_evaluator(module: Any, symbol: str, arguments: Sequence[Any]) -> TimeCalls:

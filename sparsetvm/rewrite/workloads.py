@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 
+import msgspec
+
 from sparsetvm.analysis.patterns import summarize
 from sparsetvm.core.graph import SPARSETVM_DOMAIN, Graph, Node
 from sparsetvm.core.target import Target
 from sparsetvm.core.task import Task
 from sparsetvm.core.workload import Workload
 from sparsetvm.rewrite.make_layers import LAYER_OPS
+
+_LOOKUP_BYTES = 8  # a value and its column id, with padding
+_CODE_BYTES = 12  # a value and the instruction that uses it
 
 
 def layer_nodes(graph: Graph) -> list[Node]:
@@ -37,12 +42,22 @@ def workload_of(graph: Graph, node: Node, target: Target) -> Workload:
     )
 
 
+def _resident_bytes(workload: Workload) -> int:
+    """Bytes of weights, and of indices or code, that one inference reads for the layer."""
+    if workload.pattern.kind == "dense":
+        return 4 * workload.m * workload.k
+    per_weight = _LOOKUP_BYTES if workload.n == 1 else _CODE_BYTES
+    return per_weight * workload.nnz
+
+
 def make_tasks(graph: Graph, target: Target) -> dict[str, Task]:
     """Layer name -> task; layers with equal workloads (pattern digest included) share one task."""
     tasks: dict[str, Task] = {}
     by_id: dict[str, Task] = {}
+    workloads = {node.name: workload_of(graph, node, target) for node in layer_nodes(graph)}
+    cold = sum(_resident_bytes(workload) for workload in workloads.values()) > target.l2
     for node in layer_nodes(graph):
-        workload = workload_of(graph, node, target)
+        workload = msgspec.structs.replace(workloads[node.name], cold=cold)
         task = by_id.get(workload.id)
         if task is None:
             task = Task(node.name, workload, node.attrs["weight"], node.attrs["bias"])
