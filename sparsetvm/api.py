@@ -80,6 +80,7 @@ def tune(
     early; the report then has `interrupted` set and everything measured is in the log.
     """
     from sparsetvm.build.compile import find_cxx
+    from sparsetvm.measure.pool import Measurer
     from sparsetvm.search.budget import TuneOptions
     from sparsetvm.search.run import TuneRun
 
@@ -93,7 +94,11 @@ def tune(
     prepared = prepare(model, where, shapes)
     for note in prepared.notes:
         tell(Event(kind="note", message=note))
-    run = TuneRun(prepared, where, options, records, log_dir, seed, jobs or 1, tell)
+
+    def open_measurer(repeats: int) -> Measurer:
+        return Measurer(where, jobs=jobs or 1, repeats=repeats, seed=seed)
+
+    run = TuneRun(prepared, where, options, records, log_dir, seed, open_measurer, tell)
     report = run.dry(tasks) if dry_run else run.tune(tasks)
     if output is not None and not dry_run and not report.interrupted:
         choices = _choices(prepared, where, run.index, reuse=True, outcomes=run.outcomes)

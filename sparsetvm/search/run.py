@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sparsetvm.core.record import Record
@@ -14,16 +14,19 @@ from sparsetvm.errors import UsageError, did_you_mean
 from sparsetvm.log.journal import append, check_writable, journal_path
 from sparsetvm.log.location import log_dir as find_log_dir
 from sparsetvm.log.lookup import RecordIndex
-from sparsetvm.measure.pool import Measurer
 from sparsetvm.rewrite.prepare import Prepared
 from sparsetvm.search.budget import TuneOptions
 from sparsetvm.search.candidates import candidates_of, validator
 from sparsetvm.search.outcome import TaskOutcome, TuningInterrupted
+from sparsetvm.search.trial import Measurer
 from sparsetvm.search.tuner import tune_tasks
 
 
 class TuneRun:
-    """A run over one model. `index` holds the records of the log, those of this run too; `outcomes` what was chosen."""
+    """A run over one model. `index` holds the records of the log, those of this run too; `outcomes` what was chosen.
+
+    open_measurer: repeats -> what measures configs on the device, opened only when something is tuned.
+    """
 
     def __init__(
         self,
@@ -33,11 +36,11 @@ class TuneRun:
         records: Sequence[Path | str],
         log_dir: Path | str | None,
         seed: int,
-        jobs: int,
+        open_measurer: Callable[[int], Measurer],
         progress: Progress,
     ) -> None:
         self.prepared, self.target, self.options = prepared, target, options
-        self.seed, self.jobs, self.progress = seed, jobs, progress
+        self.seed, self.open_measurer, self.progress = seed, open_measurer, progress
         self.folder = find_log_dir(log_dir)
         self.journal = journal_path(self.folder, device_fingerprint(target))
         self.index = RecordIndex.open(self.folder, list(records))
@@ -48,19 +51,20 @@ class TuneRun:
         check_writable(self.folder)
         chosen = select(self.prepared.unique_tasks(), selection)
         interrupted = False
-        repeats = self.options.preset.repeats
         self._report_bad_lines()
         self.progress(
             Event(kind="start", message=f"{len(chosen)} tasks", data={"tasks": len(chosen), "log": str(self.journal)})
         )
         begun = time.monotonic()
-        with Measurer(self.target, jobs=self.jobs, repeats=repeats, seed=self.seed) as measurer:
-            try:
-                self.outcomes = tune_tasks(
-                    chosen, self.target, self.options, self.index, self._append, measurer, self.progress, self.seed
-                )
-            except TuningInterrupted as stopped:
-                self.outcomes, interrupted = stopped.outcomes, True
+        measurer = self.open_measurer(self.options.preset.repeats)
+        try:
+            self.outcomes = tune_tasks(
+                chosen, self.target, self.options, self.index, self._append, measurer, self.progress, self.seed
+            )
+        except TuningInterrupted as stopped:
+            self.outcomes, interrupted = stopped.outcomes, True
+        finally:
+            measurer.close()
         reports = [report_of(outcome) for outcome in self.outcomes]
         return self._report(reports, time.monotonic() - begun, interrupted)
 
