@@ -9,9 +9,13 @@ Only TVM's runtime is used here: with TVM_USE_RUNTIME_LIB=1 set before the first
 from __future__ import annotations
 
 import math
+import os
+import shutil
+import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -172,7 +176,8 @@ def _load(path: Path) -> tuple[Any, int]:
     from tvm.runtime.vm import VirtualMachine
 
     try:
-        machine = VirtualMachine(tvm.runtime.load_module(str(path.resolve())), tvm.cpu())
+        with _loadable(path.resolve()) as library:
+            machine = VirtualMachine(tvm.runtime.load_module(str(library)), tvm.cpu())
         return machine["main"], int(machine.module["get_function_arity"]("main"))
     except Exception as error:
         # TVM raises RuntimeError, AttributeError, ValueError and its own types here; all mean the same to a user.
@@ -181,6 +186,26 @@ def _load(path: Path) -> tuple[Any, int]:
             f"'{path}' cannot be loaded as a compiled model: {reason[0] if reason else type(error).__name__}",
             hint="it must be a .so written by `sparsetvm compile` for this kind of machine",
         ) from error
+
+
+# Path -> the file that the dynamic linker knows by that path: device, inode, size and time of change.
+_linked: dict[Path, tuple[int, ...]] = {}
+
+
+@contextmanager
+def _loadable(path: Path) -> Iterator[Path]:
+    """A path that gives the code which `path` holds now.
+
+    The dynamic linker takes a path that it loaded before for the same library, whatever was written there since: a
+    model that is compiled again and loaded in the same process comes from a copy under a name of its own.
+    """
+    stat = os.stat(path)
+    identity = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    if _linked.setdefault(path, identity) == identity:
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="sparsetvm-load-") as folder:
+        yield Path(shutil.copy(path, folder))
 
 
 def _closed(*_: Any) -> Any:

@@ -37,3 +37,8 @@ def test_single_token_of_rank_three_with_residual_matches_onnxruntime(tmp_path: 
     y = b.relu(b.op("Add", b.linear(x, 20, 20, sparsity=0.8), x))
     b.op("Identity", b.linear(y, 20, 7), out="y")
     check_against_onnxruntime(b.output("y"), tmp_path)
+
+
+def test_load_runs_the_new_code_when_a_path_is_compiled_again(tmp_path: Path) -> None:
+    for seed in (1, 2, 1):
+        check_against_onnxruntime(mlp((12, 16, 4), seed=seed), tmp_path)
