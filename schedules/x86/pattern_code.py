@@ -22,20 +22,23 @@ from sparsetvm.schedules.x86.geometry import TapGeometry, supports_taps, tap_geo
 from sparsetvm.core.config import Config
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
-from sparsetvm.formats.pattern_asm import CodePlan, Epilog, Piece, emit_pieces, llvm_function, prefetch_functions
+from sparsetvm.formats.pattern_asm import CodePlan, Epilog, Piece, emit_pieces, llvm_functions
 from sparsetvm.space.knobs import Choice, Ordered
 from sparsetvm.space.space import Space
 
 _IN_CODE = ("none", "relu", "clip")
 # Above this the code of a layer costs more build time and cache than it can win back.
 _MAX_NNZ = 1_500_000
+# Fields of the table that the host reads pieces from.
+_FIELDS = 5
+_ROW, _FINISHED_ROWS, _WEIGHT, _CODE_LINES, _WEIGHT_LINES = range(_FIELDS)
 
 
 class PatternCode(Template):
     """Template x86.pattern_code."""
 
     name = "x86.pattern_code"
-    version = 1
+    version = 2
 
     def matches(self, workload: Workload, target: Target) -> bool:
         return (
@@ -76,16 +79,16 @@ class PatternCode(Template):
         )
         bounds = np.array([epilogue.low, epilogue.high], np.float32)
         start = np.zeros(workload.m, np.float32) if bias is None else bias.astype(np.float32)
-        # The assembler needs one weight even when no row has any.
-        arrays = (
-            stream if stream.size else np.zeros(1, np.float32),
-            np.concatenate([start, bounds]),
-            geometry.mask_bits(),
-        )
-        return Packed(arrays, {"pieces": pieces})
+        # The kernel declares every array, also when no row has a weight.
+        weights = stream if stream.size else np.zeros(1, np.float32)
+        by_rows = _split_by_rows(geometry, target.threads)
+        order, first = _schedule(pieces, target.threads, by_rows)
+        table = _piece_table(pieces, weights.size)
+        arrays = (weights, np.concatenate([start, bounds]), geometry.mask_bits(), table, order, first)
+        return Packed(arrays, {"pieces": pieces, "workers": first.size - 1})
 
     def kernel(self, workload: Workload, config: Config, packed: Packed, target: Target, symbol: str) -> Any:
-        return _host(workload, tap_geometry(workload), packed, target.threads, symbol)
+        return _Host(workload, packed, target.threads, symbol).build()
 
 
 def _as_i32(value: Any) -> Any:
@@ -94,83 +97,121 @@ def _as_i32(value: Any) -> Any:
     return tirx.const(value, "int32") if isinstance(value, int) else value
 
 
-def _host(workload: Workload, geometry: TapGeometry, packed: Packed, threads: int, symbol: str) -> Any:
-    """The TIR around the pieces: arguments, threads, loops over tiles, zero borders, activations outside the code."""
-    from sparsetvm.schedules.x86 import tir
-    from tvm import tirx
-    from tvm.tirx.script import builder as tb
+class _Host:
+    """The TIR around the pieces: threads, loops over pieces and tiles, zero borders, activations outside the code."""
 
-    pieces: list[Piece] = packed.meta["pieces"]
-    weights = packed.arrays[0]
-    functions = "".join(llvm_function(f"{symbol}_p{i}", piece.code) for i, piece in enumerate(pieces))
-    functions += prefetch_functions(symbol, len(pieces))
-    by_rows = threads > 1 and geometry.total_tiles < 2 * threads
-    with tir.prim_func(symbol) as ib:
-        x, r, (w, b, k), y = layer_args(workload, packed)
+    def __init__(self, workload: Workload, packed: Packed, threads: int, symbol: str) -> None:
+        self.workload, self.packed, self.symbol = workload, packed, symbol
+        self.geometry: TapGeometry = tap_geometry(workload)
+        self.threads = threads
+        self.by_rows = _split_by_rows(self.geometry, threads)
 
-        def prefetch(i: int, first: Any, lines: Any, step: Any, weight_lines: Any = 0) -> None:
-            at = tirx.min(pieces[i].weight + step * weight_lines * 16, weights.size - 1)
-            tb.evaluate(
-                tirx.call_extern(
-                    "int32", f"{symbol}_f{i}", _as_i32(first), _as_i32(lines), tirx.address_of(w[at]),
-                    _as_i32(weight_lines),
-                )
-            )  # fmt: skip
+    def build(self) -> Any:
+        from sparsetvm.schedules.x86 import tir
+        from tvm import tirx
+        from tvm.tirx.script import builder as tb
 
-        def run(lo: Any, hi: Any, chosen: list[int]) -> None:
-            prefetch(chosen[0], 0, _lines(pieces[chosen[0]].code_bytes), tirx.const(0, "int32"))
-            for i, following in zip(chosen, [*chosen[1:], None], strict=True):
-                piece = pieces[i]
-                with tb.serial(hi - lo) as step:
-                    at = lo + step
-                    if following is not None:
-                        # The next piece comes in while this one runs, a share of its lines per tile.
-                        share = tirx.floordiv(_lines(pieces[following].code_bytes), hi - lo) + 1
-                        weights_share = tirx.floordiv(_lines(4 * pieces[following].weights), hi - lo) + 1
-                        prefetch(following, step * share, share, step, weights_share)
-                    image, tile = (at // geometry.tiles, at % geometry.tiles) if geometry.batch > 1 else (0, at)
-                    yo = geometry.y0 + image * geometry.y_batch + tile * geometry.y_tile
-                    xo = geometry.x0 + image * geometry.x_batch + tile * geometry.x_tile
-                    pointer = tirx.address_of
-                    tb.evaluate(
-                        tirx.call_extern(
-                            "int32",
-                            f"{symbol}_p{i}",
-                            pointer(x[xo]),
-                            pointer(y[yo]),
-                            pointer(w[min(piece.weight, weights.size - 1)]),
-                            pointer(b[0]),
-                            pointer(k[tile if geometry.mask is not None else 0]),
-                            pointer(r[yo] if r is not None else y[yo]),
-                        )
-                    )
-                    if piece.last and workload.epilogue.activation not in _IN_CODE:
-                        lane_mask = k[tile] if geometry.mask is not None else None
-                        with tb.serial(piece.row_end - piece.row) as row:
-                            offset = yo + (piece.row + row) * geometry.row_stride
-                            activate_in_place(y, offset, workload.epilogue, geometry.lanes, lane_mask)
+        functions = llvm_functions(self.symbol, self.packed.meta["pieces"])
+        workers = self.packed.meta["workers"]
+        with tir.prim_func(self.symbol) as ib:
+            self.x, self.r, arrays, self.y = layer_args(self.workload, self.packed)
+            self.w, self.bias, self.mask, self.table, self.order, self.first = arrays
+            with tb.attr(tirx.const(0, "int32"), "pragma_import_llvm", functions):
+                zero_borders(self.y, self.geometry, self.workload.m, self.threads)
+                with tir.outer(workers, self.threads) as worker:
+                    self._work(worker, workers)
+        return ib.get()
 
-        with tb.attr(tirx.const(0, "int32"), "pragma_import_llvm", functions):
-            zero_borders(y, geometry, workload.m, threads)
-            every = list(range(len(pieces)))
-            if threads == 1:
-                run(0, geometry.total_tiles, every)
-            elif by_rows:
-                shares = _share_rows(pieces, threads)
-                with tb.parallel(len(shares)) as worker:
-                    for index, share in enumerate(shares):
-                        with tb.If(worker == index), tb.Then():
-                            run(0, geometry.total_tiles, share)
-            else:
-                total = geometry.total_tiles
-                with tb.parallel(threads) as worker:
-                    run(worker * total // threads, (worker + 1) * total // threads, every)
-    return ib.get()
+    def _work(self, worker: Any, workers: int) -> None:
+        """All pieces of one worker, each over all its tiles; the next piece comes in while one runs."""
+        from tvm import tirx
+        from tvm.tirx.script import builder as tb
+
+        total = self.geometry.total_tiles
+        lo, hi = (0, total) if self.by_rows else (worker * total // workers, (worker + 1) * total // workers)
+        tiles = tb.Bind(tirx.max(hi - lo, 1)) if workers > 1 and not self.by_rows else total
+        begin, end = self.first[worker], self.first[worker + 1]
+        self._prefetch(self.order[begin], 0, self._field(self.order[begin], _CODE_LINES), 0)
+        with tb.serial(end - begin) as at:
+            piece = tb.Bind(self.order[begin + at])
+            following = tb.Bind(self.order[tirx.min(begin + at + 1, end - 1)])
+            # The last piece has no successor: its share is zero.
+            more = tirx.Select(begin + at + 1 < end, tirx.const(1, "int32"), tirx.const(0, "int32"))
+            share = tb.Bind(more * (tirx.floordiv(self._field(following, _CODE_LINES), tiles) + 1))
+            weights = tb.Bind(more * (tirx.floordiv(self._field(following, _WEIGHT_LINES), tiles) + 1))
+            with tb.serial(hi - lo) as step:
+                self._prefetch(following, step * share, share, weights, step)
+                self._run(piece, lo + step)
+
+    def _field(self, piece: Any, field: int) -> Any:
+        return self.table[piece * _FIELDS + field]
+
+    def _prefetch(self, piece: Any, first: Any, lines: Any, weight_lines: Any, step: Any = 0) -> None:
+        from tvm import tirx
+        from tvm.tirx.script import builder as tb
+
+        def i32(value: Any) -> Any:
+            return tirx.const(value, "int32") if isinstance(value, int) else value
+
+        at = tirx.min(self._field(piece, _WEIGHT) + step * weight_lines * 16, self.packed.arrays[0].size - 1)
+        weights = tirx.address_of(self.w[at])
+        name = f"{self.symbol}_prefetch"
+        tb.evaluate(tirx.call_extern("int32", name, piece, i32(first), i32(lines), weights, i32(weight_lines)))
+
+    def _run(self, piece: Any, at: Any) -> None:
+        from tvm import tirx
+        from tvm.tirx.script import builder as tb
+
+        g = self.geometry
+        image, tile = (at // g.tiles, at % g.tiles) if g.batch > 1 else (0, at)
+        yo = g.y0 + image * g.y_batch + tile * g.y_tile
+        xo = g.x0 + image * g.x_batch + tile * g.x_tile
+        pointers = (
+            self.x[xo],
+            self.y[yo],
+            self.w[self._field(piece, _WEIGHT)],
+            self.bias[0],
+            self.mask[tile if g.mask is not None else 0],
+            self.r[yo] if self.r is not None else self.y[yo],
+        )
+        name = f"{self.symbol}_run"
+        tb.evaluate(tirx.call_extern("int32", name, piece, *(tirx.address_of(pointer) for pointer in pointers)))
+        if self.workload.epilogue.activation not in _IN_CODE:
+            lane_mask = self.mask[tile] if g.mask is not None else None
+            with tb.serial(self._field(piece, _FINISHED_ROWS)) as row:
+                offset = yo + (self._field(piece, _ROW) + row) * g.row_stride
+                activate_in_place(self.y, offset, self.workload.epilogue, g.lanes, lane_mask)
 
 
-def _lines(size: int) -> int:
-    """Cache lines of `size` bytes."""
-    return -(-size // 64)
+def _split_by_rows(geometry: TapGeometry, threads: int) -> bool:
+    """Few tiles: threads share the rows instead."""
+    return threads > 1 and geometry.total_tiles < 2 * threads
+
+
+def _piece_table(pieces: list[Piece], weights: int) -> np.ndarray:
+    """(pieces * _FIELDS,) int32: what the host must know of each piece."""
+    rows = [
+        (
+            piece.row,
+            piece.row_end - piece.row if piece.last else 0,
+            min(piece.weight, weights - 1),
+            -(-piece.code_bytes // 64),
+            -(-4 * piece.weights // 64),
+        )
+        for piece in pieces
+    ]
+    return np.array(rows, np.int32).ravel()
+
+
+def _schedule(pieces: list[Piece], workers: int, by_rows: bool) -> tuple[np.ndarray, np.ndarray]:
+    """(order, first): worker i runs the pieces order[first[i] : first[i + 1]]; by tiles every worker runs all."""
+    shares = _share_rows(pieces, workers) if by_rows else [list(range(len(pieces)))]
+    starts = np.cumsum([0, *map(len, shares)]) if by_rows else np.array([0, len(pieces)])
+    order = np.concatenate([np.array(share) for share in shares])
+    if not by_rows and workers > 1:
+        order = np.tile(order, workers)
+        starts = np.arange(workers + 1) * len(pieces)
+    return order.astype(np.int32), starts.astype(np.int32)
 
 
 def _share_rows(pieces: list[Piece], threads: int) -> list[list[int]]:
@@ -178,7 +219,7 @@ def _share_rows(pieces: list[Piece], threads: int) -> list[list[int]]:
     ranges: dict[int, list[int]] = {}
     for i, piece in enumerate(pieces):
         ranges.setdefault(piece.row, []).append(i)
-    cost = {row: sum(len(pieces[i].code) for i in chosen) for row, chosen in ranges.items()}
+    cost = {row: sum(pieces[i].code_bytes for i in chosen) for row, chosen in ranges.items()}
     shares: list[list[int]] = [[] for _ in range(min(threads, len(ranges)))]
     load = [0] * len(shares)
     for row in sorted(ranges, key=lambda r: -cost[r]):

@@ -203,50 +203,54 @@ def _emit_group(emitter: _Emitter, block: np.ndarray, row: int, taps: np.ndarray
         emitter.store(row + r, accumulator[r])
 
 
-def prefetch_functions(symbol: str, pieces: int) -> str:
-    """LLVM IR of `i32 symbol_f<i>(i32 first, i32 lines, ptr weights, i32 weight_lines)`, one per piece.
+def _asm_text(lines: list[str]) -> str:
+    """One string at once: the list of lines would take several times the memory."""
+    return "\\0A".join(lines).replace("$", "$$")
 
-    Prefetches cache lines [first, first + lines) of the piece's code, and `weight_lines` lines from `weights`, into L2.
-    No hardware prefetcher fetches code from L3 ahead of execution: cold straight-line code runs at about 2.5 GB/s. The
-    address is that of a label in the piece, because TVM inlines imported functions and drops their symbols.
+
+def llvm_functions(symbol: str, pieces: list[Piece]) -> str:
+    """LLVM IR of the two functions that a host calls; the pieces are subroutines in a section of their own.
+
+    `i32 symbol_run(i32 piece, ptr x, ptr y, ptr w, ptr bias, ptr mask, ptr residual)` runs a piece on a tile.
+    `i32 symbol_prefetch(i32 piece, i32 first, i32 lines, ptr w, i32 weight_lines)` prefetches cache lines
+    [first, first + lines) of a piece's code and `weight_lines` lines from `w` into L2: no hardware prefetcher fetches
+    code from L3 ahead of execution, and cold straight-line code runs at about 2.5 GB/s.
+
+    TVM inlines imported functions into the host, so the code must stand outside of them: a host that holds hundreds of
+    pieces inline takes LLVM minutes. The asm must be `noduplicate`, because it defines labels; the stack pointer skips
+    the red zone around the call.
     """
+    table = "".join(f".long .L{symbol}_p{i}-.L{symbol}_table\\0A" for i in range(len(pieces)))
+    body = "".join(f".L{symbol}_p{i}:\\0A{piece.code}\\0Aretq\\0A" for i, piece in enumerate(pieces))
+    clobbers = ",".join(f"~{{xmm{i}}}" for i in range(32))
+    return (
+        f"define i32 @{symbol}_run(i32 %i, ptr %x, ptr %y, ptr %w, ptr %b, ptr %m, ptr %r) noinline nounwind {{\n"
+        " %p = sext i32 %i to i64\n"
+        f' %q = call ptr asm sideeffect ".pushsection .text.sparsetvm,\\22ax\\22,@progbits\\0A.p2align 6\\0A'
+        f".L{symbol}_table:\\0A{table}.p2align 6\\0A{body}.popsection\\0A"
+        f"leaq .L{symbol}_table(%rip), %r11\\0Amovslq (%r11,%rax,4), %r10\\0Aaddq %r11, %r10\\0A"
+        'leaq -128(%rsp), %rsp\\0Acallq *%r10\\0Aleaq 128(%rsp), %rsp", '
+        '"={rdx},{rdi},{rsi},0,{rcx},{r8},{r9},{rax},'
+        f'{clobbers},~{{r10}},~{{r11}},~{{k1}},~{{memory}},~{{dirflag}},~{{fpsr}},~{{flags}}"'
+        "(ptr %x, ptr %y, ptr %w, ptr %b, ptr %m, ptr %r, i64 %p) noduplicate nounwind\n ret i32 0\n}\n"
+        + _prefetch_function(symbol)
+    )
+
+
+def _prefetch_function(symbol: str) -> str:
     loop = (
         "{0}:\n %i{0} = phi i32 [ 0, %{1} ], [ %n{0}, %b{0} ]\n %c{0} = icmp slt i32 %i{0}, {2}\n"
         " br i1 %c{0}, label %b{0}, label %{3}\nb{0}:\n %k{0} = add i32 %i{0}, {4}\n %z{0} = sext i32 %k{0} to i64\n"
         " %o{0} = shl i64 %z{0}, 6\n %a{0} = getelementptr i8, ptr {5}, i64 %o{0}\n"
         " call void @llvm.prefetch.p0(ptr %a{0}, i32 0, i32 2, i32 1)\n %n{0} = add i32 %i{0}, 1\n br label %{0}\n"
     )
-    arguments = "i32 %first, i32 %lines, ptr %w, i32 %wlines"
-    shared = (
+    return (
         "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)\n"
-        f"define i32 @{symbol}_prefetch(ptr %code, {arguments}) noinline nounwind {{\nentry:\n br label %x\n"
+        f"define i32 @{symbol}_prefetch(i32 %piece, i32 %first, i32 %lines, ptr %w, i32 %wlines) noinline nounwind {{\n"
+        f'entry:\n %t = call ptr asm "leaq .L{symbol}_table(%rip), $0", "=r"()\n'
+        " %e = sext i32 %piece to i64\n %s = getelementptr i32, ptr %t, i64 %e\n %d = load i32, ptr %s\n"
+        " %l = sext i32 %d to i64\n %code = getelementptr i8, ptr %t, i64 %l\n br label %x\n"
         + loop.format("x", "entry", "%lines", "y", "%first", "%code")
         + loop.format("y", "x", "%wlines", "done", "0", "%w")
         + "done:\n ret i32 0\n}\n"
-    )
-    each = (
-        f"define i32 @{symbol}_f{i}({arguments}) noinline nounwind {{\n"
-        f' %code = call ptr asm "leaq .L{symbol}_p{i}(%rip), $0", "=r"()\n'
-        f" %r = call i32 @{symbol}_prefetch(ptr %code, {arguments})\n ret i32 %r\n}}\n"
-        for i in range(pieces)
-    )
-    return shared + "".join(each)
-
-
-def _asm_text(lines: list[str]) -> str:
-    """One string at once: the list of lines would take several times the memory."""
-    return "\\0A".join(lines).replace("$", "$$")
-
-
-def llvm_function(name: str, code: str) -> str:
-    """An LLVM IR function `i32 name(ptr x, ptr y, ptr w, ptr bias, ptr mask, ptr residual)` of one inline-asm block.
-
-    The asm must be `noduplicate`: LLVM prices a block of asm as one instruction and would unroll a tile loop around it.
-    """
-    clobbers = ",".join(f"~{{xmm{i}}}" for i in range(32))
-    return (
-        f"define i32 @{name}(ptr %x, ptr %y, ptr %w, ptr %b, ptr %m, ptr %r) noinline nounwind {{\n"
-        f' %q = call ptr asm sideeffect ".L{name}:\\0A{code}", '
-        f'"={{rdx}},{{rdi}},{{rsi}},0,{{rcx}},{{r8}},{{r9}},{clobbers},~{{r10}},~{{k1}},~{{memory}},~{{dirflag}},~{{fpsr}},~{{flags}}"'
-        "(ptr %x, ptr %y, ptr %w, ptr %b, ptr %m, ptr %r) noduplicate nounwind\n ret i32 0\n}\n"
     )
