@@ -79,7 +79,7 @@ def tune(
     "all" or names and numbers ("2,5-7,layer"). With `output` the model is compiled afterwards. Ctrl-C ends the search
     early; the report then has `interrupted` set and everything measured is in the log.
     """
-    from sparsetvm.build.compile import find_cxx
+    from sparsetvm.build.compile import check_can_write
     from sparsetvm.measure.pool import Measurer
     from sparsetvm.search.budget import TuneOptions
     from sparsetvm.search.run import TuneRun
@@ -88,7 +88,7 @@ def tune(
     tell = progress or _silent
     where = parse_target(target, threads)
     if output is not None:
-        find_cxx()  # fail before the search, not after it
+        check_can_write(Path(output))  # fail before the search, not after it
     options = TuneOptions(effort, trials, budget, early_stopping, reuse, uuid.uuid4().hex[:12])
     _ = options.preset
     prepared = prepare(model, where, shapes)
@@ -127,14 +127,17 @@ def compile(
     require_tuned: raise NoCandidateError naming the layers that no record covers, instead of using default configs.
     """
     from sparsetvm.build.choose import open_index, require_records
+    from sparsetvm.build.compile import check_can_write
 
     begun = time.monotonic()
     tell = progress or _silent
     where = parse_target(target, threads)
+    check_can_write(Path(output))
     prepared = prepare(model, where, shapes)
-    for note in prepared.notes:
+    index = open_index(log_dir, records)
+    for note in [*prepared.notes, *index.skipped()]:
         tell(Event(kind="note", message=note))
-    choices = _choices(prepared, where, open_index(log_dir, records), reuse=reuse)
+    choices = _choices(prepared, where, index, reuse=reuse)
     if require_tuned:
         require_records(prepared.tasks, choices)
     tell(Event(kind="compile", message=f"compiling {output}"))

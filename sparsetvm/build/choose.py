@@ -14,6 +14,8 @@ from sparsetvm.log.lookup import RecordIndex
 from sparsetvm.search.candidates import candidates_of, validator
 from sparsetvm.search.outcome import TaskOutcome
 
+_REPORT = "report the model: every layer should have a schedule"
+
 
 def open_index(log_dir: Path | str | None, records: Sequence[Path | str]) -> RecordIndex:
     """The records that `--records`, the log folder, SPARSETVM_RECORDS and the package hold."""
@@ -46,7 +48,9 @@ def choose(
 def _from_log(task: Task, target: Target, index: RecordIndex, device: DeviceFingerprint, reuse: bool) -> LayerChoice:
     candidates = candidates_of(task.workload, target)
     if not candidates.choices:
-        raise NoCandidateError(f"no schedule template matches {task.workload.describe()} on {target}", layer=task.name)
+        raise NoCandidateError(
+            f"no schedule template matches {task.workload.describe()} on {target}", layer=task.name, hint=_REPORT
+        )
     decision = index.best(task.workload, device, validator(candidates), reuse)
     if decision.record is not None and decision.kind in ("exact", "compatible"):
         source = "shipped" if decision.source == "shipped" else decision.kind
@@ -62,7 +66,7 @@ def choose_dense(tasks: Mapping[str, Task], target: Target) -> dict[str, LayerCh
         candidates = candidates_of(task.workload, target)
         dense = next((choice.default for choice in candidates.choices if choice.dense), None)
         if dense is None:
-            raise NoCandidateError(f"no dense template matches {task.workload.describe()}", layer=name)
+            raise NoCandidateError(f"no dense template matches {task.workload.describe()}", layer=name, hint=_REPORT)
         chosen[name] = LayerChoice(dense, "dense")
     return chosen
 

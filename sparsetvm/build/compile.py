@@ -46,6 +46,24 @@ def find_cxx() -> str:
     )
 
 
+def check_can_write(output: Path) -> None:
+    """Raise EnvironmentProblem when the library cannot be linked or written, before anything long is done."""
+    find_cxx()
+    if output.is_dir():
+        raise EnvironmentProblem(f"cannot write '{output}': it is a folder", hint="name a file with -o")
+    try:
+        with tempfile.TemporaryFile(dir=output.parent):
+            pass
+    except OSError as error:
+        raise _unwritable(output, error) from error
+
+
+def _unwritable(output: Path, error: OSError) -> EnvironmentProblem:
+    return EnvironmentProblem(
+        f"cannot write '{output}': {error.strerror or error}", hint="choose a writable folder with -o"
+    )
+
+
 def compile_graph(
     graph: Graph,
     tasks: Mapping[str, Task],
@@ -70,9 +88,7 @@ def compile_graph(
             os.replace(manifest, manifest_path(output))
             os.replace(library, output)
     except OSError as error:
-        raise EnvironmentProblem(
-            f"cannot write '{output}': {error.strerror or error}", hint="choose a writable folder with -o"
-        ) from error
+        raise _unwritable(output, error) from error
     return manifest_path(output)
 
 

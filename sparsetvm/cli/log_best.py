@@ -46,6 +46,8 @@ def best(
     from sparsetvm.log.lookup import RecordIndex
 
     index = RecordIndex.open(find_log_dir(log_dir), records)
+    for note in index.skipped():
+        session.say(f"note: {note}")
     if what.startswith("example:") or os.path.isfile(what):
         from sparsetvm import api
 

@@ -78,7 +78,7 @@ def parse_target(text: str, threads: int | None = None) -> Target:
     kind, _, arch = text.partition(",")
     threads = default_threads() if threads is None else threads
     if threads < 1:
-        raise TargetError(f"--threads {threads}: must be at least 1")
+        raise TargetError(f"--threads {threads}: must be at least 1", hint="leave it out to use all cores")
     if kind == "cuda" or kind.startswith("cuda:"):
         raise TargetError(f"target '{text}': this version has no CUDA schedules yet", hint="use --target cpu")
     if kind != "cpu":
@@ -91,7 +91,7 @@ def parse_target(text: str, threads: int | None = None) -> Target:
     if arch not in _KNOWN_CPUS:
         raise TargetError(
             f"unknown CPU '{arch}' in target '{text}'{did_you_mean(arch, _KNOWN_CPUS)}",
-            hint=f"known: {', '.join(sorted(_KNOWN_CPUS))}",
+            hint=f"name one with AVX2 or AVX-512: {', '.join(sorted(_KNOWN_CPUS))}",
         )
     isa, l1, l2 = _KNOWN_CPUS[arch]
     return Target("cpu", arch, isa, threads, l1, l2, host=_runs_here(isa))

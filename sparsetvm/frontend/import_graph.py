@@ -223,4 +223,4 @@ def _check_types(node: onnx.NodeProto, inputs: Sequence[Value | None], outputs: 
             raise ModelError(what, layer=layer, hint="only float32 models are supported: export or convert to float32")
         if 0 in value.shape:
             what = f"{node.op_type} reads '{display_name(value.name)}' of size zero ({display_shape(value.shape)})"
-            raise ModelError(what, layer=layer)
+            raise ModelError(what, layer=layer, hint="remove this layer, or fix the dimension that is zero")

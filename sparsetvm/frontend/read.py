@@ -23,6 +23,7 @@ from sparsetvm.frontend.text import invalid_string
 _MAX_PROTO_BYTES = (1 << 31) - 1
 _MODEL_FIELDS = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25, 26, 27})
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_COPY_AGAIN = "copy or export the file again"
 
 
 @dataclass
@@ -48,17 +49,17 @@ def read_model(path: str | Path) -> ModelFile:
             )
         content = path.read_bytes()
     except OSError as error:
-        raise ModelError(f"'{shown}' cannot be read: {error.strerror}") from error
+        raise ModelError(f"'{shown}' cannot be read: {error.strerror}", hint="check the file's rights") from error
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(content)
     except DecodeError as error:
-        raise ModelError(*_why_unparsable(shown, content)) from error
+        raise _unparsable(shown, content) from error
     if not proto.HasField("graph"):
         raise ModelError(f"'{shown}' is not an ONNX model: it holds no graph", hint="give the path of an .onnx file")
     damaged = invalid_string(proto)
     if damaged:
-        raise ModelError(f"'{shown}' is damaged: a text in it is no UTF-8 ({damaged})")
+        raise ModelError(f"'{shown}' is damaged: a text in it is no UTF-8 ({damaged})", hint=_COPY_AGAIN)
     digest = hashlib.sha256(content)
     del content
     for name, file_digest in _load_external_data(proto, path):
@@ -66,15 +67,16 @@ def read_model(path: str | Path) -> ModelFile:
     return ModelFile(path, proto, digest.hexdigest())
 
 
-def _why_unparsable(shown: str, content: bytes) -> tuple[str]:
+def _unparsable(shown: str, content: bytes) -> ModelError:
     """Walk the outermost protobuf fields to tell a cut-off model from a file of another kind."""
+    other = ModelError(f"'{shown}' is not an ONNX file", hint="give the path of an .onnx file")
     position, fields = 0, 0
     while position < len(content):
         key, after_key = _varint(content, position)
         if key is None:
             break
         if key >> 3 not in _MODEL_FIELDS:
-            return (f"'{shown}' is not an ONNX file",)
+            return other
         kind = key & 7
         size: int | None
         if kind == _BYTES:
@@ -85,7 +87,7 @@ def _why_unparsable(shown: str, content: bytes) -> tuple[str]:
         else:
             size = {_FIXED64: 8, _FIXED32: 4}.get(kind)
             if size is None:
-                return (f"'{shown}' is not an ONNX file",)
+                return other
         if size is None:
             break
         position = after_key + size
@@ -93,9 +95,9 @@ def _why_unparsable(shown: str, content: bytes) -> tuple[str]:
         if position > len(content):
             missing = position - len(content)
             if fields == 1:
-                return (f"'{shown}' is not an ONNX file, or it is truncated",)
-            return (f"'{shown}' is truncated: {missing} more bytes are expected",)
-    return (f"'{shown}' is damaged or not an ONNX file: protobuf cannot parse it",)
+                return ModelError(f"'{shown}' is not an ONNX file, or it is truncated", hint=_COPY_AGAIN)
+            return ModelError(f"'{shown}' is truncated: {missing} more bytes are expected", hint=_COPY_AGAIN)
+    return ModelError(f"'{shown}' is damaged or not an ONNX file: protobuf cannot parse it", hint=_COPY_AGAIN)
 
 
 def _varint(content: bytes, position: int) -> tuple[int | None, int]:

@@ -131,7 +131,10 @@ def _fix_one(
             hint=f"write --shape {shown}={example} with their sizes",
         )
     if any(size == 0 for size in sizes):
-        raise ModelError(f"input '{shown}' has a dimension of size zero: {display_shape(tuple(sizes))}")
+        raise ModelError(
+            f"input '{shown}' has a dimension of size zero: {display_shape(tuple(sizes))}",
+            hint="export the model with a size of at least one",
+        )
     if fixed:
         result.symbolic[info.name] = fixed
     return Value(info.name, tuple(sizes), dtype_name(info.type.tensor_type.elem_type, f"input '{shown}'"))

@@ -85,6 +85,16 @@ class RecordIndex:
         self._load()
         return [known.record for group in self._by_op.values() for known in group]
 
+    def skipped(self) -> list[str]:
+        """One sentence for each log that holds lines that cannot be used."""
+        self._load()
+        return [
+            f"{path}: {len(bad)} bad line{'s' if len(bad) > 1 else ''} skipped (first: line {bad[0][0]}, {bad[0][1]}); "
+            "`sparsetvm log check --repair` takes them out"
+            for path, bad in self.bad.items()
+            if bad
+        ]
+
     def _load(self) -> None:
         for file in self._unread:
             bad = self.bad.setdefault(file.path, [])

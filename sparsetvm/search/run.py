@@ -70,6 +70,7 @@ class TuneRun:
 
     def dry(self, selection: str) -> TuneReport:
         """What `tune` would do, without measuring: the source of each task's config as it stands in the log."""
+        self._report_bad_lines()
         reports = []
         for task in select(self.prepared.unique_tasks(), selection):
             candidates = candidates_of(task.workload, self.target)
@@ -84,14 +85,8 @@ class TuneRun:
         return self._report(reports, 0.0, False)
 
     def _report_bad_lines(self) -> None:
-        for file, bad in self.index.bad.items():
-            self.progress(
-                Event(
-                    kind="note",
-                    message=f"{file}: {len(bad)} bad lines skipped (first: line {bad[0][0]}, {bad[0][1]}); "
-                    "`sparsetvm log check --repair` removes them",
-                )
-            )
+        for note in self.index.skipped():
+            self.progress(Event(kind="note", message=note))
 
     def _append(self, records: list[Record]) -> None:
         append(self.journal, *records)
