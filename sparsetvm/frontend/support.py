@@ -64,6 +64,8 @@ def unsupported_error(nodes: Iterable[tuple[str, str, str]]) -> ModelError:
     op_domain, op = next(iter(layers))
     if op_domain:
         hint = "export the model with standard ONNX operators only, before any optimisation of ONNX Runtime"
+    elif op in SUPPORTED_OPS:
+        hint = "the opset that the model declares does not have this operator: export with a newer one"
     elif op in DYNAMIC_OPS:
         hint = "the output shape of this operator depends on data: cut it off the model, with onnx.utils.extract_model"
     elif op in ("If", "Loop", "Scan"):

@@ -107,3 +107,10 @@ def test_load_rejects_nodes_that_break_the_schema(node, tmp_path):
     onnx.save(parser.parse_model(HEADER + f"g (float[2,4] x) => (y) {{ [bad] y = {node} }}"), path)
     with pytest.raises(ModelError, match="layer 'bad': not a valid"):
         load_model(path)
+
+
+def test_load_asks_for_a_newer_opset_when_the_operator_came_later(tmp_path):
+    path = tmp_path / "m.onnx"
+    onnx.save(parser.parse_model(HEADER + "g (float[2,4] x) => (float[2,4] y) { [late] y = Mish(x) }"), path)
+    with pytest.raises(ModelError, match=r"unsupported operator: Mish \(layers: late\)\n.*newer one"):
+        load_model(path)
