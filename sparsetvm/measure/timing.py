@@ -83,7 +83,7 @@ class CacheFlush:
 
 
 def time_cold(function: Any, arguments: Sequence[Any], flush: Callable[[], None], warm: Sequence[Any]) -> TimeCalls:
-    """Times single calls, each after `flush`; the arrays `warm` (what the layer before has just written) are read again.
+    """Times single calls, each after `flush`; the arrays `warm` (what the layer before just wrote) are read again.
 
     The clock and the Python call add about 1 us, to all candidates alike.
     """
