@@ -15,7 +15,7 @@ from sparsetvm.core.workload import Workload
 from sparsetvm.log.journal import Entry, scan
 from sparsetvm.log.location import LogFile, Source, log_files
 from sparsetvm.log.relation import Relation, distance, relate
-from sparsetvm.log.standing import Standing, standings
+from sparsetvm.log.standing import Standing, contenders, standings
 
 Valid = Callable[[Config, int, str], bool]
 """`valid(config, version, space)`: the local template of that name has this version, its space for the task has this
@@ -130,8 +130,8 @@ class RecordIndex:
     ) -> Decision:
         """The best record that the rules of reuse (relation.py) allow, dense templates included.
 
-        Exact goes before compatible; among compatible workloads the closest one with re-timed results goes first. Equal
-        times go to the earlier source. reuse=False takes nothing.
+        Exact goes before compatible; among compatible workloads the closest one with re-timed results goes first.
+        What a final round passed over is not taken. Equal times go to the earlier source. reuse=False takes nothing.
         """
         if not reuse:
             return Decision("none", why=["reuse is off: no record was looked at"])
@@ -139,8 +139,7 @@ class RecordIndex:
         groups, left = _group(related, valid, workload)
         why: list[str] = []
         for at, group in enumerate(groups):
-            usable = [s for s in group if not s.failure]
-            chosen = min(usable, key=lambda s: s.score, default=None)
+            chosen = min(contenders(group), key=lambda s: s.score, default=None)
             why += _explain(group, chosen)
             if chosen is not None:
                 others = sum(map(len, groups[at + 1 :]))

@@ -72,6 +72,19 @@ def standings(known: Iterable[KnownRecord], relation: Relation) -> list[Standing
     return [_standing(members, relation) for members in by_config.values()]
 
 
+def contenders(group: Iterable[Standing]) -> list[Standing]:
+    """The standings of one task to choose from: no failures, and nothing that a final round has passed over.
+
+    What a search timed before or in the run of a re-timed config was there to be re-timed as well. If its single time
+    is better all the same, that time is a fluke, and no reason to search again.
+    """
+    usable = [standing for standing in group if not standing.failure]
+    retimed = [standing.known.record for standing in usable if standing.retimed]
+    runs = {record.run for record in retimed} - {""}
+    latest = max((record.time for record in retimed), default="")
+    return [s for s in usable if s.retimed or (s.known.record.run not in runs and s.known.record.time >= latest)]
+
+
 def _standing(members: list[KnownRecord], relation: Relation) -> Standing:
     good = [m for m in members if m.record.status == "ok"]
     failed = max((m for m in members if m.record.status != "ok"), key=lambda m: m.record.time, default=None)

@@ -111,6 +111,19 @@ def test_search_result_must_be_clearly_faster_than_a_retimed_one() -> None:
         assert (decision.record.config == OTHER_CONFIG) == wins
 
 
+def test_search_result_that_a_final_round_passed_over_is_not_taken() -> None:
+    times = {"time": "2026-01-01T00:00:05Z", "run": "one"}
+    final = record(50.0, stage="final", **times)
+    for fluke, wins in (
+        (record(20.0, config=OTHER_CONFIG, **times), False),
+        (record(20.0, config=OTHER_CONFIG, time="2026-01-01T00:00:04Z", run="earlier"), False),
+        (record(20.0, config=OTHER_CONFIG, time="2026-01-01T00:00:06Z", run="later"), True),
+    ):
+        decision = best(index_of(final, fluke))
+        assert decision.record is not None
+        assert (decision.record.config == OTHER_CONFIG) == wins
+
+
 def test_later_check_replaces_an_earlier_one() -> None:
     old = record(10.0, stage="check", time="2025-01-01T00:00:00Z")
     new = record(90.0, stage="check", time="2026-06-01T00:00:00Z")
