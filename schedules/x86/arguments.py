@@ -18,11 +18,12 @@ def layer_args(workload: Workload, packed: Packed) -> tuple[Any, Any, list[Any],
     shape_out = workload.layout_out.physical_shape((1, workload.m))
     # TIR wants every argument declared before the first alias.
     x = tb.arg("X", tb.buffer(shape_in, "float32"))
-    r = tb.arg("R", tb.buffer(shape_out, "float32")) if workload.epilogue.residual else None
+    shape_residual = workload.residual_layout.physical_shape((1, workload.m))
+    r = tb.arg("R", tb.buffer(shape_residual, "float32")) if workload.epilogue.residual else None
     arrays = [tb.arg(f"A{i}", tb.buffer((a.size,), str(a.dtype))) for i, a in enumerate(packed.arrays)]
     y = tb.arg("Y", tb.buffer(shape_out, "float32"))
 
     def flat(buffer: Any, shape: tuple[int, ...]) -> Any:
         return tb.decl_buffer((math.prod(shape),), "float32", data=buffer.data)
 
-    return flat(x, shape_in), flat(r, shape_out) if r is not None else None, arrays, flat(y, shape_out)
+    return flat(x, shape_in), flat(r, shape_residual) if r is not None else None, arrays, flat(y, shape_out)

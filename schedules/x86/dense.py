@@ -162,7 +162,8 @@ class _DenseKernel:
             mask = self.mask[tile + n] if g.mask is not None else None
             for m in range(mr):
                 at = g.y0 + image * g.y_batch + (tile + n) * g.y_tile + (row + m) * g.row_stride
-                value = finish_vector(acc[m * nr + n], self.r, at, self.workload.epilogue, g, mask)
+                at_r = g.r0 + image * g.r_batch + (tile + n) * g.r_tile + (row + m) * g.residual_stride
+                value = finish_vector(acc[m * nr + n], self.r, at_r, self.workload.epilogue, g, mask)
                 tir.vstore(self.y, value, at, lanes)
 
     def _tap(self, k: Any) -> Any:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparsetvm.core.layout import Planes, Tiled
+from sparsetvm.core.layout import AnyLayout, Planes, PlaneTiles, Tiled
 from sparsetvm.core.workload import Workload
 
 
@@ -22,7 +22,8 @@ class TapGeometry:
     taps[g]: (k,) offsets of the columns of convolution group g. rows_per_group: output rows of one group.
     batch images of `tiles` tiles each; x0, y0: offset of tile 0 of image 0; *_tile, *_batch: steps.
     row_stride: from output row m to m + 1. mask: (tiles, lanes) bool, None when every lane is real.
-    borders: (start, stop) float ranges of every output plane that must be zero (empty for token tiles).
+    r0, r_tile, r_batch, residual_stride: the same as y0, y_tile, y_batch, row_stride for the residual.
+    borders: (start, stop) float ranges of every output plane that must be zero (empty for tiles).
     """
 
     lanes: int
@@ -37,6 +38,10 @@ class TapGeometry:
     y_tile: int
     y_batch: int
     row_stride: int
+    r0: int
+    r_tile: int
+    r_batch: int
+    residual_stride: int
     mask: np.ndarray | None
     borders: tuple[tuple[int, int], ...]
 
@@ -53,42 +58,56 @@ class TapGeometry:
 
 def supports_taps(workload: Workload) -> bool:
     """True when the workload's layouts let a kernel read X in place through taps."""
-    lin, lout = workload.layout_in, workload.layout_out
+    lin, lout, residual = workload.layout_in, workload.layout_out, workload.residual_layout
     if workload.op == "matmul":
-        return isinstance(lin, Tiled) and isinstance(lout, Tiled) and lin.lanes == lout.lanes
+        return isinstance(lin, Tiled) and isinstance(lout, Tiled) and lin.lanes == lout.lanes and residual == lout
     conv = workload.conv
-    return (
-        isinstance(lin, Planes)
-        and isinstance(lout, Planes)
-        and conv is not None
-        and lin.phases == conv.stride
-        and lin.row_stride == lout.row_stride
-        and lin.lanes == lout.lanes
-        and lout.phases == (1, 1)
-    )
+    if conv is None or not isinstance(lout, Planes | PlaneTiles) or not isinstance(residual, Planes | PlaneTiles):
+        return False
+    if isinstance(lin, PlaneTiles):
+        readable = conv.pointwise
+    elif isinstance(lin, Planes):
+        readable = lin.phases == conv.stride
+    else:
+        return False
+    grids = {(layout.row_stride, layout.lanes) for layout in (lin, lout, residual)}
+    whole = all(layout.phases == (1, 1) for layout in (lout, residual) if isinstance(layout, Planes))
+    return readable and whole and len(grids) == 1
 
 
 def tap_geometry(workload: Workload) -> TapGeometry:
     """Geometry of a workload for which `supports_taps` holds."""
     lin, lout = workload.layout_in, workload.layout_out
     if isinstance(lin, Tiled) and isinstance(lout, Tiled):
+        taps: tuple[np.ndarray, ...] = (np.arange(workload.k, dtype=np.int64) * lin.lanes,)
+        y = (0, lout.cols * lout.lanes, 0, lout.lanes)
+        return TapGeometry(lin.lanes, lin.tiles, 1, taps, workload.m, 0, lin.cols * lin.lanes, 0, *y, *y, None, ())
+    conv = workload.conv
+    if conv is None or not isinstance(lin, Planes | PlaneTiles) or not isinstance(lout, Planes | PlaneTiles):
+        raise TypeError(f"no taps for {type(lin).__name__} -> {type(lout).__name__}")
+    if isinstance(lin, Planes):
+        taps = _conv_taps(workload, lin)
+    else:
         taps = (np.arange(workload.k, dtype=np.int64) * lin.lanes,)
-        return TapGeometry(
-            lin.lanes, lin.tiles, 1, taps, workload.m,
-            0, lin.cols * lin.lanes, 0,
-            0, lout.cols * lout.lanes, 0,
-            lout.lanes, None, (),
-        )  # fmt: skip
-    if isinstance(lin, Planes) and isinstance(lout, Planes) and workload.conv is not None:
-        in_planes, out_planes = lin.physical_shape(())[1], lout.physical_shape(())[1]
-        return TapGeometry(
-            lout.lanes, lout.tiles, lout.batch, _conv_taps(workload, lin), workload.m // workload.conv.groups,
-            lin.origin, lin.lanes, in_planes * lin.plane_stride,
-            lout.origin, lout.lanes, out_planes * lout.plane_stride,
-            lout.plane_stride, lout.mask(),
-            ((0, lout.origin), (lout.origin + lout.tiles * lout.lanes, lout.plane_stride)),
-        )  # fmt: skip
-    raise TypeError(f"no taps for {type(lin).__name__} -> {type(lout).__name__}")
+    borders: tuple[tuple[int, int], ...] = ()
+    if isinstance(lout, Planes):
+        borders = ((0, lout.origin), (lout.origin + lout.tiles * lout.lanes, lout.plane_stride))
+    x0, x_tile, x_batch, _ = _image_strides(lin)
+    return TapGeometry(
+        lout.lanes, lout.tiles, lout.batch, taps, workload.m // conv.groups, x0, x_tile, x_batch,
+        *_image_strides(lout), *_image_strides(workload.residual_layout), lout.mask(), borders,
+    )  # fmt: skip
+
+
+def _image_strides(layout: AnyLayout) -> tuple[int, int, int, int]:
+    """(offset of the first tile, step per tile, per image, per channel) in floats."""
+    if isinstance(layout, Planes):
+        planes = layout.physical_shape(())[1]
+        return layout.origin, layout.lanes, planes * layout.plane_stride, layout.plane_stride
+    if isinstance(layout, PlaneTiles):
+        tile = layout.channels * layout.lanes
+        return 0, tile, layout.tiles * tile, layout.lanes
+    raise TypeError(f"{type(layout).__name__} holds no images")
 
 
 def _conv_taps(workload: Workload, planes: Planes) -> tuple[np.ndarray, ...]:

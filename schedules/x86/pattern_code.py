@@ -73,7 +73,7 @@ class PatternCode(Template):
         geometry, epilogue = tap_geometry(workload), workload.epilogue
         plan = CodePlan(config.int("rows"), config.int("k_block"), config.int("groups"), config.str("order") == "rows")
         in_code = epilogue.activation if epilogue.activation in _IN_CODE else "none"
-        epilog = Epilog(epilogue.residual, in_code, geometry.mask is not None)
+        epilog = Epilog(epilogue.residual, geometry.residual_stride, in_code, geometry.mask is not None)
         pieces, stream = emit_pieces(
             weight, geometry.taps, geometry.rows_per_group, geometry.row_stride, geometry.lanes, plan, epilog
         )
@@ -165,6 +165,7 @@ class _Host:
         g = self.geometry
         image, tile = (at // g.tiles, at % g.tiles) if g.batch > 1 else (0, at)
         yo = g.y0 + image * g.y_batch + tile * g.y_tile
+        ro = g.r0 + image * g.r_batch + tile * g.r_tile
         xo = g.x0 + image * g.x_batch + tile * g.x_tile
         pointers = (
             self.x[xo],
@@ -172,7 +173,7 @@ class _Host:
             self.w[self._field(piece, _WEIGHT)],
             self.bias[0],
             self.mask[tile if g.mask is not None else 0],
-            self.r[yo] if self.r is not None else self.y[yo],
+            self.r[ro] if self.r is not None else self.y[yo],
         )
         name = f"{self.symbol}_run"
         tb.evaluate(tirx.call_extern("int32", name, piece, *(tirx.address_of(pointer) for pointer in pointers)))

@@ -54,9 +54,7 @@ class PatternData(Template):
         self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target
     ) -> Packed:
         geometry = tap_geometry(workload)
-        csr = pack_bucketed_csr(
-            weight, geometry.taps, geometry.rows_per_group, geometry.row_stride, config.int("k_block")
-        )
+        csr = pack_bucketed_csr(weight, geometry.taps, geometry.rows_per_group, config.int("k_block"))
         start = np.zeros(workload.m, np.float32) if bias is None else bias.astype(np.float32)
         return Packed((*csr.arrays(), start, geometry.mask_bits()), {"blocks": csr.blocks})
 
@@ -112,7 +110,6 @@ class _DataKernel:
 
     def _run(self, run: Any, image: Any, tile: Any, nr: int, *, first: bool, last: bool) -> None:
         from sparsetvm.schedules.x86 import tir
-        from tvm import tirx
         from tvm.tirx.script import builder as tb
 
         g, lanes = self.geometry, self.geometry.lanes
@@ -123,10 +120,10 @@ class _DataKernel:
             row = tb.Bind(self.rows[self.runs[run * 4] + i])
             p0 = tb.Bind(self.runs[run * 4 + 2] + i * length)
             acc = tir.Registers(nr, lanes)
-            at = [y0 + row + n * g.y_tile for n in range(nr)]
+            at = [y0 + row * g.row_stride + n * g.y_tile for n in range(nr)]
             for n in range(nr):
                 if first:
-                    acc[n] = tir.splat(self.bias[tirx.floordiv(row, g.row_stride)], lanes)
+                    acc[n] = tir.splat(self.bias[row], lanes)
                 else:
                     acc[n] = tir.vload(self.y, at[n], lanes)
             self._non_zeros(acc, x0, p0, length, nr)
@@ -134,7 +131,8 @@ class _DataKernel:
                 value = acc[n]
                 if last:
                     mask = self.mask[tile + n] if g.mask is not None else None
-                    value = finish_vector(value, self.r, at[n], self.workload.epilogue, g, mask)
+                    at_r = g.r0 + image * g.r_batch + (tile + n) * g.r_tile + row * g.residual_stride
+                    value = finish_vector(value, self.r, at_r, self.workload.epilogue, g, mask)
                 tir.vstore(self.y, value, at[n], lanes)
 
     def _non_zeros(self, acc: Any, x0: Any, p0: Any, length: Any, nr: int) -> None:

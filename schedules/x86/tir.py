@@ -147,8 +147,6 @@ def keep_where(value: Expr, real: Sequence[bool]) -> Expr:
     return tirx.Shuffle([value, splat(0.0, lanes)], [i if keep else lanes + i for i, keep in enumerate(real)])
 
 
-
-
 def _cell(dtype: str) -> Buffer:
     """A buffer of one scalar or vector that LLVM shall turn into a register.
 

@@ -7,6 +7,7 @@
            between two rows and the rows above and below are zeros and a padded convolution is a list of offsets
            ("taps"). With `phases` (sy, sx) the image is split into sy*sx sub-images (row parity, column parity), so
            that a strided convolution reads contiguous vectors as well: channel index = (py * sx + px) * channels + c.
+`PlaneTiles`  the grid of such planes as [batch][tiles][channels][lanes], between 1x1 convolutions.
 """
 
 from __future__ import annotations
@@ -143,5 +144,50 @@ class Planes(Layout, frozen=True, tag="planes"):
         return view.reshape(self.batch, planes.shape[1], self.height, self.row_stride)
 
 
-AnyLayout = Plain | Tiled | Planes
+class PlaneTiles(Layout, frozen=True, tag="plane_tiles"):
+    """The grid of `Planes` cut into tiles: [batch][tiles][channels][lanes] float32; zero columns stay zero.
+
+    All channels of a tile are contiguous, so a 1x1 convolution streams memory where planes make it jump from page to
+    page; taps of other pixels are out of reach.
+    """
+
+    batch: int
+    channels: int
+    height: int
+    width: int
+    pad: int
+    lanes: int
+
+    @property
+    def row_stride(self) -> int:
+        return self.width + self.pad
+
+    @property
+    def tiles(self) -> int:
+        return -(-self.height * self.row_stride // self.lanes)
+
+    def physical_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (self.batch, self.tiles, self.channels, self.lanes)
+
+    def mask(self) -> np.ndarray:
+        """Boolean (tiles, lanes): True where a grid position is a real pixel."""
+        return Planes(self.batch, self.channels, self.height, self.width, self.pad, self.lanes).mask()
+
+    def to_physical(self, array: np.ndarray) -> np.ndarray:
+        """Store an image batch (batch, channels, height, width)."""
+        grid = np.zeros((self.batch, self.channels, self.tiles * self.lanes), array.dtype)
+        rows = grid[:, :, : self.height * self.row_stride]
+        rows.reshape(self.batch, self.channels, self.height, self.row_stride)[..., : self.width] = array
+        tiled = grid.reshape(self.batch, self.channels, self.tiles, self.lanes)
+        return np.ascontiguousarray(tiled.transpose(0, 2, 1, 3))
+
+    def to_logical(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """Read back an image batch of the logical `shape`."""
+        tiled = array.reshape(self.batch, self.tiles, self.channels, self.lanes).transpose(0, 2, 1, 3)
+        grid = tiled.reshape(self.batch, self.channels, -1)[:, :, : self.height * self.row_stride]
+        rows = grid.reshape(self.batch, self.channels, self.height, self.row_stride)
+        return np.ascontiguousarray(rows[..., : self.width]).reshape(shape)
+
+
+AnyLayout = Plain | Tiled | Planes | PlaneTiles
 PLAIN = Plain()

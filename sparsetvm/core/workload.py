@@ -41,6 +41,11 @@ class ConvGeometry(msgspec.Struct, frozen=True):
     groups: int = 1
 
     @property
+    def pointwise(self) -> bool:
+        """True for an ungrouped 1x1 convolution that reads exactly the pixel it writes."""
+        return self.kernel == (1, 1) == self.stride and not any(self.pads) and self.groups == 1
+
+    @property
     def out_height(self) -> int:
         return self._out(0, self.in_height)
 
@@ -59,7 +64,7 @@ class Workload(msgspec.Struct, frozen=True):
     op: "matmul" (X[n, k] times W[m, k]^T) or "conv2d".
     m: output features or channels. k: reduction length of one output (in_channels / groups * kh * kw for conv2d).
     n: tokens for matmul; batch * out_height * out_width for conv2d.
-    layout_in, layout_out: of X, and of Y and the residual.
+    layout_in, layout_out: of X and Y; layout_residual: None when it is that of Y.
     cold: whether code and weights come from beyond L2, as in a network that is too large for it; timed accordingly.
     """
 
@@ -75,6 +80,11 @@ class Workload(msgspec.Struct, frozen=True):
     dtype: str = "float32"
     threads: int = 1
     cold: bool = False
+    layout_residual: AnyLayout | None = None
+
+    @property
+    def residual_layout(self) -> AnyLayout:
+        return self.layout_out if self.layout_residual is None else self.layout_residual
 
     def canonical(self) -> bytes:
         """Canonical JSON: sorted keys, no spaces. The identity of the workload."""

@@ -14,25 +14,25 @@ import numpy as np
 
 @dataclass(frozen=True)
 class BucketedCsr:
-    """runs[i] = (first entry of row_offsets, rows, first non-zero, length); blocks[b] : blocks[b + 1] are b's runs.
+    """runs[i] = (first entry of rows, how many, first non-zero, length); blocks[b] : blocks[b + 1] are b's runs.
 
-    row_offsets: float offset of each row of each run in Y. offsets: float offset of each non-zero's column in X.
+    rows: the rows of each run. offsets: float offset of each non-zero's column in X.
     """
 
     runs: np.ndarray
     blocks: np.ndarray
-    row_offsets: np.ndarray
+    rows: np.ndarray
     offsets: np.ndarray
     values: np.ndarray
 
     def arrays(self) -> tuple[np.ndarray, ...]:
         """The arrays in kernel argument order, all 1-D; empty ones get one unread element."""
-        flat = (self.runs.ravel(), self.blocks, self.row_offsets, self.offsets, self.values)
+        flat = (self.runs.ravel(), self.blocks, self.rows, self.offsets, self.values)
         return tuple(a if a.size else np.zeros(1, a.dtype) for a in flat)
 
 
 def pack_bucketed_csr(
-    weight: np.ndarray, taps: tuple[np.ndarray, ...], rows_per_group: int, row_stride: int, k_block: int
+    weight: np.ndarray, taps: tuple[np.ndarray, ...], rows_per_group: int, k_block: int
 ) -> BucketedCsr:
     """Format of `weight` (m, k); row r reads column c at float offset taps[r // rows_per_group][c].
 
@@ -43,7 +43,7 @@ def pack_bucketed_csr(
     starts = list(range(0, k, k_block))
     all_taps = np.stack(taps)[np.arange(m) // rows_per_group] if len(taps) > 1 else None
     runs: list[tuple[int, int, int, int]] = []
-    blocks, row_offsets, offsets, values = [0], [], [], []
+    blocks, row_lists, offsets, values = [0], [], [], []
     rows_done = nnz_done = 0
     for k0 in starts:
         block = weight[:, k0 : k0 + k_block]
@@ -54,7 +54,7 @@ def pack_bucketed_csr(
         rows = order[at_row]
         values.append(block[rows, at_col])
         offsets.append(taps[0][at_col + k0] if all_taps is None else all_taps[rows, at_col + k0])
-        row_offsets.append(order * row_stride)
+        row_lists.append(order)
         for length in sorted(set(lengths[order].tolist()), reverse=True):
             count = int(np.count_nonzero(lengths[order] == length))
             runs.append((rows_done, count, nnz_done, length))
@@ -64,7 +64,7 @@ def pack_bucketed_csr(
     return BucketedCsr(
         np.array(runs, np.int32).reshape(-1, 4),
         np.array(blocks, np.int32),
-        np.concatenate(row_offsets).astype(np.int32),
+        np.concatenate(row_lists).astype(np.int32),
         np.concatenate(offsets).astype(np.int32),
         np.concatenate(values).astype(np.float32),
     )

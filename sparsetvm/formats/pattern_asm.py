@@ -25,9 +25,13 @@ _X_WINDOW = 127 * 64  # bytes of X that disp8 * 64 covers on either side of the 
 
 @dataclass(frozen=True)
 class Epilog:
-    """What the last K block does to a sum; other activations are left to the host."""
+    """What the last K block does to a sum; other activations are left to the host.
+
+    residual_stride: floats between the residuals of neighbouring rows.
+    """
 
     residual: bool
+    residual_stride: int
     activation: str  # none, relu or clip
     mask: bool
 
@@ -116,7 +120,7 @@ class _Emitter:
         """Residual and activation of a finished sum. Operand order makes max and min return NaN for a NaN sum."""
         epilog, masked = self.epilog, "{%k1}{z}" if self.epilog.mask else ""
         if epilog.residual:
-            self.lines.append(f"vaddps {self.row_bytes * row}(%r9), {accumulator}, {accumulator}")
+            self.lines.append(f"vaddps {4 * epilog.residual_stride * row}(%r9), {accumulator}, {accumulator}")
         if epilog.activation == "relu":
             self.lines.append(f"vmaxps {accumulator}, %{self.v}0, {accumulator}{masked}")
         elif epilog.activation == "clip":

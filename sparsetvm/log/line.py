@@ -15,7 +15,7 @@ import re
 import msgspec
 from msgspec.structs import astuple
 
-from sparsetvm.core.layout import AnyLayout, Planes, Tiled
+from sparsetvm.core.layout import AnyLayout, Planes, PlaneTiles, Tiled
 from sparsetvm.core.record import SCHEMA_VERSION, Record
 from sparsetvm.core.workload import ConvGeometry, Workload
 
@@ -152,7 +152,7 @@ def _workload_problem(workload: Workload) -> str:
         return "the pattern's row imbalance is out of range"
     if not (math.isfinite(workload.epilogue.low) and math.isfinite(workload.epilogue.high)):
         return "a bound of the epilogue is not a number"
-    if not (_layout_ok(workload.layout_in) and _layout_ok(workload.layout_out)):
+    if not all(map(_layout_ok, (workload.layout_in, workload.layout_out, workload.residual_layout))):
         return "a size of a layout is out of range"
     if workload.conv is not None and not _conv_ok(workload.conv):
         return "a size of the convolution is out of range"
@@ -169,6 +169,9 @@ def _layout_ok(layout: AnyLayout) -> bool:
     if isinstance(layout, Planes):
         sizes = (layout.batch, layout.channels, layout.height, layout.width, layout.lanes)
         return _sizes(*sizes, *layout.phases) and 0 <= layout.pad <= _MAX_SIZE
+    if isinstance(layout, PlaneTiles):
+        sizes = (layout.batch, layout.channels, layout.height, layout.width, layout.lanes)
+        return _sizes(*sizes) and 0 <= layout.pad <= _MAX_SIZE
     return True
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import scipy.sparse
 import scipy.special
 
-from sparsetvm.core.layout import Layout, Plain, Planes, Tiled
+from sparsetvm.core.layout import Layout, Plain, Planes, PlaneTiles, Tiled
 from sparsetvm.core.workload import ConvGeometry, Epilogue, Workload
 
 TOLERANCE = 1e-5
@@ -53,8 +53,13 @@ class Reference:
         if isinstance(layout, Planes):
             border = ~_image_mask(layout)
             dirty = int(np.count_nonzero(physical.reshape(-1, layout.plane_stride)[:, border]))
-            if dirty:
-                return f"{dirty} values outside the image are not zero; the next convolution reads them as padding"
+        elif isinstance(layout, PlaneTiles):
+            tiles = physical.reshape(layout.physical_shape(())).transpose(0, 2, 1, 3)
+            dirty = int(np.count_nonzero(tiles[:, :, ~layout.mask()]))
+        else:
+            return ""
+        if dirty:
+            return f"{dirty} values outside the image are not zero; the next convolution reads them as padding"
         return ""
 
 
@@ -73,7 +78,7 @@ def make_reference(workload: Workload, weight: np.ndarray, bias: np.ndarray | No
     return Reference(
         workload,
         to_physical(workload.layout_in, x),
-        None if residual is None else to_physical(workload.layout_out, residual),
+        None if residual is None else to_physical(workload.residual_layout, residual),
         positions,
         activate(total, workload.epilogue),
     )
@@ -97,7 +102,7 @@ def output_shape(workload: Workload) -> tuple[int, ...]:
 
 def to_physical(layout: Layout, array: np.ndarray) -> np.ndarray:
     """The array as the layout stores it."""
-    if isinstance(layout, Tiled | Planes):
+    if isinstance(layout, Tiled | Planes | PlaneTiles):
         physical: np.ndarray = layout.to_physical(array)
         return physical
     if isinstance(layout, Plain):
@@ -107,7 +112,7 @@ def to_physical(layout: Layout, array: np.ndarray) -> np.ndarray:
 
 def to_logical(layout: Layout, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """The logical array of `shape` that a physical one stores."""
-    if isinstance(layout, Tiled | Planes):
+    if isinstance(layout, Tiled | Planes | PlaneTiles):
         logical: np.ndarray = layout.to_logical(array, shape)
         return logical
     if isinstance(layout, Plain):

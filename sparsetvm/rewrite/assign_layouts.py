@@ -5,7 +5,8 @@ After:   convert -> conv2d -> conv2d -> Add -> GlobalAveragePool  (Planes from t
 
 Rules: convolutions, pools and what is element-wise between them use Planes; products of more than one token, layer norm
 and attention between them use Tiled; everything else is plain. All images of one size use the same planes, whose zero
-columns suffice for every convolution of that size: residuals then need no conversion.
+columns suffice for every convolution of that size: residuals then need no conversion. What only 1x1 convolutions and
+residuals read is stored as PlaneTiles, which has the same grid.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import math
 from collections.abc import Callable
 
 from sparsetvm.core.graph import SPARSETVM_DOMAIN, Graph, Node, Value
-from sparsetvm.core.layout import PLAIN, AnyLayout, Plain, Planes, Tiled
+from sparsetvm.core.layout import PLAIN, AnyLayout, Plain, Planes, PlaneTiles, Tiled
 from sparsetvm.core.target import Target
 from sparsetvm.rewrite.plane_geometry import conv_layouts, required_depthwise_pad, required_pad
 
@@ -36,6 +37,7 @@ class _Assignment:
         self.graph = graph
         self.target = target
         self.pads = _plane_pads(graph)
+        self.consumers = graph.consumers()
         self.converted: dict[tuple[str, AnyLayout], str] = {}
         self.nodes: list[Node] = []
 
@@ -95,9 +97,30 @@ class _Assignment:
         conv = node.attrs["conv"]
         batch, m = self.graph.values[node.outputs[0]].shape[:2]
         pad = self.pads[conv.out_height, conv.out_width]
-        source, result = conv_layouts(conv, batch, m, pad, self.target.lanes)
-        node.inputs = [self._as(node.inputs[0], source), *(self._as(name, result) for name in node.inputs[1:])]
+        source, planes = conv_layouts(conv, batch, m, pad, self.target.lanes)
+        result: AnyLayout = planes
+        if node.op == "conv2d" and self._read_by_tiles(node.outputs[0]):
+            result = _tiles_of(planes)
+        first = self.graph.values[node.inputs[0]]
+        tiled = isinstance(first.layout, PlaneTiles) and node.op == "conv2d" and conv.pointwise
+        residuals = [self._residual(name, planes) for name in node.inputs[1:]]
+        node.inputs = [first.name if tiled else self._as(first.name, source), *residuals]
         return self._set(node, result)
+
+    def _residual(self, name: str, planes: Planes) -> str:
+        """A residual may be in either layout of the output's grid."""
+        if self.graph.values[name].layout == _tiles_of(planes):
+            return name
+        return self._as(name, planes)
+
+    def _read_by_tiles(self, name: str) -> bool:
+        """True when everything that reads the value can read plane tiles: 1x1 convolutions, and residuals of any."""
+        if name in self.graph.outputs or not self.consumers[name]:
+            return False
+        return all(
+            user.is_op("conv2d", domain=SPARSETVM_DOMAIN) and (user.inputs[0] != name or user.attrs["conv"].pointwise)
+            for user in self.consumers[name]
+        )
 
     def _attention(self, node: Node) -> bool:
         shape = self.graph.values[node.inputs[0]].shape
@@ -151,6 +174,10 @@ class _Assignment:
             return False
         node.inputs = [self._as(left.name, layout), self._as(right.name, layout)]
         return self._set(node, layout)
+
+
+def _tiles_of(planes: Planes) -> PlaneTiles:
+    return PlaneTiles(planes.batch, planes.channels, planes.height, planes.width, planes.pad, planes.lanes)
 
 
 def _plane_pads(graph: Graph) -> dict[tuple[int, int], int]:

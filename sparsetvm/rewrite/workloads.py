@@ -28,6 +28,7 @@ def workload_of(graph: Graph, node: Node, target: Target) -> Workload:
     out = graph.values[node.outputs[0]]
     m, k = weight.shape
     n = math.prod(out.shape) // m
+    residual = graph.values[node.inputs[1]].layout if len(node.inputs) > 1 else out.layout
     return Workload(
         node.op,  # type: ignore[arg-type]
         m,
@@ -39,6 +40,7 @@ def workload_of(graph: Graph, node: Node, target: Target) -> Workload:
         summarize(weight),
         node.attrs["conv"],
         threads=target.threads,
+        layout_residual=None if residual == out.layout else residual,
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from sparsetvm.core.config import Config, KnobValue
-from sparsetvm.core.layout import Planes, Tiled
+from sparsetvm.core.layout import Planes, PlaneTiles, Tiled
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
 from sparsetvm.schedules.base import template_names
@@ -115,7 +115,7 @@ def _first(knobs: dict[str, KnobValue], names: tuple[str, ...]) -> int:
 
 def _lanes(workload: Workload, target: Target) -> int:
     layout = workload.layout_out
-    return layout.lanes if isinstance(layout, Tiled | Planes) else target.lanes
+    return layout.lanes if isinstance(layout, Tiled | Planes | PlaneTiles) else target.lanes
 
 
 def _log(value: float) -> float:

@@ -7,7 +7,7 @@ import pytest
 from sparsetvm.schedules.base import matching
 
 from sparsetvm.core.config import Config
-from sparsetvm.core.layout import PLAIN, Tiled
+from sparsetvm.core.layout import PLAIN, Planes, PlaneTiles, Tiled
 from sparsetvm.core.pattern import PatternSummary
 from sparsetvm.core.target import Target, cpu_flags
 from sparsetvm.core.workload import ConvGeometry, Epilogue, Workload
@@ -183,3 +183,33 @@ def test_conv2d_matches_float64_and_keeps_borders_zero(target, name):
             error = np.linalg.norm(lout.to_logical(got, want.shape) - full) / np.linalg.norm(full)
             assert error < 1e-5, (config, error)
             np.testing.assert_array_equal(got, lout.to_physical(lout.to_logical(got, want.shape)), err_msg=str(config))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("tiled", ["in", "out", "residual", "all"])
+def test_pointwise_conv2d_mixes_planes_and_plane_tiles(target, tiled):
+    conv, m, batch = ConvGeometry(6, 7, 9, (1, 1)), 10, 2
+    rng = np.random.default_rng(1)
+    weight = sparse(rng, (m, 6), 0.4)
+    x = rng.standard_normal((batch, 6, 7, 9)).astype(np.float32)
+    residual = rng.standard_normal((batch, m, 7, 9)).astype(np.float32)
+    layouts = {
+        name: (PlaneTiles if tiled in (name, "all") else Planes)(batch, channels, 7, 9, 1, target.lanes)
+        for name, channels in (("in", 6), ("out", m), ("residual", m))
+    }
+    want = np.maximum(conv_reference(x, weight.reshape(m, 6, 1, 1), conv) + residual, 0)
+    summary = PatternSummary("unstructured", (1, 1), 0.4, 1.0, 1, "0")
+    workload = Workload(
+        "conv2d", m, 6, batch * 63, layouts["in"], layouts["out"], Epilogue(residual=True, activation="relu"), summary,
+        conv, layout_residual=layouts["residual"],
+    )  # fmt: skip
+    templates = matching(workload, target)
+    assert templates
+    for template in templates:
+        config = template.default(workload, target)
+        physical_in, physical_residual = layouts["in"].to_physical(x), layouts["residual"].to_physical(residual)
+        got = run(template, workload, config, target, weight, None, physical_in, physical_residual)
+        error = np.linalg.norm(layouts["out"].to_logical(got, want.shape) - want) / np.linalg.norm(want)
+        assert error < 1e-5, (config, error)
+        again = layouts["out"].to_physical(layouts["out"].to_logical(got, want.shape))
+        np.testing.assert_array_equal(got, again, err_msg=str(config))
