@@ -24,6 +24,9 @@ from sparsetvm.space.knobs import Choice, Ordered
 from sparsetvm.space.space import Space
 
 
+_AHEAD = 512  # floats of the weight stream between a load and the prefetch for it
+
+
 class Dense(Template):
     """Template x86.dense."""
 
@@ -43,12 +46,17 @@ class Dense(Template):
 
     def default(self, workload: Workload, target: Target) -> Config:
         tiles = tap_geometry(workload).tiles
-        small = target.registers != 32
-        if tiles == 1:
-            return Config.of(self.name, mr=6 if small else 14, nr=1, order="tiles")
-        if tiles % 3 == 0 or tiles > 8:
-            return Config.of(self.name, mr=4 if small else 8, nr=2 if small else 3, order="tiles")
-        return Config.of(self.name, mr=4 if small else 12, nr=2, order="tiles")
+        budget = 8 if target.registers != 32 else 24  # accumulators
+        if tiles <= 6:
+            # One block holds all tiles, so that the weights are read once.
+            nr = min(tiles, 4) if target.registers != 32 else tiles
+            mr = max(value for value in self.space(workload, target).knobs[0].values if int(value) * nr <= budget)
+            return Config.of(self.name, mr=mr, nr=nr, order="tiles")
+        if target.registers != 32:
+            return Config.of(self.name, mr=4, nr=2, order="tiles")
+        if 4 * workload.m * workload.k > target.l2 // 2:
+            return Config.of(self.name, mr=12, nr=2, order="rows")
+        return Config.of(self.name, mr=8, nr=3, order="tiles")
 
     def pack(
         self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target
@@ -152,6 +160,7 @@ class _DenseKernel:
                 acc[m * nr + n] = tir.splat(self.b[row + m], lanes)
         with tb.serial(k) as i:
             tap = x0 + self._tap(i)
+            tir.prefetch(self.w, w0 + i * mr + _AHEAD)
             for n in range(nr):
                 xv[n] = tir.vload(self.x, tap + n * g.x_tile, lanes)
             for m in range(mr):
