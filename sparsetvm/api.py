@@ -168,13 +168,10 @@ def verify(
     samples: int = 3,
     tolerance: float = 1e-5,
     seed: int = 0,
-    per_layer: bool = False,
 ) -> VerifyReport:
     """Compare a compiled model with ONNX Runtime on random inputs; `passed` says whether all errors are in bounds."""
     from sparsetvm.runtime.verify import verify_module
 
-    if per_layer:
-        raise UsageError("--per-layer is not available in this version", hint="run verify without it")
     with load(module_path) as module:
         return verify_module(module, Path(reference), samples=samples, tolerance=tolerance, seed=seed)
 
@@ -193,7 +190,7 @@ def bench(
     against: "ort" (ONNX Runtime) and "dense" (our own build of the same model with dense kernels only).
     """
     from sparsetvm.runtime.compare import interleave
-    from sparsetvm.runtime.verify import onnxruntime_session
+    from sparsetvm.runtime.verify import check_signature, onnxruntime_session
 
     notes: list[str] = []
     path = Path(target_path)
@@ -211,6 +208,7 @@ def bench(
         runs: dict[str, Any] = {"ours": lambda: module.run(feed)}
         if "ort" in against and reference is not None:
             session = onnxruntime_session(reference, threads)
+            check_signature(session, module, reference)
             runs["ort"] = lambda: session.run(None, feed)
         if "dense" in against and reference is not None:
             shapes = {info.name: info.shape for info in module.inputs}

@@ -18,19 +18,16 @@ from sparsetvm.errors import VerificationError
     help="Largest relative L2 error.",
 )  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--per-layer", is_flag=True, help="Also compare every sparse layer on its own.")
 @common_options
 @pass_session
-def command(
-    session: Session, *, module: str, reference: str, samples: int, tolerance: float, seed: int, per_layer: bool
-) -> None:
+def command(session: Session, *, module: str, reference: str, samples: int, tolerance: float, seed: int) -> None:
     """Compare the outputs of MODULE.so with ONNX Runtime on the model. Exit code 5 when they differ."""
     from sparsetvm import api
 
     session.say_settings(
         "verify", module=module, reference=reference, samples=samples, tolerance=str(tolerance), seed=seed
     )
-    report = api.verify(module, reference, samples=samples, tolerance=tolerance, seed=seed, per_layer=per_layer)
+    report = api.verify(module, reference, samples=samples, tolerance=tolerance, seed=seed)
 
     def render() -> None:
         from sparsetvm.report.console import print_verify
@@ -40,6 +37,7 @@ def command(
     session.emit(report, render)
     if not report.passed:
         session.say_error(
-            "outputs differ from the reference\n  next step: sparsetvm verify --per-layer names the layer"
+            "outputs differ from the reference\n  next step: see that it is the model the .so was made from; if so,"
+            " verify what `sparsetvm compile --no-reuse` gives, and report both results"
         )
         raise click.exceptions.Exit(VerificationError.exit_code)

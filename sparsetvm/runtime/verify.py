@@ -29,6 +29,25 @@ def onnxruntime_session(model: Path, threads: int) -> Any:
         raise EnvironmentProblem(f"ONNX Runtime cannot load '{model}': {error}", hint="check the model file") from error
 
 
+def check_signature(session: Any, module: Module, reference: Path) -> None:
+    """Raise UsageError when `reference`, open in `session`, cannot be the model of `module`."""
+    inputs = {entry.name: entry.shape for entry in session.get_inputs()}
+    outputs = {entry.name for entry in session.get_outputs()}
+    problem = ""
+    for info in module.inputs:
+        dims = inputs.get(info.name)
+        if dims is None:
+            problem = f"no input '{info.name}'"
+        elif len(dims) != len(info.shape) or any(
+            isinstance(dim, int) and dim != size for dim, size in zip(dims, info.shape, strict=True)
+        ):
+            problem = f"input '{info.name}' of shape {dims}, not {list(info.shape)}"
+    for info in module.outputs:
+        problem = problem if info.name in outputs else f"no output '{info.name}'"
+    if problem:
+        raise UsageError(f"'{reference}' has {problem}", hint="pass the model that the .so was compiled from")
+
+
 def verify_module(module: Module, reference: Path, *, samples: int, tolerance: float, seed: int) -> VerifyReport:
     """Run `samples` random inputs through both; the report has the worst errors.
 
@@ -36,12 +55,7 @@ def verify_module(module: Module, reference: Path, *, samples: int, tolerance: f
     longest sums of common networks and is far below any wrong index or lost weight.
     """
     session = onnxruntime_session(reference, module.threads)
-    known = {entry.name for entry in session.get_inputs()}
-    missing = [info.name for info in module.inputs if info.name not in known]
-    if missing:
-        raise UsageError(
-            f"'{reference}' has no input '{missing[0]}'", hint="pass the model that the .so was compiled from"
-        )
+    check_signature(session, module, reference)
     worst: dict[str, OutputError] = {}
     for sample in range(samples):
         inputs = module.random_inputs(seed + sample)
@@ -64,7 +78,10 @@ def verify_module(module: Module, reference: Path, *, samples: int, tolerance: f
 
 def _compare(name: str, ours: np.ndarray, theirs: np.ndarray) -> OutputError:
     if ours.shape != theirs.shape:
-        raise UsageError(f"output '{name}' has shape {ours.shape}, the reference {theirs.shape}")
+        raise UsageError(
+            f"output '{name}' has shape {ours.shape}, the reference {theirs.shape}",
+            hint="pass the model that the .so was compiled from",
+        )
     a, b = ours.astype(np.float64), theirs.astype(np.float64)
     same = (a == b) | (np.isnan(a) & np.isnan(b))  # equal infinities and NaN in the same places are no error
     difference = np.where(same, 0.0, np.abs(a - b))

@@ -194,3 +194,23 @@ def test_ctrl_c_while_tuning_keeps_what_was_measured(model: Path) -> None:
     check(again, 0)
     assert json.loads(again.stdout)["trials_run"] <= 3
     assert len(journal.read_text().splitlines()) >= len(kept)
+
+
+def test_verify_fails_beside_a_model_with_other_weights(model: Path, tmp_path: Path) -> None:
+    assert command("compile", model, "-o", "m.so", "--threads", 1).exit_code == 0
+    other = mlp((12, 16, 4), batch=4, seed=1).save(tmp_path / "other.onnx")
+    check(command("verify", "m.so", "--reference", other), 5, "outputs differ", "next step")
+    images = conv_net(width=8, size=8).save(tmp_path / "images.onnx")
+    check(
+        command("verify", "m.so", "--reference", images), 2, "input 'x' of shape [1, 3, 8, 8], not [4, 12]", "next step"
+    )
+    check(command("bench", "m.so", "--reference", images, "--seconds", "0.01"), 2, "input 'x'", "next step")
+
+
+def test_damaged_library_is_refused(model: Path) -> None:
+    assert command("compile", model, "-o", "m.so", "--threads", 1).exit_code == 0
+    library = Path("m.so").read_bytes()
+    Path("m.so").write_bytes(library[: len(library) // 2])
+    check(command("verify", "m.so", "--reference", model), 3, "m.so", "next step")
+    Path("m.so.json").write_text("{")
+    check(command("run", "m.so", "-i", model), 3, "m.so.json", "next step")
