@@ -23,7 +23,6 @@ from sparsetvm.core.workload import Workload
 from sparsetvm.space.knobs import Choice, Ordered
 from sparsetvm.space.space import Space
 
-
 _AHEAD = 512  # floats of the weight stream between a load and the prefetch for it
 
 

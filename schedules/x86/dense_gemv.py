@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 from sparsetvm.schedules.base import Packed, Template
 from sparsetvm.schedules.x86.arguments import layer_args
-from sparsetvm.schedules.x86.vector_out import write_vector_output
+from sparsetvm.schedules.x86.vector_out import is_matrix_vector, write_vector_output
 
 from sparsetvm.core.config import Config
-from sparsetvm.core.layout import Plain
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
 from sparsetvm.space.knobs import Ordered
@@ -30,12 +29,7 @@ class DenseGemv(Template):
     dense = True
 
     def matches(self, workload: Workload, target: Target) -> bool:
-        return (
-            workload.op == "matmul"
-            and workload.n == 1
-            and isinstance(workload.layout_in, Plain)
-            and isinstance(workload.layout_out, Plain)
-        )
+        return is_matrix_vector(workload)
 
     def space(self, workload: Workload, target: Target) -> Space:
         return Space(self.name, (Ordered("vectors", (1, 2, 4, 8)), Ordered("unroll", (1, 2, 4))))

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 from sparsetvm.schedules.base import Packed, Template
 from sparsetvm.schedules.x86.arguments import layer_args
-from sparsetvm.schedules.x86.vector_out import write_vector_output
+from sparsetvm.schedules.x86.vector_out import is_matrix_vector, write_vector_output
 
 from sparsetvm.core.config import Config
-from sparsetvm.core.layout import Plain
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
 from sparsetvm.space.knobs import Ordered
@@ -28,14 +27,8 @@ class SpmvCsr(Template):
     version = 1
 
     def matches(self, workload: Workload, target: Target) -> bool:
-        return (
-            workload.op == "matmul"
-            and workload.n == 1
-            and isinstance(workload.layout_in, Plain)
-            and isinstance(workload.layout_out, Plain)
-            and workload.pattern.kind != "dense"
-            and workload.nnz > 0
-        )
+        sparse = workload.pattern.kind != "dense" and workload.nnz > 0
+        return sparse and is_matrix_vector(workload)
 
     def space(self, workload: Workload, target: Target) -> Space:
         return Space(self.name, (Ordered("chains", (1, 2, 4, 8)),))

@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 from sparsetvm.schedules.base import Packed, Template
 from sparsetvm.schedules.x86.arguments import layer_args
-from sparsetvm.schedules.x86.vector_out import write_vector_output
+from sparsetvm.schedules.x86.vector_out import is_matrix_vector, write_vector_output
 
 from sparsetvm.core.config import Config
-from sparsetvm.core.layout import Plain
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
 from sparsetvm.formats.lookup import CHUNK, LANES, LookupFormat, pack_lookup
@@ -34,15 +33,8 @@ class SpmvLookup(Template):
     version = 1
 
     def matches(self, workload: Workload, target: Target) -> bool:
-        return (
-            workload.op == "matmul"
-            and workload.n == 1
-            and isinstance(workload.layout_in, Plain)
-            and isinstance(workload.layout_out, Plain)
-            and target.isa == "avx512"
-            and workload.pattern.kind != "dense"
-            and workload.nnz > 0
-        )
+        sparse = workload.pattern.kind != "dense" and workload.nnz > 0
+        return sparse and is_matrix_vector(workload) and target.isa == "avx512"
 
     def space(self, workload: Workload, target: Target) -> Space:
         return Space(self.name, (Choice("sort_rows", (0, 1)),))

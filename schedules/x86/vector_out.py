@@ -1,10 +1,17 @@
-"""The last step of the matrix-vector kernels: sums -> residual, activation -> y, with an optional row permutation."""
+"""What the matrix-vector kernels share: when they apply, and their last step, sums -> residual, activation -> y."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from sparsetvm.core.layout import Plain
 from sparsetvm.core.workload import Workload
+
+
+def is_matrix_vector(workload: Workload) -> bool:
+    """True for one token in plain layouts."""
+    plain = isinstance(workload.layout_in, Plain) and isinstance(workload.layout_out, Plain)
+    return workload.op == "matmul" and workload.n == 1 and plain
 
 
 def write_vector_output(sums: Any, permutation: Any, residual: Any, y: Any, workload: Workload, lanes: int) -> None:

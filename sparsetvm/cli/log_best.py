@@ -13,9 +13,8 @@ from sparsetvm.cli.session import JSON_SCHEMA, Session, common_options, pass_ses
 from sparsetvm.errors import UsageError
 
 if TYPE_CHECKING:
-    from sparsetvm.core.target import Target
     from sparsetvm.core.workload import Workload
-    from sparsetvm.log.lookup import Decision, RecordIndex, Valid
+    from sparsetvm.log.lookup import Decision, RecordIndex
 
 
 @click.command("best", short_help="Which record would be used, and why.")
@@ -44,6 +43,7 @@ def best(
     from sparsetvm.core.target import default_threads, device_fingerprint, host_target
     from sparsetvm.log.location import log_dir as find_log_dir
     from sparsetvm.log.lookup import RecordIndex
+    from sparsetvm.search.candidates import candidates_of, validator
 
     index = RecordIndex.open(find_log_dir(log_dir), records)
     for note in index.skipped():
@@ -59,7 +59,7 @@ def best(
     rows = []
     for name, workload in tasks:
         target = host_target(workload.threads)
-        decision = index.best(workload, device_fingerprint(target), local_templates(workload, target))
+        decision = index.best(workload, device_fingerprint(target), validator(candidates_of(workload, target)))
         rows.append(_row(name, workload, decision))
     document = {"schema": JSON_SCHEMA, "tasks": rows}
     session.emit_json(json.dumps(document, indent=2).encode(), lambda: _print(session, rows, why))
@@ -74,22 +74,6 @@ def _by_id(index: RecordIndex, start: str) -> list[tuple[str, Workload]]:
             hint="sparsetvm log ls shows the ids of all tasks that were measured",
         )
     return found
-
-
-def local_templates(workload: Workload, target: Target) -> Valid:
-    """What the records may select from: the configs of the templates of this version (see log.lookup.Valid)."""
-    from sparsetvm.schedules.base import template, template_names
-
-    def valid(config: Any, version: int, space: str) -> bool:
-        if config.template not in template_names():
-            return False
-        local = template(config.template)
-        if local.version != version or not local.matches(workload, target):
-            return False
-        ours = local.space(workload, target)
-        return ours.contains(config) and space in ("", ours.fingerprint)
-
-    return valid
 
 
 def _row(name: str, workload: Workload, decision: Decision) -> dict[str, Any]:

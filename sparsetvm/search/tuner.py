@@ -21,11 +21,11 @@ from sparsetvm.core.task import Task
 from sparsetvm.errors import NoCandidateError
 from sparsetvm.schedules.base import matching
 from sparsetvm.search.budget import Deadline, TuneOptions, next_task
-from sparsetvm.search.candidates import Candidates, Matching, candidates_of
+from sparsetvm.search.candidates import Candidates, Matching, candidates_of, validator
 from sparsetvm.search.cost_model import Sample
 from sparsetvm.search.outcome import Origin, RecordMaker, RecordStage, TaskOutcome, TuningInterrupted, count_statuses
 from sparsetvm.search.task_search import TaskSearch
-from sparsetvm.search.trial import Decision, Measured, Measurer, RecordIndex, Valid
+from sparsetvm.search.trial import Decision, Measured, Measurer, RecordIndex
 
 JournalAppend = Callable[[list[Record]], None]
 
@@ -132,7 +132,7 @@ class _Tuner:
     def _reuse(self, at: int) -> None:
         """Settle the task from the log if the rules of reuse allow it."""
         task, candidates = self._tasks[at], self._candidates[at]
-        decision = self._index.best(task.workload, self._device, _validator(candidates), self._options.reuse)
+        decision = self._index.best(task.workload, self._device, validator(candidates), self._options.reuse)
         record = decision.record
         if record is None or decision.kind not in ("exact", "compatible"):
             return
@@ -197,7 +197,7 @@ class _Tuner:
         task, candidates = self._tasks[at], self._candidates[at]
         if not self._options.reuse:
             return TaskSearch(task, candidates, self._target, self._options, seed=self._seed)
-        valid, workload = _validator(candidates), task.workload
+        valid, workload = validator(candidates), task.workload
         return TaskSearch(
             task,
             candidates,
@@ -348,19 +348,6 @@ class _Tuner:
 
     def _tell(self, kind: str, at: int, message: str, **data: float | str) -> None:
         self._progress(Event(kind=kind, task=self._tasks[at].name, message=message, data=data))
-
-
-def _validator(candidates: Candidates) -> Valid:
-    def valid(config: Config, version: int, space: str) -> bool:
-        choice = candidates.choice(config.template)
-        return (
-            choice is not None
-            and choice.version == version
-            and space in ("", choice.space.fingerprint)
-            and choice.space.contains(config)
-        )
-
-    return valid
 
 
 def _reason(decision: Decision) -> str:
