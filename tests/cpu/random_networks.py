@@ -52,7 +52,16 @@ class _Images(_Grower):
         x = b.input("x", (self.batch, self.channels, *self.size))
         for _ in range(steps):
             step = self.rng.choice(
-                [self.conv, self.conv, self.conv, self.residual, self.concat, self.pool, self.depthwise]
+                [
+                    self.conv,
+                    self.conv,
+                    self.conv,
+                    self.residual,
+                    self.concat,
+                    self.pool,
+                    self.depthwise,
+                    self.bottleneck,
+                ]
             )
             x = step(x)
         if self.maybe(0.3):
@@ -113,6 +122,17 @@ class _Images(_Grower):
             y = self.activation(y)
         y = self.b.op("Add", *((y, x) if self.maybe() else (x, y)))
         return self.activation(y)
+
+    def bottleneck(self, x: str) -> str:
+        """1x1 convolutions that read each other, the first or the last one strided, and a residual where it fits."""
+        for stride in (self.one_of(1, 2), 1, self.one_of(1, 1, 2)):
+            shape = [self.channels, *self.size]
+            channels = self.one_of(self.channels, 8, 20, 33)
+            y = self.convolved(x, channels, [1, 1], [stride] * 2, [0] * 4, [1, 1], 1)
+            if shape == [self.channels, *self.size] and self.maybe():
+                y = self.b.op("Add", y, x)
+            x = self.activation(y)
+        return x
 
     def concat(self, x: str) -> str:
         before = self.channels
