@@ -143,7 +143,13 @@ def compile(
     tell(Event(kind="compile", message=f"compiling {output}"))
     manifest = _write(prepared, where, choices, Path(output), returns_manifest=True)
     layers = [
-        {"name": name, "config": str(choice.config), "source": choice.source, "best_us": choice.best_us}
+        {
+            "name": name,
+            "workload": prepared.tasks[name].workload.describe(),
+            "config": str(choice.config),
+            "source": choice.source,
+            "best_us": choice.best_us,
+        }
         for name, choice in choices.items()
     ]
     return CompileReport(
@@ -262,7 +268,7 @@ def _write(prepared: Prepared, target: Target, choices: Any, output: Path, *, re
 
 
 def _recorded_model(module: Module) -> Path:
-    """The ONNX file that the manifest names, if it still is the same file."""
+    """The ONNX file that the manifest names."""
     recorded = module.manifest.get("model", {})
     path = Path(str(recorded.get("path", "")))
     if not path.is_file():

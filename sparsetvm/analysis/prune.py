@@ -56,7 +56,7 @@ def prune_model(
     pruned = weights.rewrite(chosen, lambda matrix: prune_weight(matrix, target, wanted))
     _write(proto, Path(output))
     total = sum(matrix.size for matrix in pruned.values())
-    zeros = sum(matrix.size - np.count_nonzero(matrix) for matrix in pruned.values())
+    zeros = sum(matrix.size - int(np.count_nonzero(matrix)) for matrix in pruned.values())
     return PruneReport(
         model=str(path),
         output=str(output),

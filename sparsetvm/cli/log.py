@@ -119,10 +119,12 @@ def check(session: Session, *, paths: tuple[str, ...], log_dir: str | None, repa
     session.emit_json(_as_json(files=files), lambda: _print_check(session, reports))
     bad = sum(len(report.bad) for report in reports)
     if bad and not repair:
-        raise LogError(
-            f"{bad} line{'s' if bad > 1 else ''} cannot be used; the others still are",
-            hint="sparsetvm log check --repair takes them out and keeps a copy",
+        # Said, not raised: with --json the report above is the one document.
+        session.say_error(
+            f"{bad} line{'s' if bad > 1 else ''} cannot be used; the others still are\n"
+            "  next step: sparsetvm log check --repair takes them out and keeps a copy"
         )
+        raise click.exceptions.Exit(LogError.exit_code)
 
 
 def _print_check(session: Session, reports: list[CheckReport]) -> None:

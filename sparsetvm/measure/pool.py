@@ -53,7 +53,7 @@ class Measurer:
         if not target.host:
             raise UsageError(
                 f"target '{target}' cannot be measured on this machine",
-                hint="tune on a machine of that kind, or compile with the records of one (--records)",
+                hint="tune on a machine of that kind",
             )
         self.target = target
         self._jobs = jobs

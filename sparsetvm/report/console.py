@@ -31,13 +31,19 @@ def console() -> Console:
     return out if out.is_terminal and out.width <= COLUMNS else Console(width=COLUMNS, soft_wrap=False, highlight=False)
 
 
+_NAME_WIDTH = 14
+
+
 def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, fold: Sequence[str] = ()) -> Table:
     """A table; a column whose title starts with ">" is right-aligned, the columns in `fold` wrap, others are cut."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for title in columns:
         name = title.removeprefix(">")
+        longest = max((len(row[len(table.columns)]) for row in rows), default=0)
         table.add_column(
             name,
+            # Names may wrap but must not vanish when the other columns are wide.
+            min_width=min(longest, _NAME_WIDTH) if name in fold else None,
             justify="right" if title.startswith(">") else "left",
             overflow="fold" if name in fold else "ellipsis",
             no_wrap=name not in fold,
@@ -138,7 +144,8 @@ def print_tune(report: TuneReport) -> None:
         _say(out, f"next: sparsetvm bench {shlex.quote(report.output)} --reference {shlex.quote(report.model)}")
     else:
         target = shlex.quote(report.target)
-        _say(out, f"next: sparsetvm compile {shlex.quote(report.model)} --target {target} -o model.so")
+        threads = f"--threads {report.threads}"
+        _say(out, f"next: sparsetvm compile {shlex.quote(report.model)} --target {target} {threads} -o model.so")
 
 
 def print_compile(report: CompileReport) -> None:
@@ -150,12 +157,11 @@ def print_compile(report: CompileReport) -> None:
             str(layer.get("workload", "")),
             str(layer.get("config", "")),
             str(layer.get("source", "")),
-            factor(layer.get("speedup")),
         )
         for layer in report.layers
     ]
     if rows:
-        out.print(make_table(("layer", "workload", "config", "source", ">speed-up"), rows, fold=("layer",)))
+        out.print(make_table(("layer", "workload", "config", "source"), rows, fold=("layer",)))
     _say(out, f"wrote {report.output} and {report.manifest} for {report.target} in {report.seconds:.1f} s")
     _say(out, f"next: sparsetvm verify {shlex.quote(report.output)} --reference {shlex.quote(report.model)}")
 

@@ -19,6 +19,7 @@ from sparsetvm.core.results import Event, Progress
 from sparsetvm.core.target import Target, device_fingerprint
 from sparsetvm.core.task import Task
 from sparsetvm.errors import NoCandidateError
+from sparsetvm.log.relation import patterns_alike
 from sparsetvm.schedules.base import matching
 from sparsetvm.search.budget import Deadline, TuneOptions, next_task
 from sparsetvm.search.candidates import Candidates, Matching, candidates_of, validator
@@ -31,7 +32,6 @@ JournalAppend = Callable[[list[Record]], None]
 
 _SEEDS = 4
 _CHECK_ROUNDS = 3
-_DENSITY_TOLERANCE, _IMBALANCE_TOLERANCE = 0.10, 0.25
 # A guess of what a trial takes, until some of the task were measured: compiling a pattern into code costs most.
 _TRIAL_SECONDS, _NNZ_SECONDS = 0.15, 5e-6
 _LEAST_SECONDS = 1e-3
@@ -186,12 +186,7 @@ class _Tuner:
 
     def _alike(self, leader: int, at: int) -> bool:
         ours, theirs = self._tasks[at].workload, self._tasks[leader].workload
-        return (
-            ours.family == theirs.family
-            and abs(ours.pattern.density - theirs.pattern.density) <= _DENSITY_TOLERANCE * theirs.pattern.density
-            and abs(ours.pattern.row_imbalance - theirs.pattern.row_imbalance)
-            <= _IMBALANCE_TOLERANCE * theirs.pattern.row_imbalance
-        )
+        return ours.family == theirs.family and patterns_alike(theirs, ours)
 
     def _make_search(self, at: int) -> TaskSearch:
         task, candidates = self._tasks[at], self._candidates[at]

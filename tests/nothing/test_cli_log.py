@@ -70,6 +70,8 @@ def test_check_names_bad_lines_and_exits_7_until_repaired(log):
     assert "line 4" in result.stdout
     assert "--repair" in result.stderr
     assert "1 damaged lines" in run("log ls").stderr
+    document = json.loads(run("log check --json -").stdout)
+    assert len(document["files"][0]["bad"]) > 0
     repaired = run("log check --repair")
     assert repaired.exit_code == 0
     assert ".bak" in repaired.stdout

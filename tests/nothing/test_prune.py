@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -269,3 +270,15 @@ def test_prune_model_leaves_nothing_behind_when_it_cannot_write(network: Path, t
         with pytest.raises(EnvironmentProblem, match="cannot write"):
             prune_model(network, output, 0.5)
     assert set(tmp_path.iterdir()) == before
+
+
+def test_prune_model_report_is_plain_json(tmp_path):
+    source = save(
+        tmp_path / "m.onnx",
+        [helper.make_node("MatMul", ["x", "w"], ["y"], "layer")],
+        {"w": weight(64, 64)},
+        [4, 64],
+    )
+    report = prune_model(source, tmp_path / "p.onnx", 0.9)
+    decoded = json.loads(report.to_json())
+    assert decoded["sparsity"] == pytest.approx(0.9, abs=0.01)
