@@ -32,11 +32,12 @@ def console() -> Console:
 
 
 _NAME_WIDTH = 14
+_MAX_WIDTH = {"config": 42, "workload": 29}  # what may be cut so that the rest fits
 
 
 def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, fold: Sequence[str] = ()) -> Table:
     """A table; a column whose title starts with ">" is right-aligned, the columns in `fold` wrap, others are cut."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     for title in columns:
         name = title.removeprefix(">")
         longest = max((len(row[len(table.columns)]) for row in rows), default=0)
@@ -44,6 +45,7 @@ def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, fold: S
             name,
             # Names may wrap but must not vanish when the other columns are wide.
             min_width=min(longest, _NAME_WIDTH) if name in fold else None,
+            max_width=_MAX_WIDTH.get(name),
             justify="right" if title.startswith(">") else "left",
             overflow="fold" if name in fold else "ellipsis",
             no_wrap=name not in fold,
