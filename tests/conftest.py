@@ -5,6 +5,8 @@ Tests do not see the records that the package ships: what they find must not dep
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from sparsetvm.log import location
@@ -12,6 +14,8 @@ from sparsetvm.log import location
 SHIPPED = location.shipped_logs
 
 
-@pytest.fixture(autouse=True)
-def _no_shipped_records(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(location, "shipped_logs", lambda: ())
+@pytest.fixture(autouse=True, scope="session")
+def _no_shipped_records() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(location, "shipped_logs", lambda: ())
+        yield

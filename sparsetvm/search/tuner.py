@@ -229,6 +229,10 @@ class _Tuner:
     def _round(self, at: int) -> None:
         search = self._searches[at]
         size = min(self._options.preset.batch, self._trials_left())
+        waiting = sum(other.budget.rounds == 0 for other in self._searches.values())
+        if not search.budget.rounds and waiting > 1:
+            # Few trials in all: no task's first round may use up those of the others.
+            size = min(size, max(2, self._trials_left() // waiting))
         least = 1 if search.budget.rounds else 2  # the default and a dense config: less says nothing
         size = max(min(size, least), min(size, int(min(self._time_left(), 1e6) / self._trial_seconds(at))))
         configs = search.next_batch(size)

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from conftest import SHIPPED
 from log_samples import record
 
 from sparsetvm.errors import LogError
