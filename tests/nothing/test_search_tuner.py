@@ -237,6 +237,15 @@ def test_tune_gives_every_task_a_first_round_before_any_gets_a_second() -> None:
     assert now[0] <= 13.0
 
 
+def test_tune_leaves_few_trials_for_every_task_when_each_has_seeds() -> None:
+    seeds = [Config.of("test.sparse", rows=rows, k_block=256, groups=8, order="k") for rows in (20, 24, 28)]
+    bench = Bench(index=FakeIndex(seeded=seeds))
+    tasks = [make_task(f"fc{i}", k=256 * (i + 1), digest=str(i)) for i in range(4)]
+    outcomes = bench.tune(tasks, TuneOptions(trials=9))
+    assert [outcome.trials >= 2 for outcome in outcomes] == [True] * 4
+    assert sum(outcome.trials for outcome in outcomes) == 9
+
+
 def test_tune_keeps_everything_on_keyboard_interrupt() -> None:
     asked = []
 
