@@ -4,8 +4,8 @@
         for tile of 16 positions:                     # activations of the K block stay in L1
             28 accumulators; per non-zero one FMA with its weight as a memory broadcast
 
-Requires: AVX-512; X and Y in Tiled, Planes or PlaneTiles layouts that `supports_taps`; any epilogue (bias, residual, ReLU and clip
-run inside the code, other activations as a sweep over the finished rows).
+Requires: AVX-512; X and Y in Tiled, Planes or PlaneTiles layouts that `supports_taps`; any epilogue (bias, residual,
+ReLU and clip run inside the code, other activations as a sweep over the finished rows).
 See formats/pattern_asm.py for the code and its source; the pieces are this project's answer to cold instruction fetch.
 """
 
