@@ -103,7 +103,8 @@ def tune(
     if output is not None and not dry_run and not report.interrupted:
         choices = _choices(prepared, where, run.index, reuse=True, outcomes=run.outcomes)
         tell(Event(kind="compile", message=f"compiling {output}"))
-        report.output = str(_write(prepared, where, choices, Path(output)))
+        _write(prepared, where, choices, Path(output))
+        report.output = str(output)
     report.seconds = time.monotonic() - begun
     tell(Event(kind="end", message="done"))
     return report
@@ -141,7 +142,7 @@ def compile(
     if require_tuned:
         require_records(prepared.tasks, choices)
     tell(Event(kind="compile", message=f"compiling {output}"))
-    manifest = _write(prepared, where, choices, Path(output), returns_manifest=True)
+    manifest = _write(prepared, where, choices, Path(output))
     layers = [
         {
             "name": name,
@@ -259,12 +260,12 @@ def _choices(prepared: Prepared, target: Target, index: Any, *, reuse: bool, out
     return choose(prepared.tasks, target, index, device_fingerprint(target), reuse=reuse, outcomes=outcomes)
 
 
-def _write(prepared: Prepared, target: Target, choices: Any, output: Path, *, returns_manifest: bool = False) -> Path:
+def _write(prepared: Prepared, target: Target, choices: Any, output: Path) -> Path:
+    """Compile to `output`; returns the path of the manifest."""
     from sparsetvm.build.compile import compile_graph
 
     model = {"name": prepared.path.name, "path": str(prepared.path.resolve()), "sha256": prepared.digest}
-    manifest = compile_graph(prepared.graph, prepared.tasks, choices, target, output, model)
-    return manifest if returns_manifest else output
+    return compile_graph(prepared.graph, prepared.tasks, choices, target, output, model)
 
 
 def _recorded_model(module: Module) -> Path:

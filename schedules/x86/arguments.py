@@ -5,9 +5,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 from sparsetvm.schedules.base import Packed
 
 from sparsetvm.core.workload import Workload
+
+
+def initial_sums(bias: np.ndarray | None, rows: int) -> np.ndarray:
+    """What the sums of `rows` output rows start from, float32: the bias, or zeros."""
+    return np.zeros(rows, np.float32) if bias is None else bias.astype(np.float32)
 
 
 def layer_args(workload: Workload, packed: Packed) -> tuple[Any, Any, list[Any], Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from sparsetvm.schedules.base import Packed, Template
-from sparsetvm.schedules.x86.arguments import layer_args
+from sparsetvm.schedules.x86.arguments import initial_sums, layer_args
 from sparsetvm.schedules.x86.epilogue import finish_vector, zero_borders
 from sparsetvm.schedules.x86.geometry import TapGeometry, supports_taps, tap_geometry
 
@@ -67,7 +67,7 @@ class Dense(Template):
             for group in range(0, workload.m, rows)
             for start in range(0, rows, mr)
         ]
-        start = np.zeros(workload.m, np.float32) if bias is None else bias.astype(np.float32)
+        start = initial_sums(bias, workload.m)
         taps = geometry.taps[0].astype(np.int32)
         arrays = (np.concatenate(blocks).astype(np.float32), start, taps, geometry.mask_bits())
         return Packed(arrays)

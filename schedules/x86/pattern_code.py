@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from sparsetvm.schedules.base import Packed, Template
-from sparsetvm.schedules.x86.arguments import layer_args
+from sparsetvm.schedules.x86.arguments import initial_sums, layer_args
 from sparsetvm.schedules.x86.epilogue import activate_in_place, zero_borders
 from sparsetvm.schedules.x86.geometry import TapGeometry, supports_taps, tap_geometry
 
@@ -78,7 +78,7 @@ class PatternCode(Template):
             weight, geometry.taps, geometry.rows_per_group, geometry.row_stride, geometry.lanes, plan, epilog
         )
         bounds = np.array([epilogue.low, epilogue.high], np.float32)
-        start = np.zeros(workload.m, np.float32) if bias is None else bias.astype(np.float32)
+        start = initial_sums(bias, workload.m)
         # The kernel declares every array, also when no row has a weight.
         weights = stream if stream.size else np.zeros(1, np.float32)
         by_rows = _split_by_rows(geometry, target.threads)

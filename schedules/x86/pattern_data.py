@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from sparsetvm.schedules.base import Packed, Template
-from sparsetvm.schedules.x86.arguments import layer_args
+from sparsetvm.schedules.x86.arguments import initial_sums, layer_args
 from sparsetvm.schedules.x86.epilogue import finish_vector, zero_borders
 from sparsetvm.schedules.x86.geometry import TapGeometry, supports_taps, tap_geometry
 
@@ -55,7 +55,7 @@ class PatternData(Template):
     ) -> Packed:
         geometry = tap_geometry(workload)
         csr = pack_bucketed_csr(weight, geometry.taps, geometry.rows_per_group, config.int("k_block"))
-        start = np.zeros(workload.m, np.float32) if bias is None else bias.astype(np.float32)
+        start = initial_sums(bias, workload.m)
         return Packed((*csr.arrays(), start, geometry.mask_bits()), {"blocks": csr.blocks})
 
     def kernel(self, workload: Workload, config: Config, packed: Packed, target: Target, symbol: str) -> Any:

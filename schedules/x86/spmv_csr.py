@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from sparsetvm.schedules.base import Packed, Template
-from sparsetvm.schedules.x86.arguments import layer_args
+from sparsetvm.schedules.x86.arguments import initial_sums, layer_args
 from sparsetvm.schedules.x86.vector_out import is_matrix_vector, write_vector_output
 
 from sparsetvm.core.config import Config
@@ -42,7 +42,7 @@ class SpmvCsr(Template):
         rows, columns = np.nonzero(weight)
         pointer = np.zeros(workload.m + 1, np.int32)
         pointer[1:] = np.cumsum(np.bincount(rows, minlength=workload.m))
-        start = np.zeros(workload.m, np.float32) if bias is None else bias.astype(np.float32)
+        start = initial_sums(bias, workload.m)
         return Packed((pointer, columns.astype(np.int32), weight[rows, columns].astype(np.float32), start))
 
     def kernel(self, workload: Workload, config: Config, packed: Packed, target: Target, symbol: str) -> Any:

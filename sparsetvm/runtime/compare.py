@@ -31,7 +31,7 @@ def interleave(runs: Mapping[str, Callable[[], object]], seconds: float) -> dict
                 begun = time.perf_counter()
                 runs[name]()
                 times[name].append((time.perf_counter() - begun) * 1e3)
-    return {name: _latency(values) for name, values in times.items()}
+    return {name: latency_of(values) for name, values in times.items()}
 
 
 def _calls_per_turn(run: Callable[[], object], seconds: float) -> int:
@@ -43,6 +43,7 @@ def _calls_per_turn(run: Callable[[], object], seconds: float) -> int:
     return int(min(max(2, seconds / _ROUNDS / one), 10_000))
 
 
-def _latency(times: list[float]) -> Latency:
+def latency_of(times: list[float]) -> Latency:
+    """Percentiles of some times in milliseconds."""
     median, p90, p99 = np.percentile(times, (50, 90, 99))
     return Latency(median=float(median), p90=float(p90), p99=float(p99), min=min(times), repeats=len(times))

@@ -25,6 +25,7 @@ import numpy as np
 from sparsetvm.core.manifest import TensorInfo, read_manifest
 from sparsetvm.core.results import Latency
 from sparsetvm.errors import ModelError, UsageError, did_you_mean
+from sparsetvm.runtime.compare import latency_of
 from sparsetvm.runtime.threads import set_threads
 
 _ALIGNMENT = 64  # bytes; generated code uses aligned vector loads
@@ -118,8 +119,7 @@ class Module:
             begun = time.perf_counter()
             self.run(inputs)
             times.append((time.perf_counter() - begun) * 1e3)
-        median, p90, p99 = np.percentile(times, (50, 90, 99))
-        return Latency(median=float(median), p90=float(p90), p99=float(p99), min=min(times), repeats=len(times))
+        return latency_of(times)
 
     def random_inputs(self, seed: int = 0) -> dict[str, np.ndarray]:
         """Standard normal float inputs, zeros for other dtypes (which may be indices)."""
