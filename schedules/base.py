@@ -40,10 +40,6 @@ class Packed:
     arrays: tuple[np.ndarray, ...]
     meta: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def nbytes(self) -> int:
-        return sum(a.nbytes for a in self.arrays)
-
 
 class Template(abc.ABC):
     """A schedule template. Instances have no state."""

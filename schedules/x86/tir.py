@@ -364,14 +364,3 @@ def activated(x: Expr, activation: str, low: float, high: float, lanes: int) -> 
         return let(vmin(splat(high, lanes), let(vmax(splat(low, lanes), let(x)))))
     smooth = {"gelu": _gelu, "gelu_tanh": _gelu_tanh, "sigmoid": sigmoid_vec, "silu": _silu, "tanh": tanh_vec}
     return smooth[activation](x, lanes)
-
-
-def activate(values: Registers | Buffer, index: int, activation: str, low: float, high: float, lanes: int) -> None:
-    """Apply an activation to `values[index]` in place; `values` is Registers or a buffer of vectors."""
-    if activation == "none":
-        return
-    result = activated(values[index], activation, low, high, lanes)
-    if isinstance(values, Registers):
-        values[index] = result
-    else:
-        B.buffer_store(values, result, [index])

@@ -50,7 +50,6 @@ class Piece:
     row_end: int
     weight: int
     weights: int
-    first: bool
     last: bool
 
 
@@ -167,7 +166,7 @@ def emit_pieces(
             block = weight[row : min(row + plan.rows, stop), k0 : k0 + plan.k_block]
             _emit_group(emitter, block, row, taps[start // rows_per_group][k0:], first, last)
         size = _INSTRUCTION_BYTES * len(emitter.lines)
-        pieces.append(Piece(_asm_text(emitter.lines), size, start, stop, position, emitter.count, first, last))
+        pieces.append(Piece(_asm_text(emitter.lines), size, start, stop, position, emitter.count, last))
         streams.extend(emitter.weights)
         position += emitter.count
     stream = np.concatenate(streams) if streams else np.zeros(0, np.float32)
