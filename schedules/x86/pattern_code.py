@@ -1,8 +1,9 @@
 """SpMM and sparse convolution with the non-zero pattern compiled into straight-line code.
 
-    for K block, row groups (a piece of code):        # fetched once, stays in L1I / L2
-        for tile of 16 positions:                     # activations of the K block stay in L1
-            28 accumulators; per non-zero one FMA with its weight as a memory broadcast
+    for block of tiles:                                   # its activations stay in L2
+        for K block, row groups (a piece of code):        # fetched once per block, stays in L1I / L2
+            for tile of 16 positions:                     # activations of the K block stay in L1
+                28 accumulators; per non-zero one FMA with its weight as a memory broadcast
 
 Requires: AVX-512; X and Y in Tiled, Planes or PlaneTiles layouts that `supports_taps`; any epilogue (bias, residual,
 ReLU and clip run inside the code, other activations as a sweep over the finished rows).
@@ -11,6 +12,7 @@ See formats/pattern_asm.py for the code and its source; the pieces are this proj
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -29,16 +31,17 @@ from sparsetvm.space.space import Space
 _IN_CODE = ("none", "relu", "clip")
 # Above this the code of a layer costs more build time and cache than it can win back.
 _MAX_NNZ = 1_500_000
+_BYTES_PER_NNZ = 14  # of code and weights, about
 # Fields of the table that the host reads pieces from.
-_FIELDS = 5
-_ROW, _FINISHED_ROWS, _WEIGHT, _CODE_LINES, _WEIGHT_LINES = range(_FIELDS)
+_FIELDS = 6
+_ROW, _FINISHED_ROWS, _WEIGHT, _WEIGHT_LINES, _CODE_SHARE, _WEIGHT_SHARE = range(_FIELDS)
 
 
 class PatternCode(Template):
     """Template x86.pattern_code."""
 
     name = "x86.pattern_code"
-    version = 2
+    version = 3
 
     def matches(self, workload: Workload, target: Target) -> bool:
         return (
@@ -58,6 +61,7 @@ class PatternCode(Template):
                 Ordered("rows", (12, 16, 20, 24, 28, 30)),
                 Ordered("k_block", blocks),
                 Ordered("groups", (1, 2, 4, 8, 16, 64)),
+                Ordered("tiles", _tile_blocks(workload)),
                 Choice("order", ("k", "rows")),
             ),
         )
@@ -65,13 +69,19 @@ class PatternCode(Template):
     def default(self, workload: Workload, target: Target) -> Config:
         knobs = self.space(workload, target).knobs
         k_block = min(knobs[1].values, key=lambda v: abs(int(v) - 384))
-        return Config.of(self.name, rows=28, k_block=k_block, groups=2, order="k")
+        return Config.of(
+            self.name, rows=28, k_block=k_block, groups=4, tiles=_default_tiles(workload, target), order="k"
+        )
 
     def pack(
         self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target
     ) -> Packed:
         geometry, epilogue = tap_geometry(workload), workload.epilogue
-        plan = CodePlan(config.int("rows"), config.int("k_block"), config.int("groups"), config.str("order") == "rows")
+        by_rows = _split_by_rows(geometry, target.threads)
+        share = geometry.total_tiles if by_rows else -(-geometry.total_tiles // target.threads)
+        runs = min(config.int("tiles"), share)
+        rows_first = config.str("order") == "rows"
+        plan = CodePlan(config.int("rows"), config.int("k_block"), config.int("groups"), rows_first, runs)
         in_code = epilogue.activation if epilogue.activation in _IN_CODE else "none"
         epilog = Epilog(epilogue.residual, geometry.residual_stride, in_code, geometry.mask is not None)
         pieces, stream = emit_pieces(
@@ -81,27 +91,20 @@ class PatternCode(Template):
         start = initial_sums(bias, workload.m)
         # The kernel declares every array, also when no row has a weight.
         weights = stream if stream.size else np.zeros(1, np.float32)
-        by_rows = _split_by_rows(geometry, target.threads)
         order, first = _schedule(pieces, target.threads, by_rows)
         table = _piece_table(pieces, weights.size)
         arrays = (weights, np.concatenate([start, bounds]), geometry.mask_bits(), table, order, first)
         return Packed(arrays, {"pieces": pieces, "workers": first.size - 1})
 
     def kernel(self, workload: Workload, config: Config, packed: Packed, target: Target, symbol: str) -> Any:
-        return _Host(workload, packed, target.threads, symbol).build()
-
-
-def _as_i32(value: Any) -> Any:
-    from tvm import tirx
-
-    return tirx.const(value, "int32") if isinstance(value, int) else value
+        return _Host(workload, config.int("tiles"), packed, target.threads, symbol).build()
 
 
 class _Host:
     """The TIR around the pieces: threads, loops over pieces and tiles, zero borders, activations outside the code."""
 
-    def __init__(self, workload: Workload, packed: Packed, threads: int, symbol: str) -> None:
-        self.workload, self.packed, self.symbol = workload, packed, symbol
+    def __init__(self, workload: Workload, tiles: int, packed: Packed, threads: int, symbol: str) -> None:
+        self.workload, self.tile_block, self.packed, self.symbol = workload, tiles, packed, symbol
         self.geometry: TapGeometry = tap_geometry(workload)
         self.threads = threads
         self.by_rows = _split_by_rows(self.geometry, threads)
@@ -123,42 +126,36 @@ class _Host:
         return ib.get()
 
     def _work(self, worker: Any, workers: int) -> None:
-        """All pieces of one worker, each over all its tiles; the next piece comes in while one runs."""
+        """All pieces of one worker, each over a block of tiles; the next piece comes in while one runs."""
         from tvm import tirx
         from tvm.tirx.script import builder as tb
 
         total = self.geometry.total_tiles
         lo, hi = (0, total) if self.by_rows else (worker * total // workers, (worker + 1) * total // workers)
-        tiles = tb.Bind(tirx.max(hi - lo, 1)) if workers > 1 and not self.by_rows else total
         begin, end = self.first[worker], self.first[worker + 1]
-        self._prefetch(self.order[begin], 0, self._field(self.order[begin], _CODE_LINES), 0)
-        with tb.serial(end - begin) as at:
-            piece = tb.Bind(self.order[begin + at])
-            following = tb.Bind(self.order[tirx.min(begin + at + 1, end - 1)])
-            # The last piece has no successor: its share is zero.
-            more = tirx.Select(begin + at + 1 < end, tirx.const(1, "int32"), tirx.const(0, "int32"))
-            share = tb.Bind(more * (tirx.floordiv(self._field(following, _CODE_LINES), tiles) + 1))
-            weights = tb.Bind(more * (tirx.floordiv(self._field(following, _WEIGHT_LINES), tiles) + 1))
-            with tb.serial(hi - lo) as step:
-                self._prefetch(following, step * share, share, weights, step)
-                self._run(piece, lo + step)
+        self._touch(self.order[begin])
+        with tb.serial(tirx.ceildiv(hi - lo, self.tile_block)) as block:
+            first = tb.Bind(lo + block * self.tile_block)
+            with tb.serial(end - begin) as at:
+                piece = tb.Bind(self.order[begin + at])
+                # After the last piece comes the first one again, for the next block.
+                following = tb.Bind(self.order[tirx.Select(begin + at + 1 < end, begin + at + 1, begin)])
+                code_share, weight_share = (tb.Bind(self._field(piece, f)) for f in (_CODE_SHARE, _WEIGHT_SHARE))
+                with tb.serial(tirx.min(hi - first, self.tile_block)) as step:
+                    self._run(piece, following, step * code_share, step * weight_share, first + step)
 
     def _field(self, piece: Any, field: int) -> Any:
         return self.table[piece * _FIELDS + field]
 
-    def _prefetch(self, piece: Any, first: Any, lines: Any, weight_lines: Any, step: Any = 0) -> None:
+    def _touch(self, piece: Any) -> None:
         from tvm import tirx
         from tvm.tirx.script import builder as tb
 
-        def i32(value: Any) -> Any:
-            return tirx.const(value, "int32") if isinstance(value, int) else value
+        weights = tirx.address_of(self.w[self._field(piece, _WEIGHT)])
+        lines = self._field(piece, _WEIGHT_LINES)
+        tb.evaluate(tirx.call_extern("int32", f"{self.symbol}_touch", piece, weights, lines))
 
-        at = tirx.min(self._field(piece, _WEIGHT) + step * weight_lines * 16, self.packed.arrays[0].size - 1)
-        weights = tirx.address_of(self.w[at])
-        name = f"{self.symbol}_prefetch"
-        tb.evaluate(tirx.call_extern("int32", name, piece, i32(first), i32(lines), weights, i32(weight_lines)))
-
-    def _run(self, piece: Any, at: Any) -> None:
+    def _run(self, piece: Any, following: Any, line: Any, weight_line: Any, at: Any) -> None:
         from tvm import tirx
         from tvm.tirx.script import builder as tb
 
@@ -167,7 +164,9 @@ class _Host:
         yo = g.y0 + image * g.y_batch + tile * g.y_tile
         ro = g.r0 + image * g.r_batch + tile * g.r_tile
         xo = g.x0 + image * g.x_batch + tile * g.x_tile
+        ahead = tirx.min(self._field(following, _WEIGHT) + weight_line * 16, self.packed.arrays[0].size - 1)
         pointers = (
+            self.w[ahead],
             self.x[xo],
             self.y[yo],
             self.w[self._field(piece, _WEIGHT)],
@@ -176,12 +175,28 @@ class _Host:
             self.r[ro] if self.r is not None else self.y[yo],
         )
         name = f"{self.symbol}_run"
-        tb.evaluate(tirx.call_extern("int32", name, piece, *(tirx.address_of(pointer) for pointer in pointers)))
+        addresses = (tirx.address_of(pointer) for pointer in pointers)
+        tb.evaluate(tirx.call_extern("int32", name, piece, following, line, *addresses))
         if self.workload.epilogue.activation not in _IN_CODE:
             lane_mask = self.mask[tile] if g.mask is not None else None
             with tb.serial(self._field(piece, _FINISHED_ROWS)) as row:
                 offset = yo + (self._field(piece, _ROW) + row) * g.row_stride
                 activate_in_place(self.y, offset, self.workload.epilogue, g.lanes, lane_mask)
+
+
+def _tile_blocks(workload: Workload) -> tuple[int, ...]:
+    total = tap_geometry(workload).total_tiles
+    return (*(t for t in (4, 8, 16, 32, 64, 128) if t < total), total)
+
+
+def _default_tiles(workload: Workload, target: Target) -> int:
+    """Tiles whose activations take a quarter of L2; all of them where code and weights would come from beyond L2."""
+    blocks = _tile_blocks(workload)
+    if _BYTES_PER_NNZ * workload.nnz > target.l2 // 2:
+        return blocks[-1]
+    area = math.prod(workload.conv.kernel) if workload.conv else 1
+    tile_bytes = 4 * tap_geometry(workload).lanes * workload.k // area
+    return max((t for t in blocks if t * tile_bytes <= target.l2 // 4), default=blocks[0])
 
 
 def _split_by_rows(geometry: TapGeometry, threads: int) -> bool:
@@ -196,8 +211,9 @@ def _piece_table(pieces: list[Piece], weights: int) -> np.ndarray:
             piece.row,
             piece.row_end - piece.row if piece.last else 0,
             min(piece.weight, weights - 1),
-            -(-piece.code_bytes // 64),
             -(-4 * piece.weights // 64),
+            piece.code_share,
+            piece.weight_share,
         )
         for piece in pieces
     ]

@@ -129,7 +129,7 @@ def _manifest(
 
 def _tensor(graph: Graph, name: str, public: str) -> dict[str, Any]:
     value = graph.values[name]
-    return {"name": public, "shape": value.shape, "dtype": value.dtype}
+    return {"name": public, "shape": graph.model_shape(name), "dtype": value.dtype}
 
 
 def _layer(name: str, task: Task, choice: LayerChoice) -> dict[str, Any]:

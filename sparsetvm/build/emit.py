@@ -45,25 +45,40 @@ def emit(graph: Graph, tasks: Mapping[str, Task], configs: Mapping[str, Config],
     return _Emission(graph, tasks, configs, target).run()
 
 
+@dataclass
+class _Call:
+    """A kernel call without its activations: symbol, names of the activations, constants that follow them."""
+
+    symbol: str
+    inputs: list[str]
+    constants: list[Any]
+
+
+def _constant(array: np.ndarray) -> Any:
+    """The array with its own dtype: without one given, TVM makes int32 of int64."""
+    return relax.const(array, str(array.dtype))
+
+
 class _Emission:
     def __init__(self, graph: Graph, tasks: Mapping[str, Task], configs: Mapping[str, Config], target: Target) -> None:
         self.graph, self.tasks, self.configs, self.target = graph, tasks, configs, target
         self.builder = relax.BlockBuilder()
         self.exprs: dict[str, Any] = {}
+        self.constants: dict[str, Any] = {}
         self.kernels: dict[str, Any] = {}
         self.symbols: dict[object, str] = {}
+        # Every chunk of the batch calls the same kernels with the same weights.
+        self.calls: dict[str, _Call | None] = {}
 
     def run(self) -> Emitted:
         params = [
-            relax.Var(f"input_{i}", relax.TensorType(list(value.shape), value.dtype))
-            for i, value in enumerate(self.graph.values[name] for name in self.graph.inputs)
+            relax.Var(f"input_{i}", relax.TensorType(list(self.graph.model_shape(name)), self.graph.values[name].dtype))
+            for i, name in enumerate(self.graph.inputs)
         ]
-        self.exprs = dict(zip(self.graph.inputs, params, strict=True))
         with self.builder.function("main", params):
             with self.builder.dataflow():
-                for node in self.graph.nodes:
-                    self._node(node)
-                results = [self._expr(name) for name in self.graph.outputs]
+                chunks = [self._chunk(params, at) for at in range(self.graph.chunks)]
+                results = [part[0] if len(part) == 1 else self._concat(part) for part in zip(*chunks, strict=True)]
                 out = self.builder.emit_output(results[0] if len(results) == 1 else relax.Tuple(results))
             self.builder.emit_func_output(out)
         module = self.builder.finalize()
@@ -71,34 +86,61 @@ class _Emission:
             module[tvm.ir.GlobalVar(symbol)] = func
         return Emitted(module, len(self.kernels))
 
+    def _chunk(self, params: list[Any], at: int) -> list[Any]:
+        """The outputs of one chunk of the batch."""
+        self.exprs = {}
+        for name, param in zip(self.graph.inputs, params, strict=True):
+            self.exprs[name] = param
+            if self.graph.chunks > 1:
+                size = self.graph.values[name].shape[0]
+                self.exprs[name] = self.builder.emit(
+                    relax.op.strided_slice(param, [0], [at * size], [(at + 1) * size], assume_inbound=True)
+                )
+        for node in self.graph.nodes:
+            self._node(node)
+        return [self._expr(name) for name in self.graph.outputs]
+
+    def _concat(self, parts: tuple[Any, ...]) -> Any:
+        return self.builder.emit(relax.op.concat(list(parts), axis=0))
+
     def _expr(self, name: str) -> Any:
-        if name not in self.exprs:
+        if name in self.exprs:
+            return self.exprs[name]
+        if name not in self.constants:
             data = self.graph.constant(name)
             if data is None:
                 raise SparseTvmError(f"value '{name}' is used before it is computed")
-            self.exprs[name] = relax.const(np.ascontiguousarray(data))
-        return self.exprs[name]
+            self.constants[name] = relax.const(np.ascontiguousarray(data))
+        return self.constants[name]
 
     def _node(self, node: Node) -> None:
-        if node.is_op(*LAYER_OPS, domain=SPARSETVM_DOMAIN):
-            self._layer(node)
-            return
         if node.is_op("alias", domain=SPARSETVM_DOMAIN):
             self.exprs[node.outputs[0]] = self._expr(node.inputs[0])
             return
+        layer = node.is_op(*LAYER_OPS, domain=SPARSETVM_DOMAIN)
+        if node.name not in self.calls:
+            self.calls[node.name] = self._layer(node) if layer else self._remainder(node)
+        call = self.calls[node.name]
+        if call is None:
+            self._import(node)
+        elif layer:
+            self._call_layer(call, node)
+        else:
+            args = [*(self._expr(name) for name in call.inputs), *call.constants]
+            self._call(call.symbol, args, self.graph.values[node.outputs[0]])
+
+    def _remainder(self, node: Node) -> _Call | None:
         kernel = remainder_kernel(self.graph, node, self.target)
         if kernel is None:
-            self._import(node)
-            return
+            return None
         symbol = self.symbols.get(kernel.key)
         if symbol is None:
             symbol = f"sparsetvm_{node.op.lower()}_{len(self.symbols)}"
             self.symbols[kernel.key] = symbol
             self.kernels[symbol] = kernel.build(symbol)
-        inputs = [self._expr(name) for name in kernel.inputs]
-        self._call(symbol, [*inputs, *(relax.const(a) for a in kernel.constants)], self.graph.values[node.outputs[0]])
+        return _Call(symbol, kernel.inputs, list(map(_constant, kernel.constants)))
 
-    def _layer(self, node: Node) -> None:
+    def _layer(self, node: Node) -> _Call:
         task, config = self.tasks[node.name], self.configs[node.name]
         chosen = template(config.template)
         try:
@@ -112,6 +154,9 @@ class _Emission:
             symbol = f"sparsetvm_layer_{len(self.symbols)}"
             self.symbols[key] = symbol
             self.kernels[symbol] = chosen.kernel(task.workload, config, packed, self.target, symbol)
+        return _Call(symbol, node.inputs, list(map(_constant, packed.arrays)))
+
+    def _call_layer(self, call: _Call, node: Node) -> None:
         values = [self.graph.values[name] for name in [*node.inputs, *node.outputs]]
         # The kernels know a single token as (1, features), whatever its rank in the model.
         matrices = [isinstance(v.layout, Plain) and len(v.shape) != 2 for v in values]
@@ -119,12 +164,12 @@ class _Emission:
             self._reshape(self._expr(v.name), (1, math.prod(v.shape))) if matrix else self._expr(v.name)
             for v, matrix in zip(values[:-1], matrices, strict=False)
         ]
-        args, out = [*inputs, *(relax.const(a) for a in packed.arrays)], values[-1]
+        args, out = [*inputs, *call.constants], values[-1]
         if matrices[-1]:
-            call = self._kernel_call(symbol, args, (1, math.prod(out.shape)), out.dtype)
-            self.exprs[out.name] = self._reshape(call, out.shape)
+            result = self._kernel_call(call.symbol, args, (1, math.prod(out.shape)), out.dtype)
+            self.exprs[out.name] = self._reshape(result, out.shape)
         else:
-            self._call(symbol, args, out)
+            self._call(call.symbol, args, out)
 
     def _reshape(self, expr: Any, shape: tuple[int, ...]) -> Any:
         return self.builder.emit(relax.op.reshape(expr, shape))

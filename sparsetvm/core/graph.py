@@ -56,7 +56,8 @@ class Node:
 class Graph:
     """Nodes in topological order, every value by name; `inputs` and `outputs` in the model's order.
 
-    `output_names` are the names that users know: passes may put a conversion behind an output.
+    `output_names` are the names that users know: passes may put a conversion behind an output. A model runs its nodes
+    `chunks` times, on equal slices of dimension 0 of its inputs and outputs; shapes are those of one slice.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Graph:
     inputs: list[str]
     outputs: list[str]
     output_names: list[str] = field(default_factory=list)
+    chunks: int = 1
 
     def __post_init__(self) -> None:
         self.output_names = self.output_names or list(self.outputs)
@@ -73,6 +75,11 @@ class Graph:
     def constant(self, name: str) -> np.ndarray | None:
         """The data of a constant value, None when `name` is "" or is computed."""
         return self.values[name].data if name else None
+
+    def model_shape(self, name: str) -> tuple[int, ...]:
+        """Shape of an input or output of the whole model."""
+        shape = self.values[name].shape
+        return (shape[0] * self.chunks, *shape[1:]) if self.chunks > 1 else shape
 
     def producers(self) -> dict[str, Node]:
         """Value name -> the node that computes it."""

@@ -9,10 +9,15 @@ block of activations stays in L1; accumulators pass through Y between blocks.
 The code is cut into pieces (some row groups of one K block). The host runs each piece over all tiles before it goes to
 the next: a piece is fetched once and stays in L1I / L2, where one stretch of code per layer would be streamed for every
 tile.
+
+No hardware prefetcher fetches code ahead of execution: straight-line code that comes from memory runs at 3 % of its
+speed in L1I. So every piece carries prefetches of the piece after it, spread evenly over its instructions: a burst of
+them would be dropped (AMD) or would stall (Intel).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +25,7 @@ import numpy as np
 REGISTER = {16: "zmm", 8: "ymm", 4: "xmm"}
 _WEIGHT_BIAS = 512  # rdx points 512 bytes into the stream: disp8 * 4 then covers 256 weights per bump
 _INSTRUCTION_BYTES = 8  # 7 for an FMA, up to 10 for a load with a long displacement
+_NEWLINE = "\\0A"  # of an LLVM string
 _X_WINDOW = 127 * 64  # bytes of X that disp8 * 64 covers on either side of the base register
 
 
@@ -41,7 +47,7 @@ class Piece:
     """Code for rows [row, row_end) and one K block; `weight` is its first weight in the stream.
 
     code: the instructions as the text of an LLVM inline-asm string; code_bytes: about how long they are in memory.
-    weights: how many weights it reads.
+    weights: how many weights it reads. code_share, weight_share: cache lines of the next piece that one run prefetches.
     """
 
     code: str
@@ -51,16 +57,22 @@ class Piece:
     weight: int
     weights: int
     last: bool
+    code_share: int
+    weight_share: int
 
 
 @dataclass(frozen=True)
 class CodePlan:
-    """Row groups x K blocks. rows: registers per group; k_block: columns per block; groups: row groups per piece."""
+    """Row groups x K blocks. rows: registers per group; k_block: columns per block; groups: row groups per piece.
+
+    runs: how often a worker runs a piece (once per tile), over which it spreads the prefetches of the next one.
+    """
 
     rows: int
     k_block: int
     groups: int
     rows_first: bool  # pieces ordered rows-outer (True) or K-outer (False)
+    runs: int = 1
 
 
 class _Emitter:
@@ -128,6 +140,13 @@ class _Emitter:
         elif masked:
             self.lines.append(f"vmovaps {accumulator}, {accumulator}{masked}")
 
+    def prefetches(self, rows: Iterable[int], first: bool, last: bool) -> list[str]:
+        """Lines that the end of a group needs and that nothing has touched: Y before its first store, the residual."""
+        lines = [f"prefetchw {self.row_bytes * row}(%rsi)" for row in rows if first]
+        if last and self.epilog.residual:
+            lines += [f"prefetcht0 {4 * self.epilog.residual_stride * row}(%r9)" for row in rows]
+        return lines
+
     def bounds(self) -> None:
         if self.epilog.activation == "relu":
             self.lines.append("vpxord %xmm0, %xmm0, %xmm0")
@@ -152,12 +171,11 @@ def emit_pieces(
 
     Row r reads its column c at X[taps[r // rows_per_group][c]]. Pieces come in the order in which they must run.
     Registers: rdi X tile, rsi Y tile, rdx weights of the piece, rcx bias (m floats, then the clip bounds), r8 mask
-    (uint16) of the tile, r9 residual tile; r10 and all vector registers are clobbered.
+    (uint16) of the tile, r9 residual tile, r11 and rax the code and the weights of the next piece that this run has to
+    prefetch; r10 and all vector registers are clobbered.
     """
     m, k = weight.shape
-    pieces: list[Piece] = []
-    streams: list[np.ndarray] = []
-    position = 0
+    bodies: list[_Body] = []
     for start, stop, k0 in _piece_order(m, k, rows_per_group, plan):
         emitter = _Emitter(lanes, row_stride, epilog, m, max(2, 32 - plan.rows))
         emitter.begin()
@@ -165,12 +183,54 @@ def emit_pieces(
         for row in range(start, stop, plan.rows):
             block = weight[row : min(row + plan.rows, stop), k0 : k0 + plan.k_block]
             _emit_group(emitter, block, row, taps[start // rows_per_group][k0:], first, last)
-        size = _INSTRUCTION_BYTES * len(emitter.lines)
-        pieces.append(Piece(_asm_text(emitter.lines), size, start, stop, position, emitter.count, last))
-        streams.extend(emitter.weights)
-        position += emitter.count
-    stream = np.concatenate(streams) if streams else np.zeros(0, np.float32)
-    return pieces, np.ascontiguousarray(stream, np.float32)
+        bodies.append(_Body(_asm_text(emitter.lines), len(emitter.lines), start, stop, emitter.weights, last))
+    return _finish(bodies, plan.runs)
+
+
+@dataclass(frozen=True)
+class _Body:
+    """A piece before its prefetches; `code` is text because a list of lines takes several times the memory."""
+
+    code: str
+    lines: int
+    row: int
+    row_end: int
+    weights: list[np.ndarray]
+    last: bool
+
+    @property
+    def count(self) -> int:
+        return sum(part.size for part in self.weights)
+
+
+def _finish(bodies: list[_Body], runs: int) -> tuple[list[Piece], np.ndarray]:
+    """Pieces with the prefetches of their successors, and the weight stream."""
+    pieces: list[Piece] = []
+    position = 0
+    for body, following in zip(bodies, [*bodies[1:], *bodies[:1]], strict=True):
+        code_share = -(-following.lines * _INSTRUCTION_BYTES // (64 * runs)) if len(bodies) > 1 else 0
+        weight_share = -(-following.count * 4 // (64 * runs)) if len(bodies) > 1 else 0
+        code = _with_prefetches(body, code_share, weight_share)
+        size = _INSTRUCTION_BYTES * (body.lines + code_share + weight_share)
+        pieces.append(
+            Piece(code, size, body.row, body.row_end, position, body.count, body.last, code_share, weight_share)
+        )
+        position += body.count
+    stream = [part for body in bodies for part in body.weights] or [np.zeros(0)]
+    return pieces, np.ascontiguousarray(np.concatenate(stream), np.float32)
+
+
+def _with_prefetches(body: _Body, code_lines: int, weight_lines: int) -> str:
+    prefetches = [f"prefetcht1 {64 * i}(%r11)" for i in range(code_lines)]
+    for i in range(weight_lines):
+        prefetches.insert(i * (code_lines + weight_lines) // weight_lines, f"prefetcht1 {64 * i}(%rax)")
+    if not prefetches:
+        return body.code
+    lines = body.code.split(_NEWLINE)
+    every = max(1, len(lines) // len(prefetches))
+    parts = [_NEWLINE.join((p, *lines[i * every : (i + 1) * every])) for i, p in enumerate(prefetches)]
+    rest = lines[len(prefetches) * every :]
+    return _NEWLINE.join((*parts, *rest))
 
 
 def _piece_order(m: int, k: int, rows_per_group: int, plan: CodePlan) -> list[tuple[int, int, int]]:
@@ -194,8 +254,11 @@ def _emit_group(emitter: _Emitter, block: np.ndarray, row: int, taps: np.ndarray
     accumulator = [f"%{emitter.v}{31 - r}" for r in range(len(block))]
     for r in rows:
         emitter.load_accumulator(row + r, accumulator[r], first)
+    ahead = emitter.prefetches(range(row, row + len(rows)), first, last)
     for column in np.flatnonzero(mask.any(0)):
         hits = np.flatnonzero(mask[:, column]).tolist()
+        emitter.lines.extend(ahead[:1])
+        del ahead[:1]
         x = emitter.load_x(int(taps[column]))
         emitter.fma(x, [accumulator[r] for r in hits], block[hits, column])
     if last:
@@ -208,52 +271,65 @@ def _emit_group(emitter: _Emitter, block: np.ndarray, row: int, taps: np.ndarray
 
 def _asm_text(lines: list[str]) -> str:
     """One string at once: the list of lines would take several times the memory."""
-    return "\\0A".join(lines).replace("$", "$$")
+    return _NEWLINE.join(lines).replace("$", "$$")
 
 
 def llvm_functions(symbol: str, pieces: list[Piece]) -> str:
     """LLVM IR of the two functions that a host calls; the pieces are subroutines in a section of their own.
 
-    `i32 symbol_run(i32 piece, ptr x, ptr y, ptr w, ptr bias, ptr mask, ptr residual)` runs a piece on a tile.
-    `i32 symbol_prefetch(i32 piece, i32 first, i32 lines, ptr w, i32 weight_lines)` prefetches cache lines
-    [first, first + lines) of a piece's code and `weight_lines` lines from `w` into L2: no hardware prefetcher fetches
-    code from L3 ahead of execution, and cold straight-line code runs at about 2.5 GB/s.
+    `i32 symbol_run(i32 piece, i32 next, i32 line, ptr w_next, ptr x, ptr y, ptr w, ptr bias, ptr mask, ptr residual)`
+    runs a piece on a tile; it prefetches the code of the piece `next` from cache line `line` on, and weights from
+    `w_next` on. `i32 symbol_touch(i32 piece, ptr w, i32 weight_lines)` reads the code and the weights of a piece, one
+    byte per cache line: nothing has prefetched a worker's first piece.
 
     TVM inlines imported functions into the host, so the code must stand outside of them: a host that holds hundreds of
     pieces inline takes LLVM minutes. The asm must be `noduplicate`, because it defines labels; the stack pointer skips
     the red zone around the call.
     """
-    table = "".join(f".long .L{symbol}_p{i}-.L{symbol}_table\\0A" for i in range(len(pieces)))
+    table = "".join(f".long .L{symbol}_p{i}-.L{symbol}_table\\0A" for i in range(len(pieces) + 1))
     body = "".join(f".L{symbol}_p{i}:\\0A{piece.code}\\0Aretq\\0A" for i, piece in enumerate(pieces))
+    body += f".L{symbol}_p{len(pieces)}:\\0A"
     clobbers = ",".join(f"~{{xmm{i}}}" for i in range(32))
     return (
-        f"define i32 @{symbol}_run(i32 %i, ptr %x, ptr %y, ptr %w, ptr %b, ptr %m, ptr %r) noinline nounwind {{\n"
-        " %p = sext i32 %i to i64\n"
-        f' %q = call ptr asm sideeffect ".pushsection .text.sparsetvm,\\22ax\\22,@progbits\\0A.p2align 6\\0A'
+        f"define i32 @{symbol}_run(i32 %i, i32 %next, i32 %line, ptr %wn, ptr %x, ptr %y, ptr %w, ptr %b, ptr %m, "
+        "ptr %r) noinline nounwind {\n"
+        ' %t = call ptr asm sideeffect ".pushsection .text.sparsetvm,\\22ax\\22,@progbits\\0A.p2align 6\\0A'
         f".L{symbol}_table:\\0A{table}.p2align 6\\0A{body}.popsection\\0A"
-        f"leaq .L{symbol}_table(%rip), %r11\\0Amovslq (%r11,%rax,4), %r10\\0Aaddq %r11, %r10\\0A"
-        'leaq -128(%rsp), %rsp\\0Acallq *%r10\\0Aleaq 128(%rsp), %rsp", '
-        '"={rdx},{rdi},{rsi},0,{rcx},{r8},{r9},{rax},'
-        f'{clobbers},~{{r10}},~{{r11}},~{{k1}},~{{memory}},~{{dirflag}},~{{fpsr}},~{{flags}}"'
-        "(ptr %x, ptr %y, ptr %w, ptr %b, ptr %m, ptr %r, i64 %p) noduplicate nounwind\n ret i32 0\n}\n"
-        + _prefetch_function(symbol)
+        f'leaq .L{symbol}_table(%rip), $0", "=r"() noduplicate nounwind\n'
+        + _piece_address("i", "%i")
+        + _piece_address("n", "%next")
+        + " %ll = sext i32 %line to i64\n %lb = shl i64 %ll, 6\n %ahead = getelementptr i8, ptr %pn, i64 %lb\n"
+        ' %q = call ptr asm sideeffect "leaq -128(%rsp), %rsp\\0Acallq *%r10\\0Aleaq 128(%rsp), %rsp", '
+        '"={rdx},{rdi},{rsi},0,{rcx},{r8},{r9},{r10},{r11},{rax},'
+        f'{clobbers},~{{k1}},~{{memory}},~{{dirflag}},~{{fpsr}},~{{flags}}"'
+        "(ptr %x, ptr %y, ptr %w, ptr %b, ptr %m, ptr %r, ptr %pi, ptr %ahead, ptr %wn) noduplicate nounwind\n"
+        " ret i32 0\n}\n" + _touch_function(symbol)
     )
 
 
-def _prefetch_function(symbol: str) -> str:
+def _piece_address(name: str, piece: str) -> str:
+    """IR that sets %p<name> to the code of a piece, given the table %t."""
+    return (
+        f" %x{name} = sext i32 {piece} to i64\n %s{name} = getelementptr i32, ptr %t, i64 %x{name}\n"
+        f" %d{name} = load i32, ptr %s{name}\n %l{name} = sext i32 %d{name} to i64\n"
+        f" %p{name} = getelementptr i8, ptr %t, i64 %l{name}\n"
+    )
+
+
+def _touch_function(symbol: str) -> str:
     loop = (
-        "{0}:\n %i{0} = phi i32 [ 0, %{1} ], [ %n{0}, %b{0} ]\n %c{0} = icmp slt i32 %i{0}, {2}\n"
-        " br i1 %c{0}, label %b{0}, label %{3}\nb{0}:\n %k{0} = add i32 %i{0}, {4}\n %z{0} = sext i32 %k{0} to i64\n"
-        " %o{0} = shl i64 %z{0}, 6\n %a{0} = getelementptr i8, ptr {5}, i64 %o{0}\n"
-        " call void @llvm.prefetch.p0(ptr %a{0}, i32 0, i32 2, i32 1)\n %n{0} = add i32 %i{0}, 1\n br label %{0}\n"
+        "{0}:\n %i{0} = phi i64 [ 0, %{1} ], [ %n{0}, %b{0} ]\n %c{0} = icmp slt i64 %i{0}, {2}\n"
+        " br i1 %c{0}, label %b{0}, label %{3}\nb{0}:\n %a{0} = getelementptr i8, ptr {4}, i64 %i{0}\n"
+        " %v{0} = load volatile i8, ptr %a{0}\n %n{0} = add i64 %i{0}, 64\n br label %{0}\n"
     )
     return (
-        "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)\n"
-        f"define i32 @{symbol}_prefetch(i32 %piece, i32 %first, i32 %lines, ptr %w, i32 %wlines) noinline nounwind {{\n"
+        f"define i32 @{symbol}_touch(i32 %piece, ptr %w, i32 %wlines) noinline nounwind {{\n"
         f'entry:\n %t = call ptr asm "leaq .L{symbol}_table(%rip), $0", "=r"()\n'
-        " %e = sext i32 %piece to i64\n %s = getelementptr i32, ptr %t, i64 %e\n %d = load i32, ptr %s\n"
-        " %l = sext i32 %d to i64\n %code = getelementptr i8, ptr %t, i64 %l\n br label %x\n"
-        + loop.format("x", "entry", "%lines", "y", "%first", "%code")
-        + loop.format("y", "x", "%wlines", "done", "0", "%w")
+        " %end = add i32 %piece, 1\n"
+        + _piece_address("i", "%piece")
+        + _piece_address("e", "%end")
+        + " %size = sub i64 %le, %li\n %wl = sext i32 %wlines to i64\n %ws = shl i64 %wl, 6\n br label %x\n"
+        + loop.format("x", "entry", "%size", "y", "%pi")
+        + loop.format("y", "x", "%ws", "done", "%w")
         + "done:\n ret i32 0\n}\n"
     )

@@ -9,6 +9,7 @@ from sparsetvm.rewrite.canonical import canonicalize
 from sparsetvm.rewrite.fuse_attention import fuse_attention
 from sparsetvm.rewrite.fuse_epilogues import fuse_epilogues
 from sparsetvm.rewrite.make_layers import make_layers
+from sparsetvm.rewrite.split_batch import split_batch
 from sparsetvm.rewrite.split_strided_pointwise import split_strided_pointwise
 
 
@@ -19,5 +20,6 @@ def rewrite(graph: Graph, target: Target) -> Graph:
     make_layers(graph)
     fuse_epilogues(graph)
     split_strided_pointwise(graph)
+    split_batch(graph, target)
     assign_layouts(graph, target)
     return graph

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from end_to_end import check_against_onnxruntime
-from models import ModelBuilder, mlp
+from models import ModelBuilder, bert, conv_net, mlp, mobile_net
 from random_networks import random_network
 
 from sparsetvm.core.target import cpu_flags
+from sparsetvm.rewrite import split_batch
 
 pytestmark = pytest.mark.skipif("avx2" not in cpu_flags(), reason="needs AVX2")
 
@@ -38,6 +39,12 @@ def test_single_token_of_rank_three_with_residual_matches_onnxruntime(tmp_path: 
     y = b.relu(b.op("Add", b.linear(x, 20, 20, sparsity=0.8), x))
     b.op("Identity", b.linear(y, 20, 7), out="y")
     check_against_onnxruntime(b.output("y"), tmp_path)
+
+
+@pytest.mark.parametrize("make", [conv_net, mobile_net, bert], ids=["conv", "mobile", "bert"])
+def test_batch_in_chunks_matches_onnxruntime(make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(split_batch, "_CHUNK_BYTES", 1)
+    check_against_onnxruntime(make(batch=3), tmp_path)
 
 
 def test_load_runs_the_new_code_when_a_path_is_compiled_again(tmp_path: Path) -> None:

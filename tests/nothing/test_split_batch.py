@@ -1,0 +1,79 @@
+"""split_batch cuts the batch of a graph whose samples are independent, and leaves every other graph alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from canonical_checks import rewritten
+from graph_eval import evaluate
+from models import ModelBuilder, bert, conv_net, mobile_net, random_inputs
+
+from sparsetvm.core.graph import Graph
+from sparsetvm.core.target import Target
+from sparsetvm.rewrite import split_batch as pass_under_test
+from sparsetvm.rewrite.canonical import canonicalize
+from sparsetvm.rewrite.fuse_epilogues import fuse_epilogues
+from sparsetvm.rewrite.make_layers import make_layers
+from sparsetvm.rewrite.split_batch import split_batch
+
+TARGET = Target("cpu", "skylake-avx512", "avx512")
+
+
+@pytest.fixture
+def small_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pass_under_test, "_CHUNK_BYTES", 1)
+
+
+def layered(builder: ModelBuilder) -> Graph:
+    return rewritten(builder, canonicalize, make_layers, fuse_epilogues, expect_change=None)
+
+
+@pytest.mark.parametrize("make", [conv_net, mobile_net, bert], ids=["conv", "mobile", "bert"])
+@pytest.mark.usefixtures("small_caches")
+def test_chunks_of_a_batch_compute_what_the_batch_computes(make) -> None:  # type: ignore[no-untyped-def]
+    builder = make(batch=4)
+    inputs = random_inputs(builder.model())
+    graph = layered(builder)
+    expected = evaluate(graph, inputs)
+    assert split_batch(graph, TARGET)
+    assert graph.chunks == 4
+    assert [graph.model_shape(name)[0] for name in (*graph.inputs, *graph.outputs)] == [4, 4]
+    parts = [evaluate(graph, {k: v[i : i + 1] for k, v in inputs.items()}) for i in range(4)]
+    for name, value in expected.items():
+        np.testing.assert_allclose(np.concatenate([part[name] for part in parts]), value)
+
+
+def test_batch_that_fits_the_caches_stays_whole() -> None:
+    graph = layered(conv_net(batch=4))
+    assert not split_batch(graph, TARGET)
+    assert graph.chunks == 1
+
+
+def test_chunk_is_the_largest_divisor_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    builder = ModelBuilder("wide", seed=0)
+    builder.output(builder.linear(builder.input("x", (12, 100)), 100, 100))
+    graph = layered(builder)
+    monkeypatch.setattr(pass_under_test, "_CHUNK_BYTES", 5 * 800)
+    assert split_batch(graph, TARGET)
+    assert graph.chunks == 3
+
+
+@pytest.mark.usefixtures("small_caches")
+def test_nodes_that_mix_samples_keep_the_batch_whole() -> None:
+    builder = ModelBuilder("mixed", seed=0)
+    y = builder.linear(builder.input("x", (4, 8)), 8, 4)
+    builder.output(builder.op("Softmax", y, axis=0))
+    assert not split_batch(layered(builder), TARGET)
+
+
+@pytest.mark.usefixtures("small_caches")
+def test_constants_that_differ_by_sample_keep_the_batch_whole() -> None:
+    builder = ModelBuilder("offsets", seed=0)
+    y = builder.linear(builder.input("x", (4, 8)), 8, 4)
+    builder.output(builder.op("Mul", y, builder.const(np.arange(16, dtype=np.float32).reshape(4, 4))))
+    assert not split_batch(layered(builder), TARGET)
+
+
+@pytest.mark.usefixtures("small_caches")
+def test_single_sample_stays_whole() -> None:
+    assert not split_batch(layered(conv_net()), TARGET)
