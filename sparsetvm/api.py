@@ -98,7 +98,9 @@ def tune(
     def open_measurer(repeats: int) -> Measurer:
         return Measurer(where, jobs=jobs or 1, repeats=repeats, seed=seed)
 
-    run = TuneRun(prepared, where, options, records, log_dir, seed, open_measurer, tell)
+    run = TuneRun(
+        str(prepared.path), prepared.unique_tasks(), where, options, records, log_dir, seed, open_measurer, tell
+    )
     report = run.dry(tasks) if dry_run else run.tune(tasks)
     if output is not None and not dry_run and not report.interrupted:
         choices = _choices(prepared, where, run.index, reuse=True, outcomes=run.outcomes)
@@ -194,9 +196,11 @@ def bench(
 ) -> BenchReport:
     """Time a compiled model (or an .onnx file, compiled first) beside competitors, interleaved in one process.
 
-    against: "ort" (ONNX Runtime) and "dense" (our own build of the same model with dense kernels only).
+    against: "ort" (ONNX Runtime), "openvino" (its default precision), "openvino-f32" and "dense" (our own build of the
+    same model with dense kernels only).
     """
     from sparsetvm.runtime.compare import interleave
+    from sparsetvm.runtime.openvino import openvino_run
     from sparsetvm.runtime.verify import check_signature, onnxruntime_session
 
     notes: list[str] = []
@@ -217,6 +221,9 @@ def bench(
             session = onnxruntime_session(reference, threads)
             check_signature(session, module, reference)
             runs["ort"] = lambda: session.run(None, feed)
+        for name in ("openvino", "openvino-f32"):
+            if name in against and reference is not None:
+                runs[name] = openvino_run(reference, threads, feed, float32=name == "openvino-f32")
         if "dense" in against and reference is not None:
             shapes = {info.name: info.shape for info in module.inputs}
             dense = _dense_module(reference, Path(folder) / "dense.so", threads, shapes)

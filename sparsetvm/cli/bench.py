@@ -11,7 +11,7 @@ from sparsetvm.cli.params import Duration, Model, model_argument
 from sparsetvm.cli.session import Session, common_options, pass_session
 from sparsetvm.errors import UsageError, did_you_mean
 
-COMPETITORS = ("ort", "dense")
+COMPETITORS = ("ort", "openvino", "openvino-f32", "dense")
 
 
 def parse_against(text: str) -> tuple[str, ...]:
@@ -29,7 +29,10 @@ def parse_against(text: str) -> tuple[str, ...]:
 @click.command("bench")
 @model_argument("path")
 @click.option(
-    "--against", default="ort,dense", show_default=True, help="Competitors, timed in turn with ours; or none."
+    "--against",
+    default="ort,dense",
+    show_default=True,
+    help="Competitors, timed in turn with ours: ort, openvino, openvino-f32, dense; or none.",
 )
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--seconds", type=Duration(), help="Time to spend on each competitor.")
@@ -49,7 +52,7 @@ def command(
     inputs: str | None,
     reference: str | None,
 ) -> None:
-    """Time PATH (a compiled .so, or a model, which is compiled first) beside ONNX Runtime and our dense build."""
+    """Time PATH (a compiled .so, or a model, which is compiled first) beside other runtimes and our dense build."""
     from sparsetvm import api
 
     competitors = parse_against(against)

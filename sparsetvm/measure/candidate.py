@@ -32,7 +32,7 @@ _SHARE_ALL_CORES = -3  # TVM's ThreadGroup::kSpecifyThreadShareAllCore
 
 
 class Trial:
-    """A built candidate with its buffers."""
+    """A built candidate with its buffers. x, y: the tensors that it reads and writes, in their physical layouts."""
 
     def __init__(self, built: Built, reference: Reference, threads: int) -> None:
         import tvm
@@ -49,11 +49,16 @@ class Trial:
         self._y = GuardedBuffer(shape_y, np.float32)
         self._buffers = [*self._inputs, *map(GuardedBuffer.of, built.arrays), self._y]
         self._arguments = [tvm.runtime.from_dlpack(buffer.array) for buffer in self._buffers]
+        self.x, self.y = self._arguments[0], self._arguments[-1]
+
+    def call(self) -> None:
+        """Run once."""
+        self._built.function(*self._arguments)
 
     def check(self) -> Reply:
         """Run once on poisoned output and compare everything that can be compared."""
         self._y.array[...] = _POISON
-        self._built.function(*self._arguments)
+        self.call()
         return self._verdict()
 
     def timer(self, flush: CacheFlush | None) -> TimeCalls:

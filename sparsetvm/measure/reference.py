@@ -63,11 +63,16 @@ class Reference:
         return ""
 
 
-def make_reference(workload: Workload, weight: np.ndarray, bias: np.ndarray | None, seed: int = 0) -> Reference:
-    """Random standard normal inputs and the float64 result. `weight` is (m, k), `bias` (m,) or None."""
+def make_reference(
+    workload: Workload, weight: np.ndarray, bias: np.ndarray | None, seed: int = 0, x: np.ndarray | None = None
+) -> Reference:
+    """Random standard normal inputs and the float64 result. `weight` is (m, k), `bias` (m,) or None.
+
+    x: float32 of the shape `input_shape` to take instead of a random X.
+    """
     rng = np.random.default_rng(seed)
     shape_x, shape_y = input_shape(workload), output_shape(workload)
-    x = rng.standard_normal(shape_x).astype(np.float32)
+    x = rng.standard_normal(shape_x).astype(np.float32) if x is None else x
     residual = rng.standard_normal(shape_y).astype(np.float32) if workload.epilogue.residual else None
     positions = _positions(workload, weight, rng)
     total = _sums(workload, weight, x, positions)

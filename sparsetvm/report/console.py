@@ -171,7 +171,12 @@ def print_compile(report: CompileReport) -> None:
 def print_bench(report: BenchReport) -> None:
     """Ours beside the competitors, medians first."""
     out = console()
-    names = {"ort": "ONNX Runtime", "dense": "sparsetvm, dense"}
+    names = {
+        "ort": "ONNX Runtime",
+        "openvino": "OpenVINO",
+        "openvino-f32": "OpenVINO, float32",
+        "dense": "sparsetvm, dense",
+    }
     rows = [_latency_row("sparsetvm", report.latency_ms, None)]
     rows += [
         _latency_row(names.get(name, name), latency, report.speedup.get(name))

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -125,13 +125,7 @@ class Module:
         """Standard normal float inputs, zeros for other dtypes (which may be indices)."""
         if not self._checked:
             raise UsageError("the shapes of the inputs are not known without a manifest", hint="pass inputs")
-        rng = np.random.default_rng(seed)
-        return {
-            info.name: rng.standard_normal(info.shape).astype(info.dtype)
-            if np.dtype(info.dtype).kind == "f"
-            else np.zeros(info.shape, info.dtype)
-            for info in self.inputs
-        }
+        return random_arrays(self.inputs, seed)
 
     def __enter__(self) -> Module:
         return self
@@ -168,6 +162,17 @@ class _Buffer:
         start = -raw.ctypes.data % _ALIGNMENT
         self.array = raw[start : start + bytes_needed].view(dtype).reshape(shape)
         self.tensor = tvm_ffi.from_dlpack(self.array)
+
+
+def random_arrays(tensors: Iterable[TensorInfo], seed: int = 0) -> dict[str, np.ndarray]:
+    """Standard normal values for float tensors, zeros for other dtypes (which may be indices)."""
+    rng = np.random.default_rng(seed)
+    return {
+        info.name: rng.standard_normal(info.shape).astype(info.dtype)
+        if np.dtype(info.dtype).kind == "f"
+        else np.zeros(info.shape, info.dtype)
+        for info in tensors
+    }
 
 
 def _load(path: Path) -> tuple[Any, int]:

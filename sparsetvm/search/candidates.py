@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 from sparsetvm.analysis.roofline import WORTH_IT, expected_speedup
 from sparsetvm.core.config import Config
-from sparsetvm.core.target import Target
+from sparsetvm.core.record import Record
+from sparsetvm.core.target import DeviceFingerprint, Target
 from sparsetvm.core.workload import Workload
 from sparsetvm.schedules.base import Template, matching
-from sparsetvm.search.trial import Valid
+from sparsetvm.search.trial import RecordIndex, Valid
 from sparsetvm.space.space import Space
 
 Matching = Callable[[Workload, Target], Sequence[Template]]
@@ -109,3 +110,20 @@ def validator(candidates: Candidates) -> Valid:
         )
 
     return valid
+
+
+def known_dense(
+    index: RecordIndex, workload: Workload, candidates: Candidates, device: DeviceFingerprint
+) -> Record | None:
+    """The best record of a dense config of this shape: the pattern does not matter to dense kernels."""
+    family, sizes = workload.family, (workload.m, workload.k, workload.n)
+    usable = [
+        record
+        for record in index.training(workload, device)
+        if record.status == "ok"
+        and candidates.is_dense(record.config)
+        and record.device.model == device.model
+        and (record.workload.m, record.workload.k, record.workload.n) == sizes
+        and record.workload.family == family
+    ]
+    return min(usable, key=lambda record: (record.stage == "search", record.best_us), default=None)

@@ -14,7 +14,6 @@ from sparsetvm.errors import UsageError, did_you_mean
 from sparsetvm.log.journal import append, check_writable, journal_path
 from sparsetvm.log.location import log_dir as find_log_dir
 from sparsetvm.log.lookup import RecordIndex
-from sparsetvm.rewrite.prepare import Prepared
 from sparsetvm.search.budget import TuneOptions
 from sparsetvm.search.candidates import candidates_of, validator
 from sparsetvm.search.outcome import TaskOutcome, TuningInterrupted
@@ -23,14 +22,16 @@ from sparsetvm.search.tuner import tune_tasks
 
 
 class TuneRun:
-    """A run over one model. `index` holds the records of the log, those of this run too; `outcomes` what was chosen.
+    """A run over some tasks. `index` holds the records of the log, those of this run too; `outcomes` what was chosen.
 
-    open_measurer: repeats -> what measures configs on the device, opened only when something is tuned.
+    model: what the report calls the tasks together; each task is in `tasks` once. open_measurer: repeats -> what
+    measures configs on the device, opened only when something is tuned.
     """
 
     def __init__(
         self,
-        prepared: Prepared,
+        model: str,
+        tasks: list[Task],
         target: Target,
         options: TuneOptions,
         records: Sequence[Path | str],
@@ -39,7 +40,7 @@ class TuneRun:
         open_measurer: Callable[[int], Measurer],
         progress: Progress,
     ) -> None:
-        self.prepared, self.target, self.options = prepared, target, options
+        self.model, self.tasks, self.target, self.options = model, tasks, target, options
         self.seed, self.open_measurer, self.progress = seed, open_measurer, progress
         self.folder = find_log_dir(log_dir)
         self.journal = journal_path(self.folder, device_fingerprint(target))
@@ -49,7 +50,7 @@ class TuneRun:
     def tune(self, selection: str) -> TuneReport:
         """Tune the selected tasks; `interrupted` is set in the report when Ctrl-C ended it."""
         check_writable(self.folder)
-        chosen = select(self.prepared.unique_tasks(), selection)
+        chosen = select(self.tasks, selection)
         interrupted = False
         self._report_bad_lines()
         self.progress(
@@ -72,7 +73,7 @@ class TuneRun:
         """What `tune` would do, without measuring: the source of each task's config as it stands in the log."""
         self._report_bad_lines()
         reports = []
-        for task in select(self.prepared.unique_tasks(), selection):
+        for task in select(self.tasks, selection):
             candidates = candidates_of(task.workload, self.target)
             decision = self.index.best(
                 task.workload, device_fingerprint(self.target), validator(candidates), self.options.reuse
@@ -99,7 +100,7 @@ class TuneRun:
             for status, count in outcome.statuses.items():
                 statuses[status] = statuses.get(status, 0) + count
         return TuneReport(
-            model=str(self.prepared.path),
+            model=self.model,
             target=str(self.target),
             device=device_fingerprint(self.target).model,
             threads=self.target.threads,

@@ -22,7 +22,7 @@ from sparsetvm.errors import NoCandidateError
 from sparsetvm.log.relation import patterns_alike
 from sparsetvm.schedules.base import matching
 from sparsetvm.search.budget import Deadline, TuneOptions, next_task
-from sparsetvm.search.candidates import Candidates, Matching, candidates_of, validator
+from sparsetvm.search.candidates import Candidates, Matching, candidates_of, known_dense, validator
 from sparsetvm.search.cost_model import Sample
 from sparsetvm.search.outcome import Origin, RecordMaker, RecordStage, TaskOutcome, TuningInterrupted, count_statuses
 from sparsetvm.search.task_search import TaskSearch
@@ -158,19 +158,8 @@ class _Tuner:
         self._tell("task_end", at, "reused (compatible), measured once", best_us=checked.best_us)
 
     def _known_dense(self, at: int) -> float | None:
-        """Best known time of a dense config of this shape: the pattern does not matter to dense kernels."""
-        workload, candidates = self._tasks[at].workload, self._candidates[at]
-        family, sizes = workload.family, (workload.m, workload.k, workload.n)
-        times = {
-            (record.stage == "search", record.best_us)
-            for record in self._index.training(workload, self._device)
-            if record.status == "ok"
-            and candidates.is_dense(record.config)
-            and record.device.model == self._device.model
-            and (record.workload.m, record.workload.k, record.workload.n) == sizes
-            and record.workload.family == family
-        }
-        return min(times)[1] if times else None
+        record = known_dense(self._index, self._tasks[at].workload, self._candidates[at], self._device)
+        return None if record is None else record.best_us
 
     # Step 2. Groups.
 

@@ -1,0 +1,146 @@
+"""Time single layers beside the dense and sparse products that ship: speed-up by shape, sparsity and pattern.
+
+    python scripts/bench_kernels.py --suite anchors [--threads 1] [--budget 30] [--json OUT.json]
+    python scripts/bench_kernels.py --suite dlmc --patterns DIR --limit 12
+
+Each row is one layer. Its config comes from the tuning log; with --budget SECONDS, a layer that no record settles is
+tuned first and its records are kept, else it gets the default config. All competitors are checked against a float64
+reference, then timed in turn in one process. Suites and keys of the JSON: docs/benchmarks.md, docs/json.md. Exit code
+1 when a row failed, 130 after Ctrl-C (the rows so far are written).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchlib.case import Case
+from benchlib.machine import describe_machine, pin, use_threads
+
+from sparsetvm.core.target import Target, parse_target
+from sparsetvm.errors import SparseTvmError, UsageError
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--suite",
+        action="append",
+        metavar="NAME,...",
+        help="anchors, conv, dlmc, patterns or FILE.npz; may be repeated (default: anchors)",
+    )
+    parser.add_argument("--patterns", type=Path, metavar="DIR", help="folder of pattern files, for the suite dlmc")
+    parser.add_argument("--n", type=int_list, default=[], metavar="N,...", help="only these columns of X")
+    parser.add_argument("--sparsity", type=float_list, default=[], metavar="S,...", help="only these, e.g. 0.9,0.95")
+    parser.add_argument(
+        "--limit",
+        "--sample",
+        type=positive,
+        metavar="N",
+        help="at most N cases of each suite (or pattern file), evenly spread",
+    )
+    parser.add_argument("--target", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--budget", type=float, default=0.0, metavar="SECONDS", help="of search for each layer")
+    parser.add_argument("--against", metavar="NAME,...", help="numpy, ort, openvino, scipy, or none (default: all)")
+    parser.add_argument("--log-dir", type=Path, help="folder of the tuning log")
+    parser.add_argument("--records", type=Path, action="append", default=[], help="more tuning logs to read")
+    parser.add_argument("--json", metavar="PATH|-", help="where to write the JSON")
+    args = parser.parse_args()
+    args.suite = [name for given in args.suite or ["anchors"] for name in given.split(",") if name]
+    return args
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+def int_list(text: str) -> list[int]:
+    return [int(part) for part in text.split(",") if part]
+
+
+def float_list(text: str) -> list[float]:
+    return [float(part) for part in text.split(",") if part]
+
+
+def show(row: dict[str, Any]) -> str:
+    if "error" in row:
+        return f"{row['case']:<44.44} {row['error']}"
+    random = f"  vs random {row['ratio_to_random']:.2f}" if "ratio_to_random" in row else ""
+    return (
+        f"{row['case']:<44.44} {row['ours_us']:9.1f} us  {row['speedup']:5.2f}x of {row['best_dense']}"
+        f" ({row['best_dense_us']:.1f})  peak {row['peak_fraction']:.2f}{random}  {row['template']} {row['source']}"
+    )
+
+
+def bench(args: argparse.Namespace, cases: list[Case], names: list[str], target: Target) -> tuple[dict[str, Any], bool]:
+    """(the JSON object, whether Ctrl-C ended it)."""
+    from benchlib.configs import ConfigSource
+    from benchlib.kernel_row import Failed, KernelBench
+    from benchlib.peak import measured_peak
+    from benchlib.summary import summarize_kernels
+
+    from sparsetvm.runtime.threads import set_threads
+
+    usable = set_threads(target.threads)
+    if usable < target.threads:
+        raise UsageError(f"--threads {target.threads}: this process may use {usable} cores", hint="allow it more cores")
+    peak = measured_peak(target)
+    print(f"{len(cases)} cases on {target}, {target.threads} threads, peak {peak:.0f} GFLOP/s", file=sys.stderr)
+    result: dict[str, Any] = {
+        "schema": 1, "machine": {**describe_machine(target), "fma_peak_gflops": peak}, "rows": [], "summary": {},
+    }  # fmt: skip
+    runner = KernelBench(target, ConfigSource(target, args.budget, args.log_dir, args.records), names, peak)
+    interrupted = False
+    try:
+        for case in cases:
+            try:
+                row = runner.row(case)
+            except (Failed, SparseTvmError) as error:
+                row = {"suite": case.suite, "case": case.name, "group": case.group, "error": str(error)}
+            result["rows"].append(row)
+            print(show(row), file=sys.stderr, flush=True)
+            result["summary"] = summarize_kernels(result["rows"])
+            if args.json and args.json != "-":
+                Path(args.json).write_text(json.dumps(result, indent=2) + "\n")
+    except KeyboardInterrupt:
+        interrupted = True
+    return result, interrupted
+
+
+def main() -> int:
+    args = parse_arguments()
+    try:
+        target = parse_target(args.target, args.threads)
+        use_threads(args.threads)
+        pin(args.threads)
+        from benchlib.competitors import parse_names
+        from benchlib.suites import find_cases
+
+        names = parse_names(args.against)
+        cases = [
+            case
+            for suite in args.suite
+            for case in find_cases(
+                suite, target, patterns=args.patterns, columns=args.n, sparsities=args.sparsity, limit=args.limit
+            )
+        ]
+        result, interrupted = bench(args, cases, names, target)
+    except SparseTvmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    if not args.json or args.json == "-":
+        print(json.dumps(result, indent=2))
+    if interrupted:
+        return 130
+    return 1 if result["summary"].get("failed") else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

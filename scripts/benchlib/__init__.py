@@ -1,0 +1,1 @@
+"""What the benchmark scripts share: cases, competitors, timing, summaries, tables and figures."""

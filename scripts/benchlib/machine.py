@@ -1,0 +1,36 @@
+"""The machine that was measured, and how this process is set up for one or more threads."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from sparsetvm.core.target import Target, device_fingerprint, toolchain_fingerprint, version_of
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_COMPETITORS = ("onnxruntime", "openvino", "scipy")
+
+
+def use_threads(threads: int) -> None:
+    """Start the script again with BLAS set to `threads`, unless it is: OpenBLAS reads that when numpy is imported."""
+    wanted = dict.fromkeys(_THREAD_VARIABLES, str(threads))
+    if any(os.environ.get(name) != value for name, value in wanted.items()):
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **wanted})
+
+
+def pin(threads: int) -> None:
+    """Pin a single thread to the last core that it may use, where kernels are tuned as well."""
+    if threads == 1:
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+
+def describe_machine(target: Target) -> dict[str, Any]:
+    """Device, target, threads and versions, for the JSON."""
+    device, toolchain = device_fingerprint(target), toolchain_fingerprint()
+    versions = {name: version_of(name) for name in _COMPETITORS if version_of(name) != "missing"}
+    return {
+        "device": device.model, "vendor": device.vendor, "isa": device.isa, "cores": device.cores,
+        "target": str(target), "threads": target.threads, "sparsetvm": toolchain.sparsetvm, "tvm": toolchain.tvm,
+        "numpy": toolchain.numpy, **versions,
+    }  # fmt: skip

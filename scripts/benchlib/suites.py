@@ -1,0 +1,162 @@
+"""The suites of bench_kernels: which layers are timed.
+
+anchors   products of five shapes, N = 1, 16, 128 and 784, random patterns of 80 to 98 %, and 4x1 blocks
+conv      convolutions of ResNet-50 and MobileNetV1
+patterns  one shape, N = 128: random, blocks, 2:4, uneven rows
+dlmc      every matrix in the files of a folder, each beside a random pattern of its shape and density
+FILE.npz  the same for one file
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from benchlib.case import Case, even_sample, matmul_task
+from benchlib.conv_suite import convolutions
+from benchlib.pattern_file import Pattern, read_columns, read_patterns
+from sparsetvm.analysis.magnitude import prune_weight
+from sparsetvm.core.target import Target
+from sparsetvm.errors import UsageError, did_you_mean
+
+SUITES = ("anchors", "conv", "dlmc", "patterns")
+_SHAPES = ((512, 512), (1024, 1024), (2048, 512), (768, 3072), (3072, 768))
+_FEW, _MANY = (0.90, 0.95), (0.80, 0.90, 0.95, 0.98)
+_SPARSITIES = {1: _FEW, 16: _FEW, 128: _MANY, 784: _MANY}
+_TOKENS = 128  # columns of X where nothing else is said: one sequence of a transformer
+
+
+def find_cases(
+    suite: str,
+    target: Target,
+    *,
+    patterns: Path | None = None,
+    columns: Sequence[int] = (),
+    sparsities: Sequence[float] = (),
+    limit: int | None = None,
+) -> list[Case]:
+    """The cases of a suite. Raises UsageError for an unknown one.
+
+    patterns: folder of dlmc's files. columns, sparsities: only these; a file of patterns is timed at these columns
+    instead of its own. limit: at most so many cases, of a file where the suite is made of files.
+    """
+    if suite == "dlmc":
+        cases = [
+            case for path in pattern_files(patterns) for case in even_sample(file_cases(suite, path, columns), limit)
+        ]
+    elif suite.endswith(".npz"):
+        cases = even_sample(file_cases("file", Path(suite), columns), limit)
+    elif suite in SUITES:
+        made = {"anchors": anchors, "conv": lambda: convolutions(target), "patterns": pattern_kinds}[suite]()
+        made = [case for case in made if not columns or case.n in columns]
+        cases = even_sample([case for case in made if _asked(case, sparsities)], limit)
+    else:
+        raise UsageError(
+            f"--suite {suite}: unknown suite{did_you_mean(suite, SUITES)}", hint=f"use {', '.join(SUITES)} or FILE.npz"
+        )
+    return [case for case in cases if _asked(case, sparsities)]
+
+
+def anchors() -> list[Case]:
+    """Products that every sparse kernel is quoted for; the summary averages over the shapes."""
+    cases = [
+        _random_case("anchors", shape, n, sparsity, "unstructured", f"n={n},s={sparsity:.2f}")
+        for n, sparsities in _SPARSITIES.items()
+        for sparsity in sparsities
+        for shape in _SHAPES
+    ]
+    return cases + [_random_case("anchors", shape, 128, 0.95, "block:4x1", "n=128,s=0.95,4x1") for shape in _SHAPES]
+
+
+def pattern_kinds() -> list[Case]:
+    """One shape with patterns of many kinds."""
+    kinds = ("unstructured", "block:4x1", "block:8x1", "block:16x1", "block:1x4", "block:4x4")
+    cases = [
+        _random_case("patterns", (1024, 1024), 128, sparsity, kind, f"{kind.removeprefix('block:')},s={sparsity:.2f}")
+        for kind in kinds
+        for sparsity in _FEW
+    ]
+    cases.append(_random_case("patterns", (1024, 1024), 128, 0.5, "n:m:2:4", "2:4"))
+    for sparsity in _FEW:
+        name = f"1024x1024 n=128 s={sparsity:.2f} uneven rows"
+        weight = partial(uneven_rows, (1024, 1024), sparsity, _seed(name))
+        group = f"uneven rows,s={sparsity:.2f}"
+        cases.append(Case("patterns", name, group, 128, sparsity, partial(matmul_task, name, 128, weight)))
+    return cases
+
+
+def pattern_files(folder: Path | None) -> list[Path]:
+    """The .npz files of a folder. Raises UsageError when there are none."""
+    files = sorted(folder.glob("*.npz")) if folder is not None else []
+    if not files:
+        raise UsageError(
+            "suite dlmc: no files of patterns" + (f" in '{folder}'" if folder else ""),
+            hint="give their folder with --patterns DIR; docs/benchmarks.md describes the format",
+        )
+    return files
+
+
+def file_cases(suite: str, path: Path, columns: Sequence[int] = ()) -> list[Case]:
+    """The matrices of a file, each at the columns of X that its network uses, or at all of `columns`."""
+    used = read_columns(path.parent)
+    return [
+        _file_case(suite, path.stem, pattern, n)
+        for pattern in read_patterns(path)
+        for n in columns or (used.get(pattern.name, _TOKENS),)
+    ]
+
+
+def _file_case(suite: str, group: str, pattern: Pattern, n: int) -> Case:
+    seed = _seed(pattern.name)
+    shape = (pattern.rows, pattern.columns)
+    return Case(
+        suite,
+        pattern.name,
+        group,
+        n,
+        pattern.sparsity,
+        partial(matmul_task, pattern.name, n, partial(pattern.weight, seed)),
+        partial(matmul_task, f"{pattern.name}.random", n, partial(random_weight, shape, pattern.sparsity, seed)),
+    )
+
+
+def _random_case(suite: str, shape: tuple[int, int], n: int, sparsity: float, pattern: str, group: str) -> Case:
+    name = f"{shape[0]}x{shape[1]} n={n} s={sparsity:.2f} {pattern}"
+    weight: Callable[[], np.ndarray] = partial(random_weight, shape, sparsity, _seed(name), pattern)
+    return Case(suite, name, group, n, sparsity, partial(matmul_task, name, n, weight))
+
+
+def random_weight(shape: tuple[int, int], sparsity: float, seed: int, pattern: str = "unstructured") -> np.ndarray:
+    """A random normal float32 matrix pruned by magnitude: its positions are random, their number is exact."""
+    weight = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+    return prune_weight(weight, sparsity, pattern)
+
+
+def uneven_rows(shape: tuple[int, int], sparsity: float, seed: int) -> np.ndarray:
+    """Rows as real pruned layers have them: some empty, some many times as long as the mean (up to 30, if k allows)."""
+    m, k = shape
+    rng = np.random.default_rng(seed)
+    share = rng.lognormal(0.0, 1.5, m)
+    share[rng.permutation(m)[: m // 20]] = 0.0
+    target = (1.0 - sparsity) * m * k
+    longest = min(k, round(30 * target / m))
+    scale = target / share.sum()
+    for _ in range(20):  # rows that are cut off leave their rest to the others
+        lengths = np.minimum(np.rint(share * scale), longest)
+        scale *= target / lengths.sum()
+    weight = np.zeros(shape, np.float32)
+    for row, length in enumerate(lengths.astype(int)):
+        weight[row, rng.permutation(k)[:length]] = rng.uniform(0.5, 1.5, length)
+    return weight
+
+
+def _seed(name: str) -> int:
+    return zlib.crc32(name.encode())
+
+
+def _asked(case: Case, sparsities: Sequence[float]) -> bool:
+    return not sparsities or any(abs(case.sparsity - wanted) < 0.005 for wanted in sparsities)

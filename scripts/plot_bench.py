@@ -1,0 +1,66 @@
+"""Figures and tables from the JSON of bench_kernels.py and bench_models.py.
+
+    python scripts/plot_bench.py KERNELS.json MODELS.json --figures docs/figures --markdown docs/benchmarks.md
+
+--figures FOLDER writes .svg files (needs matplotlib: pip install -e '.[bench]'); --markdown DOCUMENT replaces
+the tables between its markers, with the figures above them. Several files of one kind give the rows of all; the
+machine is that of the last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchlib.markdown import fill_document, kernel_sections, model_sections
+
+from sparsetvm.errors import SparseTvmError, UsageError
+
+
+def read_results(paths: list[Path]) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """(of kernels, of models), None for a kind that no file has. Raises UsageError for other files."""
+    merged: dict[str, dict[str, Any]] = {}
+    for path in paths:
+        try:
+            result = json.loads(path.read_text())
+            rows, machine = result["rows"], result["machine"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"'{path}' is no result of a benchmark: {error}") from error
+        kind = "models" if any("model" in row for row in rows) else "kernels"
+        earlier = merged[kind]["rows"] if kind in merged else []
+        merged[kind] = {"rows": [*earlier, *rows], "machine": machine}
+    return merged.get("kernels"), merged.get("models")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("results", type=Path, nargs="+", metavar="RESULT.json")
+    parser.add_argument("--figures", type=Path, metavar="FOLDER")
+    parser.add_argument("--markdown", type=Path, metavar="DOCUMENT")
+    args = parser.parse_args()
+    try:
+        kernels, models = read_results(args.results)
+        figures = []
+        if args.figures is not None:
+            from benchlib.figures import draw
+
+            figures = draw(kernels, models, args.figures)
+        if args.markdown is not None:
+            sections = {**(kernel_sections(kernels) if kernels else {}), **(model_sections(models) if models else {})}
+            for path in figures:
+                link = Path(os.path.relpath(path, args.markdown.parent)).as_posix()
+                sections[path.stem] = f"![{path.stem}]({link})\n\n{sections[path.stem]}"
+            fill_document(args.markdown, sections)
+        print(*figures, *([args.markdown] if args.markdown else []), sep="\n")
+    except SparseTvmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
