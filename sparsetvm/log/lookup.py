@@ -131,7 +131,8 @@ class RecordIndex:
         """The best record that the rules of reuse (relation.py) allow, dense templates included.
 
         Exact goes before compatible; among compatible workloads the closest one with re-timed results goes first.
-        What a final round passed over is not taken. Equal times go to the earlier source. reuse=False takes nothing.
+        What a final round passed over is not taken, nor what lost to a template that has a new version since: that may
+        win again. Equal times go to the earlier source. reuse=False takes nothing.
         """
         if not reuse:
             return Decision("none", why=["reuse is off: no record was looked at"])
@@ -140,6 +141,10 @@ class RecordIndex:
         why: list[str] = []
         for at, group in enumerate(groups):
             chosen = min(contenders(group), key=lambda s: s.score, default=None)
+            lost_to = _outdated_winner(related, valid, chosen) if chosen is not None else None
+            if lost_to is not None:
+                old = f"{lost_to.config.template} version {lost_to.template_version} took {lost_to.best_us:.4g} us"
+                return Decision("near", why=[f"{old}, less than what is left: its new version has to be measured"])
             why += _explain(group, chosen)
             if chosen is not None:
                 others = sum(map(len, groups[at + 1 :]))
@@ -254,6 +259,23 @@ def _group(
         key=lambda g: (g[0].relation.kind != "exact", not any(s.retimed for s in g), distance(g[0].workload, workload))
     )
     return ranked, [f"{_count(count, 'record')}: {reason}" for reason, count in left.items()]
+
+
+def _outdated_winner(related: Iterable[tuple[Known, Relation]], valid: Valid, chosen: Standing) -> Record | None:
+    """The fastest record that beat `chosen` on its task, in its run or later, and whose config is of an old template."""
+    ours, task = chosen.known.record, chosen.workload.id
+    faster = [
+        known.record
+        for known, relation in related
+        if relation.kind == chosen.relation.kind
+        and known.record.status == "ok"
+        and known.record.stage != "search"
+        and known.record.best_us < ours.best_us
+        and (known.record.time >= ours.time or (known.record.run and known.record.run == ours.run))
+        and known.workload_id == task
+        and not valid(known.record.config, known.record.template_version, "")
+    ]
+    return min(faster, key=lambda record: record.best_us, default=None)
 
 
 def _explain(group: list[Standing], chosen: Standing | None) -> list[str]:

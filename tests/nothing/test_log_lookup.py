@@ -274,3 +274,31 @@ def test_index_refuses_a_log_of_a_later_version(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"schema": 2}\n')
     with pytest.raises(LogError, match="schema 2"):
         len(RecordIndex.open(tmp_path, shipped=False))
+
+
+def of_version(wanted: int):
+    return lambda config, version, space: version == wanted or config.template != CONFIG.template
+
+
+def test_what_an_old_template_version_was_faster_than_is_searched_again() -> None:
+    round_of_old = {"stage": "final", "run": "a"}
+    index = index_of(record(10.0, **round_of_old), record(90.0, config=DENSE, **round_of_old))
+    decision = best(index, valid=of_version(2))
+    assert decision.kind == "near"
+    assert decision.record is None
+    assert any("version 1" in line and "10 us" in line for line in decision.why)
+
+
+def test_a_later_round_settles_what_an_old_template_version_left_open() -> None:
+    old = record(10.0, stage="final", run="a"), record(90.0, config=DENSE, stage="final", run="a")
+    later = {"stage": "final", "run": "b", "time": "2026-02-02T03:04:05Z"}
+    new = record(12.0, template_version=2, **later), record(90.0, config=DENSE, **later)
+    decision = best(index_of(*old, *new), valid=of_version(2))
+    assert decision.kind == "exact"
+    assert decision.record is not None
+    assert decision.record.times_us == (12.0,)
+
+
+def test_old_template_versions_that_lost_change_nothing() -> None:
+    index = index_of(record(95.0, stage="final"), record(90.0, config=DENSE, stage="final"))
+    assert best(index, valid=of_version(2)).kind == "exact"
