@@ -22,7 +22,8 @@ from sparsetvm.space.space import Space
 if TYPE_CHECKING:
     import tvm
 
-# Imported by name, so that listing templates needs no TVM. Order: the first that matches gives the default config.
+# Imported by name, so that listing templates needs no TVM. Order: the first that matches and is preferred gives the
+# default config.
 _TEMPLATES: dict[str, tuple[str, str]] = {
     "x86.pattern_code": ("sparsetvm.schedules.x86.pattern_code", "PatternCode"),
     "x86.pattern_data": ("sparsetvm.schedules.x86.pattern_data", "PatternData"),
@@ -51,6 +52,10 @@ class Template(abc.ABC):
     @abc.abstractmethod
     def matches(self, workload: Workload, target: Target) -> bool:
         """True when `kernel` can implement the workload on the target."""
+
+    def preferred(self, workload: Workload, target: Target) -> bool:
+        """False where templates after this one have the better default config."""
+        return True
 
     @abc.abstractmethod
     def space(self, workload: Workload, target: Target) -> Space:
@@ -91,5 +96,6 @@ def template_names() -> tuple[str, ...]:
 
 
 def matching(workload: Workload, target: Target) -> list[Template]:
-    """All templates that can implement the workload, sparse ones first."""
-    return [t for t in map(template, _TEMPLATES) if t.matches(workload, target)]
+    """All templates that can implement the workload; the first has the default config."""
+    found = [t for t in map(template, _TEMPLATES) if t.matches(workload, target)]
+    return sorted(found, key=lambda t: not t.preferred(workload, target))

@@ -20,11 +20,11 @@ def layer_args(workload: Workload, packed: Packed) -> tuple[Any, Any, list[Any],
     """Declare the arguments; returns flat 1-D X, residual (None without one), the packed arrays, flat Y."""
     from tvm.tirx.script import builder as tb
 
-    shape_in = workload.layout_in.physical_shape((1, workload.k))
-    shape_out = workload.layout_out.physical_shape((1, workload.m))
+    shape_in = workload.layout_in.physical_shape((workload.n, workload.k))
+    shape_out = workload.layout_out.physical_shape((workload.n, workload.m))
     # TIR wants every argument declared before the first alias.
     x = tb.arg("X", tb.buffer(shape_in, "float32"))
-    shape_residual = workload.residual_layout.physical_shape((1, workload.m))
+    shape_residual = workload.residual_layout.physical_shape((workload.n, workload.m))
     r = tb.arg("R", tb.buffer(shape_residual, "float32")) if workload.epilogue.residual else None
     arrays = [tb.arg(f"A{i}", tb.buffer((a.size,), str(a.dtype))) for i, a in enumerate(packed.arrays)]
     y = tb.arg("Y", tb.buffer(shape_out, "float32"))

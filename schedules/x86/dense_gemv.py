@@ -1,8 +1,8 @@
-"""Dense matrix times vector (one token): lanes are output rows, x[k] is broadcast.
+"""Dense matrix times few tokens: lanes are output rows, x[k] is broadcast.
 
-    for block of U vectors of rows: for k: U FMAs with weights read in order
+    for block of U vectors of rows: for k: U FMAs per token with weights read in order
 
-Requires: N = 1, plain layouts. Weights packed [rows / (U * lanes)][K][U * lanes]; bound by reading them once.
+Requires: at most 4 tokens, plain layouts. Weights packed [rows / (U * lanes)][K][U * lanes]; reading them is the bound.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from sparsetvm.schedules.base import Packed, Template
 from sparsetvm.schedules.x86.arguments import layer_args
-from sparsetvm.schedules.x86.vector_out import is_matrix_vector, write_vector_output
+from sparsetvm.schedules.x86.vector_out import reads_few_tokens, write_vector_output
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.target import Target
@@ -29,13 +29,15 @@ class DenseGemv(Template):
     dense = True
 
     def matches(self, workload: Workload, target: Target) -> bool:
-        return is_matrix_vector(workload)
+        return reads_few_tokens(workload)
 
     def space(self, workload: Workload, target: Target) -> Space:
-        return Space(self.name, (Ordered("vectors", (1, 2, 4, 8)), Ordered("unroll", (1, 2, 4))))
+        vectors = tuple(v for v in (1, 2, 4, 8) if v * workload.n <= target.registers // 2)
+        return Space(self.name, (Ordered("vectors", vectors), Ordered("unroll", (1, 2, 4))))
 
     def default(self, workload: Workload, target: Target) -> Config:
-        vectors = 8 if workload.m >= 8 * target.lanes * target.threads else 2
+        most = max(int(v) for v in self.space(workload, target).knobs[0].values)
+        vectors = most if workload.m >= most * target.lanes * target.threads else min(most, 2)
         return Config.of(self.name, vectors=vectors, unroll=2)
 
     def pack(
@@ -56,32 +58,36 @@ class DenseGemv(Template):
         from tvm.tirx.script import builder as tb
 
         lanes, vectors = target.lanes, config.int("vectors")
-        width, unroll, k = vectors * lanes, config.int("unroll"), workload.k
-        start = packed.arrays[1]
+        width, unroll, k, tokens = vectors * lanes, config.int("unroll"), workload.k, range(workload.n)
+        stride = packed.arrays[1].size
         with tir.prim_func(symbol) as ib:
             x, r, (w, b), y = layer_args(workload, packed)
-            sums = tir.scratch(start.size)
-            with tir.outer(start.size // width, target.threads) as block:
+            sums = tir.scratch(len(tokens) * stride)
+            with tir.outer(stride // width, target.threads) as block:
                 # Two chains per vector when few vectors would leave the FMA latency exposed.
-                chains = 2 if vectors < 8 else 1
-                acc = tir.Registers(vectors * chains, lanes)
-                for v in range(vectors * chains):
-                    first = tir.vload(b, block * width + v * lanes, lanes)
-                    acc[v] = first if v < vectors else tir.splat(0.0, lanes)
+                chains = 2 if vectors * len(tokens) < 8 else 1
+                acc = [tir.Registers(vectors * chains, lanes, fill=0.0) for _ in tokens]
+                for v in range(vectors):
+                    first = tir.let(tir.vload(b, block * width + v * lanes, lanes))
+                    for token in tokens:
+                        acc[token][v] = first
 
                 def step(at: Any, chain: int, block: Any = block, acc: Any = acc) -> None:
-                    value = tir.let(tir.splat(x[at], lanes))
+                    values = [tir.let(tir.splat(x[token * k + at], lanes)) for token in tokens]
                     for v in range(vectors):
                         i = chain * vectors + v
-                        acc[i] = acc[i] + tir.vload(w, (block * k + at) * width + v * lanes, lanes) * value
+                        weights = tir.let(tir.vload(w, (block * k + at) * width + v * lanes, lanes))
+                        for token in tokens:
+                            acc[token][i] = acc[token][i] + weights * values[token]
 
                 with tb.serial(k // unroll) as q:
                     for u in range(unroll):
                         step(q * unroll + u, u % chains)
                 with tb.serial(k % unroll) as q:
                     step(k // unroll * unroll + q, 0)
-                for v in range(vectors):
-                    total = acc[v] + acc[vectors + v] if chains == 2 else acc[v]
-                    tir.vstore(sums, total, block * width + v * lanes, lanes)
-            write_vector_output(sums, None, r, y, workload, lanes)
+                for token in tokens:
+                    for v in range(vectors):
+                        total = acc[token][v] + acc[token][vectors + v] if chains == 2 else acc[token][v]
+                        tir.vstore(sums, total, token * stride + block * width + v * lanes, lanes)
+            write_vector_output(sums, stride, r, y, workload, lanes)
         return ib.get()

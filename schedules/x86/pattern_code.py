@@ -3,11 +3,13 @@
     for block of tiles:                                   # its activations stay in L2
         for K block, row groups (a piece of code):        # fetched once per block, stays in L1I / L2
             for tile of 16 positions:                     # activations of the K block stay in L1
-                28 accumulators; per non-zero one FMA with its weight as a memory broadcast
+                30 accumulators; per non-zero one FMA with its weight as a memory broadcast
 
-Requires: AVX-512; X and Y in Tiled, Planes or PlaneTiles layouts that `supports_taps`; any epilogue (bias, residual,
-ReLU and clip run inside the code, other activations as a sweep over the finished rows).
-See formats/pattern_asm.py for the code and its source; the pieces are this project's answer to cold instruction fetch.
+With AVX2's 16 registers: 13 rows of one tile of 8 positions, or up to 6 rows of two tiles.
+
+Requires: X and Y in Tiled, Planes or PlaneTiles layouts that `supports_taps`; any epilogue (bias, residual, ReLU and
+clip run inside the code, other activations as a sweep over the finished rows). See formats/pattern_asm.py and
+pattern_asm_avx2.py for the code and its source; the pieces are this project's answer to cold instruction fetch.
 """
 
 from __future__ import annotations
@@ -24,13 +26,17 @@ from sparsetvm.schedules.x86.geometry import TapGeometry, supports_taps, tap_geo
 from sparsetvm.core.config import Config
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
-from sparsetvm.formats.pattern_asm import CodePlan, Epilog, Piece, emit_pieces, llvm_functions
+from sparsetvm.formats import pattern_asm, pattern_asm_avx2
+from sparsetvm.formats.pattern_asm import CodePlan, Epilog, Piece
 from sparsetvm.space.knobs import Choice, Ordered
 from sparsetvm.space.space import Space
 
 _IN_CODE = ("none", "relu", "clip")
 # Above this the code of a layer costs more build time and cache than it can win back.
 _MAX_NNZ = 1_500_000
+_FAR_TILES = 32
+# With 16 registers: from here on code of two tiles at once, longer but fetched half as often, is the better one.
+_MANY_TILES = 64
 _BYTES_PER_NNZ = 14  # of code and weights, about
 # Fields of the table that the host reads pieces from.
 _FIELDS = 6
@@ -44,33 +50,48 @@ class PatternCode(Template):
     version = 3
 
     def matches(self, workload: Workload, target: Target) -> bool:
-        return (
-            target.isa == "avx512"
-            and workload.pattern.kind != "dense"
-            and 0 < workload.nnz <= _MAX_NNZ
-            and supports_taps(workload)
-        )
+        return workload.pattern.kind != "dense" and 0 < workload.nnz <= _MAX_NNZ and supports_taps(workload)
+
+    def preferred(self, workload: Workload, target: Target) -> bool:
+        # With 16 registers few rows share a load: code of long rows that runs few times costs more than it saves.
+        few = workload.k >= 2048 and tap_geometry(workload).total_tiles < _MANY_TILES
+        return target.isa == "avx512" or not few
 
     def space(self, workload: Workload, target: Target) -> Space:
-        blocks = tuple(b for b in (96, 192, 288, 384, 512, 768, 1536) if b < workload.k) or (workload.k,)
+        blocks = tuple(b for b in (96, 192, 288, 384, 512, 576, 768, 1152, 1536) if b < workload.k) or (workload.k,)
         if workload.k <= 1536:
             blocks = tuple(sorted({*blocks, workload.k}))
         return Space(
             self.name,
             (
-                Ordered("rows", (12, 16, 20, 24, 28, 30)),
+                Ordered("rows", (12, 16, 20, 24, 28, 30) if target.isa == "avx512" else (4, 5, 6, 8, 10, 12, 13)),
                 Ordered("k_block", blocks),
                 Ordered("groups", (1, 2, 4, 8, 16, 64)),
                 Ordered("tiles", _tile_blocks(workload)),
                 Choice("order", ("k", "rows")),
+                Choice("prefetch", ("next", "none")),
+                Choice("groups_of", ("alike", "neighbours")),
             ),
         )
 
     def default(self, workload: Workload, target: Target) -> Config:
         knobs = self.space(workload, target).knobs
-        k_block = min(knobs[1].values, key=lambda v: abs(int(v) - 384))
+        # One tile meets every instruction once: there small K blocks, whose activations are soon in L1, do better.
+        block = 512 if tap_geometry(workload).total_tiles > 1 else 288
+        rows = 30
+        if target.isa != "avx512":
+            rows, block = (6, 384) if tap_geometry(workload).total_tiles >= _MANY_TILES else (13, block)
+        far = workload.cold or _BYTES_PER_NNZ * workload.nnz > target.l2
         return Config.of(
-            self.name, rows=28, k_block=k_block, groups=4, tiles=_default_tiles(workload, target), order="k"
+            self.name,
+            rows=rows,
+            k_block=min(knobs[1].values, key=lambda v: abs(int(v) - block)),
+            groups=8 if rows == 6 else 2,
+            tiles=_default_tiles(workload, target),
+            order="rows",
+            prefetch="next" if far else "none",
+            # Short rows leave a kernel bound by memory, which likes neighbouring rows better than shared columns.
+            groups_of="alike" if workload.nnz >= 32 * workload.m else "neighbours",
         )
 
     def pack(
@@ -79,46 +100,65 @@ class PatternCode(Template):
         geometry, epilogue = tap_geometry(workload), workload.epilogue
         by_rows = _split_by_rows(geometry, target.threads)
         share = geometry.total_tiles if by_rows else -(-geometry.total_tiles // target.threads)
-        runs = min(config.int("tiles"), share)
+        at_once = _tiles_at_once(config, target)
+        runs = -(-min(config.int("tiles"), share) // at_once) if config.str("prefetch") == "next" else 0
         rows_first = config.str("order") == "rows"
-        plan = CodePlan(config.int("rows"), config.int("k_block"), config.int("groups"), rows_first, runs)
+        clustered = config.str("groups_of") == "alike"
+        plan = CodePlan(config.int("rows"), config.int("k_block"), config.int("groups"), rows_first, clustered, runs)
         in_code = epilogue.activation if epilogue.activation in _IN_CODE else "none"
-        epilog = Epilog(epilogue.residual, geometry.residual_stride, in_code, geometry.mask is not None)
-        pieces, stream = emit_pieces(
-            weight, geometry.taps, geometry.rows_per_group, geometry.row_stride, geometry.lanes, plan, epilog
+        # Many tiles are much memory, from which a line takes longer than one row group lasts.
+        far = geometry.total_tiles >= _FAR_TILES
+        epilog = Epilog(
+            epilogue.residual,
+            geometry.residual_stride,
+            in_code,
+            geometry.mask is not None,
+            geometry.y_tile if far else 0,
+            geometry.r_tile if far else 0,
         )
+        place = (geometry.taps, geometry.rows_per_group, geometry.row_stride, geometry.lanes)
+        if target.isa == "avx512":
+            pieces, stream = pattern_asm.emit_pieces(weight, *place, plan, epilog)
+        else:
+            pieces, stream = pattern_asm_avx2.emit_pieces(weight, *place, at_once, plan, epilog)
         bounds = np.array([epilogue.low, epilogue.high], np.float32)
         start = initial_sums(bias, workload.m)
         # The kernel declares every array, also when no row has a weight.
         weights = stream if stream.size else np.zeros(1, np.float32)
         order, first = _schedule(pieces, target.threads, by_rows)
         table = _piece_table(pieces, weights.size)
-        arrays = (weights, np.concatenate([start, bounds]), geometry.mask_bits(), table, order, first)
+        rows = np.concatenate([piece.rows for piece in pieces if piece.last]).astype(np.int32)
+        bits = geometry.mask_bits()
+        # AVX2 has no mask registers: a mask is a vector of int32, 0 or -1.
+        lanes = bits if target.isa == "avx512" else pattern_asm_avx2.lane_masks(bits, geometry.lanes)
+        arrays = (weights, np.concatenate([start, bounds]), bits, lanes, table, order, first, rows)
         return Packed(arrays, {"pieces": pieces, "workers": first.size - 1})
 
     def kernel(self, workload: Workload, config: Config, packed: Packed, target: Target, symbol: str) -> Any:
-        return _Host(workload, config.int("tiles"), packed, target.threads, symbol).build()
+        return _Host(workload, config, packed, target, symbol).build()
 
 
 class _Host:
     """The TIR around the pieces: threads, loops over pieces and tiles, zero borders, activations outside the code."""
 
-    def __init__(self, workload: Workload, tiles: int, packed: Packed, threads: int, symbol: str) -> None:
-        self.workload, self.tile_block, self.packed, self.symbol = workload, tiles, packed, symbol
+    def __init__(self, workload: Workload, config: Config, packed: Packed, target: Target, symbol: str) -> None:
+        self.workload, self.tile_block, self.packed, self.symbol = workload, config.int("tiles"), packed, symbol
         self.geometry: TapGeometry = tap_geometry(workload)
-        self.threads = threads
-        self.by_rows = _split_by_rows(self.geometry, threads)
+        self.threads = target.threads
+        self.by_rows = _split_by_rows(self.geometry, target.threads)
+        self.second_tile = target.isa != "avx512"
+        self.at_once = _tiles_at_once(config, target)
 
     def build(self) -> Any:
         from sparsetvm.schedules.x86 import tir
         from tvm import tirx
         from tvm.tirx.script import builder as tb
 
-        functions = llvm_functions(self.symbol, self.packed.meta["pieces"])
+        functions = pattern_asm.llvm_functions(self.symbol, self.packed.meta["pieces"], self.second_tile)
         workers = self.packed.meta["workers"]
         with tir.prim_func(self.symbol) as ib:
             self.x, self.r, arrays, self.y = layer_args(self.workload, self.packed)
-            self.w, self.bias, self.mask, self.table, self.order, self.first = arrays
+            self.w, self.bias, self.mask, self.lane_masks, self.table, self.order, self.first, self.rows = arrays
             with tb.attr(tirx.const(0, "int32"), "pragma_import_llvm", functions):
                 zero_borders(self.y, self.geometry, self.workload.m, self.threads)
                 with tir.outer(workers, self.threads) as worker:
@@ -141,8 +181,11 @@ class _Host:
                 # After the last piece comes the first one again, for the next block.
                 following = tb.Bind(self.order[tirx.Select(begin + at + 1 < end, begin + at + 1, begin)])
                 code_share, weight_share = (tb.Bind(self._field(piece, f)) for f in (_CODE_SHARE, _WEIGHT_SHARE))
-                with tb.serial(tirx.min(hi - first, self.tile_block)) as step:
-                    self._run(piece, following, step * code_share, step * weight_share, first + step)
+                behind = tb.Bind(tirx.min(hi, first + self.tile_block))
+                with tb.serial(tirx.ceildiv(behind - first, self.at_once)) as step:
+                    tile = first + step * self.at_once
+                    last = tirx.min(tile + self.at_once, behind) - 1
+                    self._run(piece, following, step * code_share, step * weight_share, tile, last)
 
     def _field(self, piece: Any, field: int) -> Any:
         return self.table[piece * _FIELDS + field]
@@ -155,33 +198,48 @@ class _Host:
         lines = self._field(piece, _WEIGHT_LINES)
         tb.evaluate(tirx.call_extern("int32", f"{self.symbol}_touch", piece, weights, lines))
 
-    def _run(self, piece: Any, following: Any, line: Any, weight_line: Any, at: Any) -> None:
+    def _run(self, piece: Any, following: Any, line: Any, weight_line: Any, at: Any, last: Any) -> None:
+        """One run of a piece, on the tiles `at` to `last`: one or two."""
         from tvm import tirx
         from tvm.tirx.script import builder as tb
 
-        g = self.geometry
-        image, tile = (at // g.tiles, at % g.tiles) if g.batch > 1 else (0, at)
-        yo = g.y0 + image * g.y_batch + tile * g.y_tile
-        ro = g.r0 + image * g.r_batch + tile * g.r_tile
-        xo = g.x0 + image * g.x_batch + tile * g.x_tile
         ahead = tirx.min(self._field(following, _WEIGHT) + weight_line * 16, self.packed.arrays[0].size - 1)
-        pointers = (
-            self.w[ahead],
-            self.x[xo],
-            self.y[yo],
-            self.w[self._field(piece, _WEIGHT)],
-            self.bias[0],
-            self.mask[tile if g.mask is not None else 0],
-            self.r[ro] if self.r is not None else self.y[yo],
-        )
+        x, y, mask, residual = self._pointers(at)
+        pointers = [self.w[ahead], x, y, self.w[self._field(piece, _WEIGHT)], self.bias[0], mask, residual]
+        if self.second_tile:
+            pointers.extend(self._pointers(last))
         name = f"{self.symbol}_run"
         addresses = (tirx.address_of(pointer) for pointer in pointers)
         tb.evaluate(tirx.call_extern("int32", name, piece, following, line, *addresses))
         if self.workload.epilogue.activation not in _IN_CODE:
-            lane_mask = self.mask[tile] if g.mask is not None else None
-            with tb.serial(self._field(piece, _FINISHED_ROWS)) as row:
-                offset = yo + (self._field(piece, _ROW) + row) * g.row_stride
-                activate_in_place(self.y, offset, self.workload.epilogue, g.lanes, lane_mask)
+            with tb.serial(last - at + 1) as i, tb.serial(self._field(piece, _FINISHED_ROWS)) as row:
+                self._activate(at + i, self.rows[self._field(piece, _ROW) + row])
+
+    def _place(self, at: Any) -> tuple[Any, Any]:
+        """(image, tile of the image) of a tile."""
+        tiles = self.geometry.tiles
+        return (at // tiles, at % tiles) if self.geometry.batch > 1 else (0, at)
+
+    def _pointers(self, at: Any) -> tuple[Any, Any, Any, Any]:
+        """The first elements of X, Y, mask and residual of a tile."""
+        g = self.geometry
+        image, tile = self._place(at)
+        y = self.y[g.y0 + image * g.y_batch + tile * g.y_tile]
+        mask = self.lane_masks[tile * (self.lane_masks.shape[0] // g.mask.shape[0]) if g.mask is not None else 0]
+        residual = y if self.r is None else self.r[g.r0 + image * g.r_batch + tile * g.r_tile]
+        return self.x[g.x0 + image * g.x_batch + tile * g.x_tile], y, mask, residual
+
+    def _activate(self, at: Any, row: Any) -> None:
+        g = self.geometry
+        image, tile = self._place(at)
+        offset = g.y0 + image * g.y_batch + tile * g.y_tile + row * g.row_stride
+        lane_mask = self.mask[tile] if g.mask is not None else None
+        activate_in_place(self.y, offset, self.workload.epilogue, g.lanes, lane_mask)
+
+
+def _tiles_at_once(config: Config, target: Target) -> int:
+    """Tiles of one run of a piece."""
+    return 1 if target.isa == "avx512" else pattern_asm_avx2.tiles_at_once(config.int("rows"))
 
 
 def _tile_blocks(workload: Workload) -> tuple[int, ...]:
@@ -205,18 +263,13 @@ def _split_by_rows(geometry: TapGeometry, threads: int) -> bool:
 
 
 def _piece_table(pieces: list[Piece], weights: int) -> np.ndarray:
-    """(pieces * _FIELDS,) int32: what the host must know of each piece."""
-    rows = [
-        (
-            piece.row,
-            piece.row_end - piece.row if piece.last else 0,
-            min(piece.weight, weights - 1),
-            -(-4 * piece.weights // 64),
-            piece.code_share,
-            piece.weight_share,
-        )
-        for piece in pieces
-    ]
+    """(pieces * _FIELDS,) int32: what the host must know of each piece; _ROW counts finished rows of earlier pieces."""
+    rows, finished = [], 0
+    for piece in pieces:
+        count = piece.rows.size if piece.last else 0
+        start = min(piece.weight, weights - 1)
+        rows.append((finished, count, start, -(-4 * piece.weights // 64), piece.code_share, piece.weight_share))
+        finished += count
     return np.array(rows, np.int32).ravel()
 
 
@@ -235,7 +288,7 @@ def _share_rows(pieces: list[Piece], threads: int) -> list[list[int]]:
     """Deal whole row ranges to threads, the one with the most code first; K blocks of a range keep their order."""
     ranges: dict[int, list[int]] = {}
     for i, piece in enumerate(pieces):
-        ranges.setdefault(piece.row, []).append(i)
+        ranges.setdefault(int(piece.rows[0]), []).append(i)
     cost = {row: sum(pieces[i].code_bytes for i in chosen) for row, chosen in ranges.items()}
     shares: list[list[int]] = [[] for _ in range(min(threads, len(ranges)))]
     load = [0] * len(shares)

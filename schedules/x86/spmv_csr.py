@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from sparsetvm.schedules.base import Packed, Template
 from sparsetvm.schedules.x86.arguments import initial_sums, layer_args
-from sparsetvm.schedules.x86.vector_out import is_matrix_vector, write_vector_output
+from sparsetvm.schedules.x86.vector_out import reads_few_tokens, write_vector_output
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.target import Target
@@ -24,11 +24,11 @@ class SpmvCsr(Template):
     """Template x86.spmv_csr."""
 
     name = "x86.spmv_csr"
-    version = 1
+    version = 2
 
     def matches(self, workload: Workload, target: Target) -> bool:
         sparse = workload.pattern.kind != "dense" and workload.nnz > 0
-        return sparse and is_matrix_vector(workload)
+        return sparse and reads_few_tokens(workload) and workload.n == 1
 
     def space(self, workload: Workload, target: Target) -> Space:
         return Space(self.name, (Ordered("chains", (1, 2, 4, 8)),))
@@ -42,8 +42,11 @@ class SpmvCsr(Template):
         rows, columns = np.nonzero(weight)
         pointer = np.zeros(workload.m + 1, np.int32)
         pointer[1:] = np.cumsum(np.bincount(rows, minlength=workload.m))
+        # Threads share the non-zeros; the rows themselves cost a little, too.
+        cost = pointer + np.arange(workload.m + 1)
+        bounds = np.searchsorted(cost, np.arange(target.threads + 1) * (cost[-1] / target.threads)).astype(np.int32)
         start = initial_sums(bias, workload.m)
-        return Packed((pointer, columns.astype(np.int32), weight[rows, columns].astype(np.float32), start))
+        return Packed((pointer, columns.astype(np.int32), weight[rows, columns].astype(np.float32), start, bounds))
 
     def kernel(self, workload: Workload, config: Config, packed: Packed, target: Target, symbol: str) -> Any:
         from sparsetvm.schedules.x86 import tir
@@ -52,9 +55,14 @@ class SpmvCsr(Template):
 
         chains = config.int("chains")
         with tir.prim_func(symbol) as ib:
-            x, r, (pointer, columns, values, bias), y = layer_args(workload, packed)
-            sums = tir.scratch(-(-workload.m // target.lanes) * target.lanes)
-            with tir.outer(workload.m, target.threads) as row:
+            x, r, (pointer, columns, values, bias, bounds), y = layer_args(workload, packed)
+            stride = -(-workload.m // target.lanes) * target.lanes
+            sums = tir.scratch(stride)
+            with (
+                tir.outer(target.threads, target.threads) as part,
+                tb.serial(bounds[part + 1] - bounds[part]) as i,
+            ):
+                row = tb.Bind(bounds[part] + i)
                 p0 = tb.Bind(pointer[row])
                 length = tb.Bind(pointer[row + 1] - p0)
                 acc = [tb.alloc_buffer((1,), "float32", scope="local") for _ in range(chains)]
@@ -72,5 +80,5 @@ class SpmvCsr(Template):
                 for c in range(1, chains):
                     total = total + acc[c][0]
                 tb.buffer_store(sums, total, [row])
-            write_vector_output(sums, None, r, y, workload, target.lanes)
+            write_vector_output(sums, stride, r, y, workload, target.lanes)
         return ib.get()

@@ -158,15 +158,16 @@ class _Emission:
 
     def _call_layer(self, call: _Call, node: Node) -> None:
         values = [self.graph.values[name] for name in [*node.inputs, *node.outputs]]
-        # The kernels know a single token as (1, features), whatever its rank in the model.
+        # The kernels know tokens as (tokens, features), whatever their rank in the model.
+        tokens = self.tasks[node.name].workload.n
         matrices = [isinstance(v.layout, Plain) and len(v.shape) != 2 for v in values]
         inputs = [
-            self._reshape(self._expr(v.name), (1, math.prod(v.shape))) if matrix else self._expr(v.name)
+            self._reshape(self._expr(v.name), (tokens, math.prod(v.shape) // tokens)) if matrix else self._expr(v.name)
             for v, matrix in zip(values[:-1], matrices, strict=False)
         ]
         args, out = [*inputs, *call.constants], values[-1]
         if matrices[-1]:
-            result = self._kernel_call(call.symbol, args, (1, math.prod(out.shape)), out.dtype)
+            result = self._kernel_call(call.symbol, args, (tokens, math.prod(out.shape) // tokens), out.dtype)
             self.exprs[out.name] = self._reshape(result, out.shape)
         else:
             self._call(call.symbol, args, out)

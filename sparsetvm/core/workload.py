@@ -15,6 +15,9 @@ import msgspec
 from sparsetvm.core.layout import AnyLayout
 from sparsetvm.core.pattern import PatternSummary
 
+# Products of up to this many tokens are in plain layouts where the target has kernels whose lanes are output rows.
+FEW_TOKENS = 4
+
 Activation = Literal["none", "relu", "clip", "gelu", "gelu_tanh", "sigmoid", "silu"]
 
 

@@ -17,10 +17,13 @@ them would be dropped (AMD) or would stall (Intel).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
+
+from sparsetvm.formats.row_order import cluster_rows
 
 REGISTER = {16: "zmm", 8: "ymm", 4: "xmm"}
 _WEIGHT_BIAS = 512  # rdx points 512 bytes into the stream: disp8 * 4 then covers 256 weights per bump
@@ -33,18 +36,21 @@ _X_WINDOW = 127 * 64  # bytes of X that disp8 * 64 covers on either side of the 
 class Epilog:
     """What the last K block does to a sum; other activations are left to the host.
 
-    residual_stride: floats between the residuals of neighbouring rows.
+    residual_stride: floats between the residuals of neighbouring rows. y_ahead, residual_ahead: floats from what a run
+    stores and adds to what it should prefetch, 0 for its own lines (several instructions ahead) or one tile.
     """
 
     residual: bool
     residual_stride: int
     activation: str  # none, relu or clip
     mask: bool
+    y_ahead: int = 0
+    residual_ahead: int = 0
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Code for rows [row, row_end) and one K block; `weight` is its first weight in the stream.
+    """Code for some `rows` and one K block; `weight` is its first weight in the stream.
 
     code: the instructions as the text of an LLVM inline-asm string; code_bytes: about how long they are in memory.
     weights: how many weights it reads. code_share, weight_share: cache lines of the next piece that one run prefetches.
@@ -52,8 +58,7 @@ class Piece:
 
     code: str
     code_bytes: int
-    row: int
-    row_end: int
+    rows: np.ndarray
     weight: int
     weights: int
     last: bool
@@ -65,13 +70,14 @@ class Piece:
 class CodePlan:
     """Row groups x K blocks. rows: registers per group; k_block: columns per block; groups: row groups per piece.
 
-    runs: how often a worker runs a piece (once per tile), over which it spreads the prefetches of the next one.
+    runs: how often a worker runs a piece (once per tile): it spreads the prefetches of the next one over them; 0: none.
     """
 
     rows: int
     k_block: int
     groups: int
     rows_first: bool  # pieces ordered rows-outer (True) or K-outer (False)
+    clustered: bool = True  # rows of a group share columns (True) or are neighbours in memory (False)
     runs: int = 1
 
 
@@ -96,6 +102,27 @@ class _Emitter:
         self.lines.append(f"addq ${_WEIGHT_BIAS}, %rdx")
         if self.epilog.mask:
             self.lines.append("kmovw (%r8), %k1")
+
+    def group(self, block: np.ndarray, rows: list[int], taps: np.ndarray, first: bool, last: bool) -> None:
+        """See `Emitter`."""
+        mask = block != 0
+        used = np.flatnonzero(mask.any(1) | first | last).tolist()
+        accumulator = [f"%{self.v}{31 - i}" for i in range(len(block))]
+        for i in used:
+            self.load_accumulator(rows[i], accumulator[i], first)
+        ahead = self.prefetches([rows[i] for i in used], first, last)
+        for column in np.flatnonzero(mask.any(0)):
+            hits = np.flatnonzero(mask[:, column]).tolist()
+            self.lines.extend(ahead[:1])
+            del ahead[:1]
+            x = self.load_x(int(taps[column]))
+            self.fma(x, [accumulator[i] for i in hits], block[hits, column])
+        if last:
+            self.bounds()
+        for i in used:
+            if last:
+                self.finish(rows[i], accumulator[i])
+            self.store(rows[i], accumulator[i])
 
     def load_x(self, offset: int) -> str:
         """Load the activation vector at float `offset` from the tile; returns its register."""
@@ -140,11 +167,12 @@ class _Emitter:
         elif masked:
             self.lines.append(f"vmovaps {accumulator}, {accumulator}{masked}")
 
-    def prefetches(self, rows: Iterable[int], first: bool, last: bool) -> list[str]:
+    def prefetches(self, rows: list[int], first: bool, last: bool) -> list[str]:
         """Lines that the end of a group needs and that nothing has touched: Y before its first store, the residual."""
-        lines = [f"prefetchw {self.row_bytes * row}(%rsi)" for row in rows if first]
-        if last and self.epilog.residual:
-            lines += [f"prefetcht0 {4 * self.epilog.residual_stride * row}(%r9)" for row in rows]
+        e = self.epilog
+        lines = [f"prefetchw {self.row_bytes * row + 4 * e.y_ahead}(%rsi)" for row in rows if first]
+        if last and e.residual:
+            lines += [f"prefetcht0 {4 * (e.residual_stride * row + e.residual_ahead)}(%r9)" for row in rows]
         return lines
 
     def bounds(self) -> None:
@@ -169,21 +197,53 @@ def emit_pieces(
 ) -> tuple[list[Piece], np.ndarray]:
     """Instructions and weight stream for `weight` (m, k).
 
-    Row r reads its column c at X[taps[r // rows_per_group][c]]. Pieces come in the order in which they must run.
+    Row r reads its column c at X[taps[r // rows_per_group][c]]. Pieces come in the order in which they must run; their
+    rows are in the order of the plan.
     Registers: rdi X tile, rsi Y tile, rdx weights of the piece, rcx bias (m floats, then the clip bounds), r8 mask
     (uint16) of the tile, r9 residual tile, r11 and rax the code and the weights of the next piece that this run has to
     prefetch; r10 and all vector registers are clobbered.
     """
+
+    def begin() -> _Emitter:
+        emitter = _Emitter(lanes, row_stride, epilog, weight.shape[0], max(2, 32 - plan.rows))
+        emitter.begin()
+        return emitter
+
+    return assemble(weight, taps, rows_per_group, plan, begin)
+
+
+class Emitter(Protocol):
+    """What an instruction set contributes: the instructions of one piece, and the weights in their order."""
+
+    lines: list[str]
+    weights: list[np.ndarray]
+
+    def group(self, block: np.ndarray, rows: list[int], taps: np.ndarray, first: bool, last: bool) -> None:
+        """Add a register group: `block` (rows, columns) of weights of the output `rows`, whose columns are at X[taps].
+
+        first, last: whether sums start from the bias, and whether they end here.
+        """
+
+
+def assemble(
+    weight: np.ndarray,
+    taps: tuple[np.ndarray, ...],
+    rows_per_group: int,
+    plan: CodePlan,
+    begin: Callable[[], Emitter],
+) -> tuple[list[Piece], np.ndarray]:
+    """Pieces and weight stream; `begin` makes the emitter of each piece. The other arguments are `emit_pieces`'."""
     m, k = weight.shape
     bodies: list[_Body] = []
+    order = _row_order(weight, rows_per_group, plan)
     for start, stop, k0 in _piece_order(m, k, rows_per_group, plan):
-        emitter = _Emitter(lanes, row_stride, epilog, m, max(2, 32 - plan.rows))
-        emitter.begin()
+        emitter = begin()
         first, last = k0 == 0, k0 + plan.k_block >= k
         for row in range(start, stop, plan.rows):
-            block = weight[row : min(row + plan.rows, stop), k0 : k0 + plan.k_block]
-            _emit_group(emitter, block, row, taps[start // rows_per_group][k0:], first, last)
-        bodies.append(_Body(_asm_text(emitter.lines), len(emitter.lines), start, stop, emitter.weights, last))
+            rows = order[row : min(row + plan.rows, stop)]
+            block = weight[rows, k0 : k0 + plan.k_block]
+            emitter.group(block, rows.tolist(), taps[start // rows_per_group][k0:], first, last)
+        bodies.append(_Body(_asm_text(emitter.lines), len(emitter.lines), order[start:stop], emitter.weights, last))
     return _finish(bodies, plan.runs)
 
 
@@ -193,8 +253,7 @@ class _Body:
 
     code: str
     lines: int
-    row: int
-    row_end: int
+    rows: np.ndarray
     weights: list[np.ndarray]
     last: bool
 
@@ -207,14 +266,13 @@ def _finish(bodies: list[_Body], runs: int) -> tuple[list[Piece], np.ndarray]:
     """Pieces with the prefetches of their successors, and the weight stream."""
     pieces: list[Piece] = []
     position = 0
+    ahead = runs > 0 and len(bodies) > 1
     for body, following in zip(bodies, [*bodies[1:], *bodies[:1]], strict=True):
-        code_share = -(-following.lines * _INSTRUCTION_BYTES // (64 * runs)) if len(bodies) > 1 else 0
-        weight_share = -(-following.count * 4 // (64 * runs)) if len(bodies) > 1 else 0
+        code_share = -(-following.lines * _INSTRUCTION_BYTES // (64 * runs)) if ahead else 0
+        weight_share = -(-following.count * 4 // (64 * runs)) if ahead else 0
         code = _with_prefetches(body, code_share, weight_share)
         size = _INSTRUCTION_BYTES * (body.lines + code_share + weight_share)
-        pieces.append(
-            Piece(code, size, body.row, body.row_end, position, body.count, body.last, code_share, weight_share)
-        )
+        pieces.append(Piece(code, size, body.rows, position, body.count, body.last, code_share, weight_share))
         position += body.count
     stream = [part for body in bodies for part in body.weights] or [np.zeros(0)]
     return pieces, np.ascontiguousarray(np.concatenate(stream), np.float32)
@@ -233,6 +291,15 @@ def _with_prefetches(body: _Body, code_lines: int, weight_lines: int) -> str:
     return _NEWLINE.join((*parts, *rest))
 
 
+def _row_order(weight: np.ndarray, rows_per_group: int, plan: CodePlan) -> np.ndarray:
+    """(m,) order in which rows form register groups, within each convolution group."""
+    m = weight.shape[0]
+    if not plan.clustered:
+        return np.arange(m)
+    starts = range(0, m, rows_per_group)
+    return np.concatenate([g + cluster_rows(weight[g : g + rows_per_group] != 0, plan.rows) for g in starts])
+
+
 def _piece_order(m: int, k: int, rows_per_group: int, plan: CodePlan) -> list[tuple[int, int, int]]:
     """(row start, row stop, K start) of each piece; pieces never mix convolution groups."""
     height = plan.rows * plan.groups
@@ -247,40 +314,19 @@ def _piece_order(m: int, k: int, rows_per_group: int, plan: CodePlan) -> list[tu
     return [(start, stop, k0) for k0 in blocks for start, stop in rows]
 
 
-def _emit_group(emitter: _Emitter, block: np.ndarray, row: int, taps: np.ndarray, first: bool, last: bool) -> None:
-    mask = block != 0
-    used = mask.any(1) | first | last
-    rows = np.flatnonzero(used).tolist()
-    accumulator = [f"%{emitter.v}{31 - r}" for r in range(len(block))]
-    for r in rows:
-        emitter.load_accumulator(row + r, accumulator[r], first)
-    ahead = emitter.prefetches(range(row, row + len(rows)), first, last)
-    for column in np.flatnonzero(mask.any(0)):
-        hits = np.flatnonzero(mask[:, column]).tolist()
-        emitter.lines.extend(ahead[:1])
-        del ahead[:1]
-        x = emitter.load_x(int(taps[column]))
-        emitter.fma(x, [accumulator[r] for r in hits], block[hits, column])
-    if last:
-        emitter.bounds()
-    for r in rows:
-        if last:
-            emitter.finish(row + r, accumulator[r])
-        emitter.store(row + r, accumulator[r])
-
-
 def _asm_text(lines: list[str]) -> str:
     """One string at once: the list of lines would take several times the memory."""
     return _NEWLINE.join(lines).replace("$", "$$")
 
 
-def llvm_functions(symbol: str, pieces: list[Piece]) -> str:
+def llvm_functions(symbol: str, pieces: list[Piece], second_tile: bool = False) -> str:
     """LLVM IR of the two functions that a host calls; the pieces are subroutines in a section of their own.
 
     `i32 symbol_run(i32 piece, i32 next, i32 line, ptr w_next, ptr x, ptr y, ptr w, ptr bias, ptr mask, ptr residual)`
     runs a piece on a tile; it prefetches the code of the piece `next` from cache line `line` on, and weights from
     `w_next` on. `i32 symbol_touch(i32 piece, ptr w, i32 weight_lines)` reads the code and the weights of a piece, one
-    byte per cache line: nothing has prefetched a worker's first piece.
+    byte per cache line: nothing has prefetched a worker's first piece. For AVX2 (`second_tile`) `symbol_run` takes X,
+    Y, mask and residual of a second tile behind the others.
 
     TVM inlines imported functions into the host, so the code must stand outside of them: a host that holds hundreds of
     pieces inline takes LLVM minutes. The asm must be `noduplicate`, because it defines labels; the stack pointer skips
@@ -289,10 +335,16 @@ def llvm_functions(symbol: str, pieces: list[Piece]) -> str:
     table = "".join(f".long .L{symbol}_p{i}-.L{symbol}_table\\0A" for i in range(len(pieces) + 1))
     body = "".join(f".L{symbol}_p{i}:\\0A{piece.code}\\0Aretq\\0A" for i, piece in enumerate(pieces))
     body += f".L{symbol}_p{len(pieces)}:\\0A"
-    clobbers = ",".join(f"~{{xmm{i}}}" for i in range(32))
+    vectors = [f"ymm{i}" for i in range(16)] if second_tile else [*(f"xmm{i}" for i in range(32)), "k1"]
+    clobbers = ",".join(f"~{{{register}}}" for register in vectors)
+    more = ("ptr %x2", "ptr %y2", "ptr %m2", "ptr %r2") if second_tile else ()
+    registers = "{rdx},{rdi},{rsi},0,{rcx},{r8},{r9},{r10},{r11},{rax}" + (
+        ",{r13},{r14},{r12},{r15}" if second_tile else ""
+    )
+    arguments = ("ptr %x", "ptr %y", "ptr %w", "ptr %b", "ptr %m", "ptr %r")
     return (
-        f"define i32 @{symbol}_run(i32 %i, i32 %next, i32 %line, ptr %wn, ptr %x, ptr %y, ptr %w, ptr %b, ptr %m, "
-        "ptr %r) noinline nounwind {\n"
+        f"define i32 @{symbol}_run(i32 %i, i32 %next, i32 %line, ptr %wn, {', '.join((*arguments, *more))}) "
+        "noinline nounwind {\n"
         ' %t = call ptr asm sideeffect ".pushsection .text.sparsetvm,\\22ax\\22,@progbits\\0A.p2align 6\\0A'
         f".L{symbol}_table:\\0A{table}.p2align 6\\0A{body}.popsection\\0A"
         f'leaq .L{symbol}_table(%rip), $0", "=r"() noduplicate nounwind\n'
@@ -300,9 +352,8 @@ def llvm_functions(symbol: str, pieces: list[Piece]) -> str:
         + _piece_address("n", "%next")
         + " %ll = sext i32 %line to i64\n %lb = shl i64 %ll, 6\n %ahead = getelementptr i8, ptr %pn, i64 %lb\n"
         ' %q = call ptr asm sideeffect "leaq -128(%rsp), %rsp\\0Acallq *%r10\\0Aleaq 128(%rsp), %rsp", '
-        '"={rdx},{rdi},{rsi},0,{rcx},{r8},{r9},{r10},{r11},{rax},'
-        f'{clobbers},~{{k1}},~{{memory}},~{{dirflag}},~{{fpsr}},~{{flags}}"'
-        "(ptr %x, ptr %y, ptr %w, ptr %b, ptr %m, ptr %r, ptr %pi, ptr %ahead, ptr %wn) noduplicate nounwind\n"
+        f'"={registers},{clobbers},~{{memory}},~{{dirflag}},~{{fpsr}},~{{flags}}"'
+        f"({', '.join((*arguments, 'ptr %pi', 'ptr %ahead', 'ptr %wn', *more))}) noduplicate nounwind\n"
         " ret i32 0\n}\n" + _touch_function(symbol)
     )
 

@@ -262,7 +262,7 @@ def _group(
 
 
 def _outdated_winner(related: Iterable[tuple[Known, Relation]], valid: Valid, chosen: Standing) -> Record | None:
-    """The fastest record that beat `chosen` on its task, in its run or later, and whose config is of an old template."""
+    """The fastest record that beat `chosen` on its task, in its run or later, with an old version of a template."""
     ours, task = chosen.known.record, chosen.workload.id
     faster = [
         known.record

@@ -3,8 +3,8 @@
 Before:  conv2d -> conv2d -> Add -> GlobalAveragePool           (all plain)
 After:   convert -> conv2d -> conv2d -> Add -> GlobalAveragePool  (Planes from the first convolution to the pooling)
 
-Rules: convolutions, pools and what is element-wise between them use Planes; products of more than one token, layer norm
-and attention between them use Tiled; everything else is plain. All images of one size use the same planes, whose zero
+Rules: convolutions, pools and what is element-wise between them use Planes; products of more than a few tokens, layer
+norm and attention between them use Tiled; everything else is plain. All images of one size use the same planes, whose zero
 columns suffice for every convolution of that size: residuals then need no conversion. What only 1x1 convolutions and
 residuals read is stored as PlaneTiles, which has the same grid.
 """
@@ -17,6 +17,7 @@ from collections.abc import Callable
 from sparsetvm.core.graph import SPARSETVM_DOMAIN, Graph, Node, Value
 from sparsetvm.core.layout import PLAIN, AnyLayout, Plain, Planes, PlaneTiles, Tiled
 from sparsetvm.core.target import Target
+from sparsetvm.core.workload import FEW_TOKENS
 from sparsetvm.rewrite.plane_geometry import conv_layouts, required_depthwise_pad, required_pad
 
 _UNARY = ("Relu", "Gelu", "Tanh", "Sigmoid")
@@ -87,7 +88,7 @@ class _Assignment:
         rows = math.prod(shape[:-1])
         source: AnyLayout = PLAIN
         result: AnyLayout = PLAIN
-        if rows > 1:
+        if rows > (FEW_TOKENS if self.target.isa == "avx512" else 1):
             lanes = token_lanes(rows, self.target)
             source, result = Tiled(rows, k, lanes), Tiled(rows, m, lanes)
         node.inputs = [self._as(node.inputs[0], source), *(self._as(name, result) for name in node.inputs[1:])]

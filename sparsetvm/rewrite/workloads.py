@@ -8,12 +8,13 @@ import msgspec
 
 from sparsetvm.analysis.patterns import summarize
 from sparsetvm.core.graph import SPARSETVM_DOMAIN, Graph, Node
+from sparsetvm.core.layout import Plain
 from sparsetvm.core.target import Target
 from sparsetvm.core.task import Task
 from sparsetvm.core.workload import Workload
 from sparsetvm.rewrite.make_layers import LAYER_OPS
 
-_LOOKUP_BYTES = 8  # a value and its column id, with padding
+_LOOKUP_BYTES = 6  # a value and its column id, with padding
 _CODE_BYTES = 12  # a value and the instruction that uses it
 
 
@@ -48,7 +49,7 @@ def _resident_bytes(workload: Workload) -> int:
     """Bytes of weights, and of indices or code, that one inference reads for the layer."""
     if workload.pattern.kind == "dense":
         return 4 * workload.m * workload.k
-    per_weight = _LOOKUP_BYTES if workload.n == 1 else _CODE_BYTES
+    per_weight = _LOOKUP_BYTES if isinstance(workload.layout_in, Plain) else _CODE_BYTES
     return per_weight * workload.nnz
 
 

@@ -33,9 +33,10 @@ def test_layers_of_one_pattern_keep_weights_of_their_own(batch: int, sparsity: f
     check_against_onnxruntime(builder, tmp_path)
 
 
-def test_single_token_of_rank_three_with_residual_matches_onnxruntime(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_few_tokens_of_rank_three_with_residual_match_onnxruntime(tokens: int, tmp_path: Path) -> None:
     b = ModelBuilder("token", seed=2)
-    x = b.input("x", (1, 1, 20))
+    x = b.input("x", (1, tokens, 20))
     y = b.relu(b.op("Add", b.linear(x, 20, 20, sparsity=0.8), x))
     b.op("Identity", b.linear(y, 20, 7), out="y")
     check_against_onnxruntime(b.output("y"), tmp_path)
