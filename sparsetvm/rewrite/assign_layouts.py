@@ -4,9 +4,9 @@ Before:  conv2d -> conv2d -> Add -> GlobalAveragePool           (all plain)
 After:   convert -> conv2d -> conv2d -> Add -> GlobalAveragePool  (Planes from the first convolution to the pooling)
 
 Rules: convolutions, pools and what is element-wise between them use Planes; products of more than a few tokens, layer
-norm and attention between them use Tiled; everything else is plain. All images of one size use the same planes, whose zero
-columns suffice for every convolution of that size: residuals then need no conversion. What only 1x1 convolutions and
-residuals read is stored as PlaneTiles, which has the same grid.
+norm and attention between them use Tiled; everything else is plain. All images of one size use the same planes, whose
+zero columns suffice for every convolution of that size: residuals then need no conversion. What only 1x1 convolutions
+and residuals read is stored as PlaneTiles, which has the same grid.
 """
 
 from __future__ import annotations
