@@ -18,7 +18,7 @@ from sparsetvm.core.graph import SPARSETVM_DOMAIN, Graph, Node, Value
 from sparsetvm.core.layout import PLAIN, AnyLayout, Plain, Planes, PlaneTiles, Tiled
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import FEW_TOKENS
-from sparsetvm.rewrite.plane_geometry import conv_layouts, required_depthwise_pad, required_pad
+from sparsetvm.rewrite.plane_geometry import conv_layouts, depthwise_pad, required_pad
 
 _UNARY = ("Relu", "Gelu", "Tanh", "Sigmoid")
 _UNARY_OWN = ("Silu", "Clip")
@@ -46,7 +46,7 @@ class _Assignment:
         rules: dict[str, Callable[[Node], bool]] = {
             "matmul": self._matmul,
             "conv2d": self._conv,
-            "depthwise_conv2d": self._conv,
+            "depthwise_conv2d": self._depthwise,
             "attention": self._attention,
         }
         for node in self.graph.nodes:
@@ -107,6 +107,12 @@ class _Assignment:
         residuals = [self._residual(name, planes) for name in node.inputs[1:]]
         node.inputs = [first.name if tiled else self._as(first.name, source), *residuals]
         return self._set(node, result)
+
+    def _depthwise(self, node: Node) -> bool:
+        planes = self._planes(self.graph.values[node.outputs[0]])
+        source = self._planes(self.graph.values[node.inputs[0]])
+        node.inputs = [self._as(node.inputs[0], source), *(self._as(name, planes) for name in node.inputs[1:])]
+        return self._set(node, planes)
 
     def _residual(self, name: str, planes: Planes) -> str:
         """A residual may be in either layout of the output's grid."""
@@ -187,8 +193,10 @@ def _plane_pads(graph: Graph) -> dict[tuple[int, int], int]:
     for node in graph.nodes:
         if node.is_op("conv2d", "depthwise_conv2d", domain=SPARSETVM_DOMAIN):
             conv = node.attrs["conv"]
-            size = (conv.out_height, conv.out_width)
-            need = required_pad(conv) if node.op == "conv2d" else required_depthwise_pad(conv)
+            if node.op == "conv2d":
+                size, need = (conv.out_height, conv.out_width), required_pad(conv)
+            else:
+                size, need = (conv.in_height, conv.in_width), depthwise_pad(conv)
             pads[size] = max(pads.get(size, 0), need)
     return pads
 

@@ -27,11 +27,14 @@ def required_pad(conv: ConvGeometry) -> int:
     return max(0, phase_size(conv)[1] + _reach(conv) - conv.out_width)
 
 
-def required_depthwise_pad(conv: ConvGeometry) -> int:
-    """The same for the depthwise kernel, which wants the declared pads covered on every side."""
-    top, left, bottom, right = conv.pads
-    reach = max(-(-max(top, bottom) // conv.stride[0]), -(-max(left, right) // conv.stride[1]))
-    return max(required_pad(conv), phase_size(conv)[1] + reach - conv.out_width)
+def depthwise_pad(conv: ConvGeometry) -> int:
+    """Smallest `pad` of the input planes with which all taps of a depthwise convolution read image or zeros."""
+    reach = max(conv.pads[:2])
+    sizes = ((conv.in_height, conv.out_height), (conv.in_width, conv.out_width))
+    for axis, (size, out) in enumerate(sizes):
+        last = (out - 1) * conv.stride[axis] + conv.dilation[axis] * (conv.kernel[axis] - 1) - conv.pads[axis]
+        reach = max(reach, last - (size - 1))
+    return reach
 
 
 def conv_layouts(conv: ConvGeometry, batch: int, channels_out: int, pad_out: int, lanes: int) -> tuple[Planes, Planes]:

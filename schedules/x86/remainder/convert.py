@@ -7,6 +7,7 @@ Requires: float32; Planes are read with phases (1, 1) only, since nothing but a 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 from sparsetvm.schedules.x86 import tir
@@ -145,21 +146,33 @@ def _images_to_planes(
     phase = Images(_single_phase(planes), phase_shape, planes.lanes)
     with tir.outer(planes.batch * planes.channels, target.threads) as plane:
         image, channel = plane // planes.channels, plane % planes.channels
-        for py in range(sy):
-            first = (image * sy + py) * sx * planes.channels + channel
-            outputs = [first + px * planes.channels for px in range(sx)]
-            # Rows of this phase whose image row sy * row + py + oy exists.
-            offset = py + shift[0]
-            begin = min(max(0, -(offset // sy)), planes.height)
-            end = max(begin, min(planes.height, -(-(images.height - offset) // sy)))
-            for output in outputs:
+        # The phases of some rows run in step, so that memory is read in order.
+        for (begin, end), parities in _row_ranges(images.height, planes, shift[0]).items():
+            outputs = {
+                py: [((image * sy + py) * sx + px) * planes.channels + channel for px in range(sx)] for py in parities
+            }
+            for output in itertools.chain(*outputs.values()):
                 phase.zero_borders(y, output, begin, end)
             if end > begin:
                 with B.serial(end - begin) as at:
                     row = at + begin
-                    source = images.row(plane, row * sy + offset)
-                    split = _shuffle_row if sx <= _SHUFFLED_PHASES else _gather_row
-                    split(x, y, images, phase, source, [phase.row(o, row) for o in outputs], shift[1])
+                    for py, rows in outputs.items():
+                        source = images.row(plane, row * sy + (py + shift[0]))
+                        split = _shuffle_row if sx <= _SHUFFLED_PHASES else _gather_row
+                        split(x, y, images, phase, source, [phase.row(o, row) for o in rows], shift[1])
+
+
+def _row_ranges(height: int, planes: Planes, shift: int) -> dict[tuple[int, int], list[int]]:
+    """(begin, end) -> row phases whose rows begin ... end - 1 are rows of an image of that height."""
+    ranges: dict[tuple[int, int], list[int]] = {}
+    step = planes.phases[0]
+    for py in range(step):
+        # Row `row` of the phase is row step * row + offset of the image.
+        offset = py + shift
+        begin = min(max(0, -(offset // step)), planes.height)
+        end = max(begin, min(planes.height, -(-(height - offset) // step)))
+        ranges.setdefault((begin, end), []).append(py)
+    return ranges
 
 
 def _single_phase(planes: Planes) -> Planes:

@@ -1,16 +1,18 @@
-"""Depthwise convolution (groups == channels, multiplier 1): one plane in, one plane out, every tap a contiguous vector.
+"""Depthwise convolution (groups == channels, multiplier 1): one plane in, one plane out, every tap a vector.
 
-    for each plane: zero borders; for blocks of output rows: for x vectors: for input rows: for kx: load once,
-        acc[row] += w[ky, kx] * loaded    (an input row serves every output row of the block that reads it)
+    for each plane: zero borders; for blocks of output rows: for x vectors: for input rows: for kx:
+        acc[row] += w[ky, kx] * columns(kx)    (an input row serves every output row of the block that reads it)
 
-Requires: X in Planes with phases == stride and a pad that covers all taps, Y (and the residual) in Planes with phases
-(1, 1). Small planes with equal row strides are walked in position tiles instead, across row ends.
+Requires: X in Planes with phases (1, 1) and a pad that covers all taps, Y (and the residual) in Planes with phases
+(1, 1). A stride across picks columns by shuffles (`WindowColumns`): splitting X into stride phases first would move it
+once more. Small planes with equal row strides are walked in position tiles instead, across row ends.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from sparsetvm.schedules.x86 import tir
+from sparsetvm.schedules.x86.remainder.columns import WindowColumns
 from sparsetvm.schedules.x86.remainder.images import Images
 from tvm.tirx.script import builder as B
 
@@ -18,9 +20,11 @@ from sparsetvm.core.layout import Planes
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import ConvGeometry, Epilogue
 from sparsetvm.errors import SparseTvmError
+from sparsetvm.rewrite.plane_geometry import depthwise_pad
 
 _POSITION_TILES = 32  # walk positions instead of rows up to this many unrolled tiles
-_UNROLLED_TAPS = 200  # limit of FMAs in one unrolled block
+_UNROLLED_TAPS = 200  # limit of FMAs in one x vector of a block of rows
+_UNROLLED_VECTORS = 32  # limit of output vectors in a block of rows; LLVM spills more and more above that
 
 
 def pack_depthwise(weight: np.ndarray, bias: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
@@ -52,22 +56,19 @@ def depthwise_kernel(
 
 
 def _check(source: Planes, destination: Planes, conv: ConvGeometry) -> None:
-    top, left, bottom, right = conv.pads
-    # Phase rows and columns that taps reach outside the image; bottom and right pads may not be used in full.
-    reach_y = max(-(-top // conv.stride[0]), -(-bottom // conv.stride[0]))
-    reach_x = max(-(-left // conv.stride[1]), -(-right // conv.stride[1]))
     fits = (
-        source.phases == conv.stride
+        source.phases == (1, 1)
         and destination.phases == (1, 1)
         and conv.groups == conv.in_channels == source.channels == destination.channels
+        and (source.height, source.width) == (conv.in_height, conv.in_width)
         and source.batch == destination.batch
         and (destination.height, destination.width) == (conv.out_height, conv.out_width)
-        and source.pad >= max(reach_y, reach_x)
+        and source.pad >= depthwise_pad(conv)
     )
     if not fits:
         raise SparseTvmError(
             f"depthwise convolution {conv} cannot read {source} and write {destination}",
-            hint="convert the input to Planes with phases equal to the stride and a pad that covers the taps",
+            hint=f"convert the input to Planes with phases (1, 1) and a pad of at least {depthwise_pad(conv)}",
         )
 
 
@@ -92,14 +93,15 @@ class _Plane:
         # Weights stay in registers when they and the accumulators fit.
         self.taps = conv.kernel[0] * conv.kernel[1]
         self.hoist = self.taps + 6 <= target.registers
-        self.rows = max(1, min(4, _UNROLLED_TAPS // self.taps))
+        vectors = -(-destination.width // self.lanes)
+        # Besides weights, registers hold a sum for every output row and what its input rows share.
+        most = 2 if conv.stride[0] > 1 or (self.hoist and target.registers < 32) else 4
+        self.rows = max(1, min(most, _UNROLLED_TAPS // self.taps, _UNROLLED_VECTORS // vectors))
 
     def compute(self, plane: tir.Expr) -> None:
         """All of output plane `plane` (an expression: image * channels + channel)."""
-        phases = self.source.phases[0] * self.source.phases[1]
-        image, channel = plane // self.source.channels, plane % self.source.channels
-        plane_in = plane if phases == 1 else image * (phases * self.source.channels) + channel
-        self.input = plane_in * self.source.plane_stride + self.source.origin
+        channel = plane % self.source.channels
+        self.input = plane * self.source.plane_stride + self.source.origin
         bias = tir.let(tir.splat(self.b[channel], self.lanes))
         weights = [tir.splat(self.w[channel * self.taps + t], self.lanes) for t in range(self.taps)]
         self.weights = [tir.let(w) for w in weights] if self.hoist else weights
@@ -116,7 +118,7 @@ class _Plane:
     def _use_positions(self) -> bool:
         """True when the plane takes fewer vectors as one run of positions than row by row."""
         tiles, by_rows = self.destination.tiles, self.destination.height * -(-self.destination.width // self.lanes)
-        same = self.source.row_stride == self.destination.row_stride
+        same = self.source.row_stride == self.destination.row_stride and self.conv.stride == (1, 1)
         return same and tiles <= _POSITION_TILES and tiles * 5 <= by_rows * 4
 
     def _tap_offsets(self) -> list[tuple[int, int]]:
@@ -132,13 +134,15 @@ class _Plane:
         """The whole plane in unrolled position tiles with constant masks."""
         mask = self.destination.mask()
         first = self.out.row(plane, 0)
+        # The plane as one long row: a tap is a distance in it.
+        taps = [self.source.tap(0, dy, dx) for dy, dx in self._tap_offsets()]
+        columns = self._columns(tir.i32(0), 1, taps, self.destination.positions, self.lanes == 16)
         for tile in range(self.destination.tiles):
             # Two sums halve the chain of dependent FMAs.
             sums = tir.Registers(2, self.lanes, fill=0.0)
             sums[0] = bias
-            for t, (dy, dx) in enumerate(self._tap_offsets()):
-                at = self.input + (tile * self.lanes + self.source.phase_tap(0, dy, dx))
-                sums[t % 2] = sums[t % 2] + self.weights[t] * tir.vload(self.x, at, self.lanes)
+            for t, tap in enumerate(taps):
+                sums[t % 2] = sums[t % 2] + self.weights[t] * columns.tap(tile * self.lanes, tap)
             at = first + tile * self.lanes
             value = self._finish(sums[0] + sums[1], at, None)
             tir.vstore(self.y, tir.keep_where(value, [bool(m) for m in mask[tile]]), at, self.lanes)
@@ -146,27 +150,42 @@ class _Plane:
 
     def _row_block(self, plane: tir.Expr, first: tir.Expr, rows: int, bias: tir.Expr) -> None:
         """Output rows first ... first + rows - 1."""
-        stride = self.conv.stride[0]
-        # (input row, phase tap) -> [(output row, tap)]: rows dy of the image relative to row `first` * stride.
-        readers: dict[tuple[int, int], list[tuple[int, int]]] = {}
-        for t, (dy, dx) in enumerate(self._tap_offsets()):
+        down, across = self.conv.stride
+        offsets, width = self._tap_offsets(), self.destination.width
+        # Input row, relative to row `first` * down -> [(output row, dx, tap)].
+        readers: dict[int, list[tuple[int, int, int]]] = {}
+        for t, (dy, dx) in enumerate(offsets):
             for r in range(rows):
-                readers.setdefault((dy + r * stride, dx), []).append((r, t))
-        for x in range(0, self.destination.width, self.lanes):
+                readers.setdefault(dy + r * down, []).append((r, dx, t))
+        # Wider windows do enough besides a load to hide its cost, and AVX2 needs two shuffles to move by a lane.
+        share = self.lanes == 16 and self.conv.kernel[1] <= 3
+        taps = [dx for _, dx in offsets]
+        inputs = {
+            dy: self._columns((first * down + dy) * self.source.row_stride, across, taps, width, share)
+            for dy in sorted(readers)
+        }
+        for x in range(0, width, self.lanes):
             sums = tir.Registers(rows, self.lanes)
             for r in range(rows):
                 sums[r] = bias
-            for dy, dx in sorted(readers):
-                at = self.input + first * self.source.row_stride + (x + self.source.phase_tap(0, dy, dx))
-                loaded = tir.let(tir.vload(self.x, at, self.lanes))
-                for r, t in readers[dy, dx]:
-                    sums[r] = sums[r] + self.weights[t] * loaded
+            for dy, columns in inputs.items():
+                for r, dx, t in readers[dy]:
+                    sums[r] = sums[r] + self.weights[t] * columns.tap(x, dx)
+            ordered = inputs[min(inputs)].ordered
             for r in range(rows):
                 row = self.out.row(plane, first + r)
-                self.out.store(self.y, row, x, self._finish(sums[r], row + x, self.destination.width - x))
-        for x in range(-(-self.destination.width // self.lanes) * self.lanes, self.out.row_stride, self.lanes):
+                self.out.store(self.y, row, x, self._finish(ordered(sums[r]), row + x, width - x))
+        for x in range(-(-width // self.lanes) * self.lanes, self.out.row_stride, self.lanes):
             for r in range(rows):
                 self.out.store(self.y, self.out.row(plane, first + r), x, tir.splat(0.0, self.lanes))
+
+    def _columns(self, row: tir.Expr, step: int, taps: list[int], width: int, share: bool) -> WindowColumns:
+        """What `width` outputs read of the input row at offset `row` from pixel (0, 0)."""
+
+        def load(column: int) -> tir.Expr:
+            return tir.vload(self.x, self.input + row + column, self.lanes)
+
+        return WindowColumns(load, step, taps, width, self.lanes, share)
 
     def _finish(self, value: tir.Expr, at: tir.Expr, real: int | None) -> tir.Expr:
         """Residual and activation of a sum that will be stored at `at`; `real` lanes of it are pixels (None: all)."""

@@ -1,29 +1,30 @@
 """Maximum and average pooling, windowed and global, on plain images or Planes.
 
-    for each plane: for each output row: combine the input rows of its window into a scratch row (vertical pass),
-        then combine shifted, strided reads of the scratch row (horizontal pass)
+    for each plane: for each output row: combine the input rows of its window, one vector of columns at a time,
+        then combine what `WindowColumns` picks of these for every column of the window
 
-The scratch row has the identity (-inf or 0) left and right of the image, so windows are clipped to pixels: the zero
-borders of Planes are never taken for data. Rows whose window sticks out above or below get code of their own.
+Loads replace pixels outside the image by the identity (-inf or 0), so the zero borders of Planes are never taken for
+data. Rows whose window sticks out above or below get code of their own.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
 from sparsetvm.schedules.x86 import tir
-from sparsetvm.schedules.x86.remainder.images import Images, fill
+from sparsetvm.schedules.x86.remainder.columns import WindowColumns
+from sparsetvm.schedules.x86.remainder.images import Images
 from sparsetvm.schedules.x86.remainder.runs import Combine, add, reduce_run
+from tvm import tirx
 from tvm.tirx.script import builder as B
 
 from sparsetvm.core.layout import AnyLayout, Planes
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import ConvGeometry
-
-_SHUFFLED_STRIDE = 4  # strides above this are gathered one float at a time
 
 
 class Pooling(msgspec.Struct, frozen=True):
@@ -87,17 +88,9 @@ class _WindowPlane:
     ) -> None:
         self.x, self.y, self.source, self.out, self.pooling = x, y, source, out, pooling
         self.lanes, self.window = target.lanes, pooling.window
-        vectors = -(-out.width // self.lanes)
-        self.left = self.window.pads[1]
-        reach = (self.window.kernel[1] - 1) * self.window.dilation[1] + self.window.stride[1] - 1
-        self.scratch_floats = max(vectors * self.lanes * self.window.stride[1], self.left + source.width) + reach
-        self.scratch_floats += (self.window.stride[1] + 1) * self.lanes
 
     def compute(self, plane: tir.Expr) -> None:
         """All of output plane `plane`."""
-        self.row = tir.scratch(self.scratch_floats)
-        fill(self.row, tir.i32(0), self.scratch_floats, self.pooling.identity, self.lanes)
-        self.counts = self._column_counts()
         self.out.zero_borders(self.y, plane)
         height, full = self.out.height, self.window.kernel[0]
         whole = [y for y in range(height) if len(self.pooling.rows(y)) == full]
@@ -111,66 +104,43 @@ class _WindowPlane:
         for y in range(end, height):
             self._out_row(plane, tir.i32(y), [tir.i32(at) for at in self.pooling.rows(y)])
 
-    def _column_counts(self) -> tir.Buffer | None:
-        """1 / (columns of the window inside the image) of every output column, where that varies."""
-        if self.pooling.kind == "max" or self.pooling.include_pad:
-            return None
-        full = self.window.kernel[1]
-        counts = [len(self.pooling.columns(x)) for x in range(self.out.width)]
-        if all(count == full for count in counts):
-            return None
-        table = tir.scratch(-(-self.out.width // self.lanes) * self.lanes)
-        fill(table, tir.i32(0), -(-self.out.width // self.lanes) * self.lanes, 1.0 / full, self.lanes)
-        for x, count in enumerate(counts):
-            if count != full:
-                B.buffer_store(table, tir.f32(1.0 / max(count, 1)), [x])
-        return table
-
     def _out_row(self, plane: tir.Expr, y: tir.Expr, rows: Sequence[tir.Expr]) -> None:
-        for x in range(0, self.source.width, self.lanes):
-            value = self.source.load(self.x, self.source.row(plane, rows[0]), x)
-            for row in rows[1:]:
-                value = self.pooling.combine(value, tir.let(self.source.load(self.x, self.source.row(plane, row), x)))
-                value = tir.let(value)
-            tir.vstore_lanes(self.row, value, tir.i32(self.left + x), self.lanes, 0, self.source.width - x)
+        starts = [self.source.row(plane, row) for row in rows]
+
+        def load(column: int) -> tir.Expr:
+            parts = [self.source.load(self.x, start, column, self.pooling.identity) for start in starts]
+            return functools.reduce(lambda a, b: tir.let(self.pooling.combine(a, tir.let(b))), parts)
+
+        w = self.window
+        taps = [k * w.dilation[1] - w.pads[1] for k in range(w.kernel[1])]
+        columns = WindowColumns(load, w.stride[1], taps, self.out.width, self.lanes)
         out_row = self.out.row(plane, y)
         for x in range(0, self.out.row_stride, self.lanes):
-            if x >= self.out.width:
-                self.out.store(self.y, out_row, x, tir.splat(0.0, self.lanes))
-            else:
-                self.out.store(self.y, out_row, x, self._scaled(self._horizontal(x), x, len(rows)))
-
-    def _horizontal(self, x: int) -> tir.Expr:
-        """The window's columns of output pixels x ... x + lanes - 1 combined."""
-        step, lanes, dilation = self.window.stride[1], self.lanes, self.window.dilation[1]
-        total: tir.Expr | None = None
-        loaded: dict[int, tir.Expr] = {}
-        for k in range(self.window.kernel[1]):
-            # Column k * dilation = base + phase: one group of `step` vectors serves all phases.
-            base, phase = divmod(k * dilation, step)
-            start = x * step + base * step
-            if step > _SHUFFLED_STRIDE:
-                value = self.row[tir.strided(tir.i32(start + phase), step, lanes)]
-            else:
-                for v in range(step):
-                    if start + v * lanes not in loaded:
-                        loaded[start + v * lanes] = tir.let(tir.vload(self.row, tir.i32(start + v * lanes), lanes))
-                group = [loaded[start + v * lanes] for v in range(step)]
-                value = group[0] if step == 1 else tir.every(group, step, phase, lanes)
-            value = tir.let(value)
-            total = value if total is None else tir.let(self.pooling.combine(total, value))
-        return total
+            value = tir.splat(0.0, self.lanes)
+            if x < self.out.width:
+                parts = [columns.tap(x, dx) for dx in taps]
+                total = functools.reduce(lambda a, b: tir.let(self.pooling.combine(a, b)), parts)
+                value = self._scaled(columns.ordered(total), x, len(rows))
+            self.out.store(self.y, out_row, x, value)
 
     def _scaled(self, value: tir.Expr, x: int, rows: int) -> tir.Expr:
+        """`value` divided by the number of pixels in the windows; nothing for a maximum."""
         if self.pooling.kind == "max":
             return value
         kernel = self.window.kernel
+        columns = [kernel[1]] * self.lanes
         if self.pooling.include_pad:
-            return value * tir.splat(1.0 / (kernel[0] * kernel[1]), self.lanes)
-        if self.counts is None:
-            return value * tir.splat(1.0 / (rows * kernel[1]), self.lanes)
-        counts = tir.vload(self.counts, tir.i32(x), self.lanes)
-        return value * tir.splat(1.0 / rows, self.lanes) * counts
+            rows = kernel[0]
+        else:
+            inside = [max(1, len(self.pooling.columns(i))) for i in range(x, min(x + self.lanes, self.out.width))]
+            columns[: len(inside)] = inside
+        # One select for every run of equal counts; LLVM folds them into a constant.
+        scale = tir.splat(1.0 / (rows * columns[-1]), self.lanes)
+        for lane in range(self.lanes - 1, 0, -1):
+            if columns[lane - 1] != columns[lane]:
+                mask = tir.lane_mask(0, lane, self.lanes)
+                scale = tirx.Select(mask, tir.splat(1.0 / (rows * columns[lane - 1]), self.lanes), scale)
+        return value * scale
 
 
 def global_pooling_kernel(
