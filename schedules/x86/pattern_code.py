@@ -37,6 +37,7 @@ _MAX_NNZ = 1_500_000
 _FAR_TILES = 32
 # With 16 registers: from here on code of two tiles at once, longer but fetched half as often, is the better one.
 _MANY_TILES = 64
+_SHORT_ROWS = 16  # non-zeros
 _BYTES_PER_NNZ = 14  # of code and weights, about
 # Fields of the table that the host reads pieces from.
 _FIELDS = 6
@@ -53,9 +54,8 @@ class PatternCode(Template):
         return workload.pattern.kind != "dense" and 0 < workload.nnz <= _MAX_NNZ and supports_taps(workload)
 
     def preferred(self, workload: Workload, target: Target) -> bool:
-        # With 16 registers few rows share a load: code of long rows that runs few times costs more than it saves.
-        few = workload.k >= 2048 and tap_geometry(workload).total_tiles < _MANY_TILES
-        return target.isa == "avx512" or not few
+        # With 16 registers few rows share a load, and both ways are bound by loads: code wins where rows are short.
+        return target.isa == "avx512" or workload.nnz < _SHORT_ROWS * workload.m
 
     def space(self, workload: Workload, target: Target) -> Space:
         blocks = tuple(b for b in (96, 192, 288, 384, 512, 576, 768, 1152, 1536) if b < workload.k) or (workload.k,)

@@ -25,29 +25,37 @@ from sparsetvm.formats.bucketed_csr import pack_bucketed_csr
 from sparsetvm.space.knobs import Ordered
 from sparsetvm.space.space import Space
 
+# Outputs of this size, and residuals, come from beyond L2 when they are needed.
+_FAR_BYTES = 1 << 19
+_NON_ZEROS_AHEAD = 160  # about what a line from memory takes, at nr = 8
+
 
 class PatternData(Template):
     """Template x86.pattern_data."""
 
     name = "x86.pattern_data"
-    version = 1
+    version = 2
 
     def matches(self, workload: Workload, target: Target) -> bool:
         return workload.pattern.kind != "dense" and workload.nnz > 0 and supports_taps(workload)
 
     def space(self, workload: Workload, target: Target) -> Space:
         blocks = tuple(b for b in (64, 128, 256, 512, 1024) if b < workload.k)
-        vectors = (1, 2, 3, 4, 6, 8) if target.registers == 32 else (1, 2, 3, 4)
         return Space(
             self.name,
-            (Ordered("nr", vectors), Ordered("k_block", (*blocks, workload.k)), Ordered("unroll", (1, 2, 4))),
+            (
+                Ordered("nr", (1, 2, 3, 4, 6, 7, 8)),
+                Ordered("k_block", (*blocks, workload.k)),
+                Ordered("unroll", (1, 2, 4)),
+            ),
         )
 
     def default(self, workload: Workload, target: Target) -> Config:
         tiles = tap_geometry(workload).tiles
-        nr = next(v for v in (4, 3, 2, 1) if v <= tiles)
+        widths = (4, 3, 2, 1) if target.registers == 32 else (8, 7, 6, 4, 3, 2, 1)
+        nr = next(v for v in widths if v <= tiles)
         blocks = self.space(workload, target).knobs[1].values
-        k_block = min(blocks, key=lambda v: abs(int(v) - 512 // nr))
+        k_block = min(blocks, key=lambda v: abs(int(v) - (8192 // target.lanes) // nr))
         return Config.of(self.name, nr=nr, k_block=k_block, unroll=2)
 
     def pack(
@@ -71,6 +79,8 @@ class _DataKernel:
         self.nr = min(config.int("nr"), self.geometry.tiles)
         self.unroll = config.int("unroll")
         self.blocks: list[int] = packed.meta["blocks"].tolist()
+        row = workload.nnz / (workload.m * (len(self.blocks) - 1))
+        self.rows_ahead = min(32, max(4, round(_NON_ZEROS_AHEAD / max(row, 1.0))))
 
     def build(self, symbol: str) -> Any:
 
@@ -110,6 +120,7 @@ class _DataKernel:
 
     def _run(self, run: Any, image: Any, tile: Any, nr: int, *, first: bool, last: bool) -> None:
         from sparsetvm.schedules.x86 import tir
+        from tvm import tirx
         from tvm.tirx.script import builder as tb
 
         g, lanes = self.geometry, self.geometry.lanes
@@ -127,6 +138,12 @@ class _DataKernel:
                 else:
                     acc[n] = tir.vload(self.y, at[n], lanes)
             self._non_zeros(acc, x0, p0, length, nr)
+            later = tirx.min(self.runs[run * 4] + i + self.rows_ahead, self.packed.arrays[2].size - 1)
+            if first:
+                self._prefetch(self.y, y0 + self.rows[later] * g.row_stride, g.y_tile, nr)
+            if last and self.r is not None:
+                r0 = g.r0 + image * g.r_batch + tile * g.r_tile
+                self._prefetch(self.r, r0 + self.rows[later] * g.residual_stride, g.r_tile, nr)
             for n in range(nr):
                 value = acc[n]
                 if last:
@@ -134,6 +151,15 @@ class _DataKernel:
                     at_r = g.r0 + image * g.r_batch + (tile + n) * g.r_tile + row * g.residual_stride
                     value = finish_vector(value, self.r, at_r, self.workload.epilogue, g, mask)
                 tir.vstore(self.y, value, at[n], lanes)
+
+    def _prefetch(self, buffer: Any, at: Any, step: int, nr: int) -> None:
+        """Bring `nr` vectors that are `step` apart into L2, when Y is large."""
+        from sparsetvm.schedules.x86 import tir
+
+        g = self.geometry
+        if 4 * g.lanes * g.total_tiles * self.workload.m >= _FAR_BYTES:
+            for offset in sorted({n * step // 16 * 16 if step == g.lanes else n * step for n in range(nr)}):
+                tir.prefetch(buffer, at + offset)
 
     def _non_zeros(self, acc: Any, x0: Any, p0: Any, length: Any, nr: int) -> None:
         from sparsetvm.schedules.x86 import tir

@@ -145,7 +145,7 @@ def emit_pieces(
 ) -> tuple[list[Piece], np.ndarray]:
     """Instructions and weight stream for `weight` (m, k); a run of a piece computes `vectors` (1 or 2) tiles.
 
-    Row r reads its column c at X[taps[r // rows_per_group][c]]. Pieces come in the order in which they must run; their
+    Row r reads its column c at X[taps[r // rows_per_group][c]]. Pieces come in the order in which they must run, their
     rows are in the order of the plan. Registers: of the first and the second tile rdi, r13 X; rsi, r14 Y; r8, r12 masks
     (`lanes` int32, 0 or -1); r9, r15 residuals; for both rdx weights of the piece, rcx bias (m floats, then the clip
     bounds), r11 and rax the code and the weights of the next piece to prefetch; all vector registers are clobbered.
