@@ -27,7 +27,8 @@ from sparsetvm.core.config import Config
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
 from sparsetvm.formats import pattern_asm, pattern_asm_avx2
-from sparsetvm.formats.pattern_asm import CodePlan, Epilog, Piece
+from sparsetvm.formats.piece_functions import llvm_functions
+from sparsetvm.formats.pieces import CodePlan, Epilog, Piece
 from sparsetvm.space.knobs import Choice, Ordered
 from sparsetvm.space.space import Space
 
@@ -104,7 +105,10 @@ class PatternCode(Template):
         runs = -(-min(config.int("tiles"), share) // at_once) if config.str("prefetch") == "next" else 0
         rows_first = config.str("order") == "rows"
         clustered = config.str("groups_of") == "alike"
-        plan = CodePlan(config.int("rows"), config.int("k_block"), config.int("groups"), rows_first, clustered, runs)
+        rows, groups = config.int("rows"), config.int("groups")
+        if by_rows:
+            rows, groups = _even_shares(workload.m, rows, groups, target.threads)
+        plan = CodePlan(rows, config.int("k_block"), groups, rows_first, clustered, runs)
         in_code = epilogue.activation if epilogue.activation in _IN_CODE else "none"
         # Many tiles are much memory, from which a line takes longer than one row group lasts.
         far = geometry.total_tiles >= _FAR_TILES
@@ -127,11 +131,11 @@ class PatternCode(Template):
         weights = stream if stream.size else np.zeros(1, np.float32)
         order, first = _schedule(pieces, target.threads, by_rows)
         table = _piece_table(pieces, weights.size)
-        rows = np.concatenate([piece.rows for piece in pieces if piece.last]).astype(np.int32)
+        row_order = np.concatenate([piece.rows for piece in pieces if piece.last]).astype(np.int32)
         bits = geometry.mask_bits()
         # AVX2 has no mask registers: a mask is a vector of int32, 0 or -1.
         lanes = bits if target.isa == "avx512" else pattern_asm_avx2.lane_masks(bits, geometry.lanes)
-        arrays = (weights, np.concatenate([start, bounds]), bits, lanes, table, order, first, rows)
+        arrays = (weights, np.concatenate([start, bounds]), bits, lanes, table, order, first, row_order)
         return Packed(arrays, {"pieces": pieces, "workers": first.size - 1})
 
     def kernel(self, workload: Workload, config: Config, packed: Packed, target: Target, symbol: str) -> Any:
@@ -154,7 +158,7 @@ class _Host:
         from tvm import tirx
         from tvm.tirx.script import builder as tb
 
-        functions = pattern_asm.llvm_functions(self.symbol, self.packed.meta["pieces"], self.second_tile)
+        functions = llvm_functions(self.symbol, self.packed.meta["pieces"], self.second_tile)
         workers = self.packed.meta["workers"]
         with tir.prim_func(self.symbol) as ib:
             self.x, self.r, arrays, self.y = layer_args(self.workload, self.packed)
@@ -260,6 +264,13 @@ def _default_tiles(workload: Workload, target: Target) -> int:
 def _split_by_rows(geometry: TapGeometry, threads: int) -> bool:
     """Few tiles: threads share the rows instead."""
     return threads > 1 and geometry.total_tiles < 2 * threads
+
+
+def _even_shares(m: int, rows: int, groups: int, threads: int) -> tuple[int, int]:
+    """(rows of a group, groups of a piece), at most those given, with which `threads` get equal numbers of pieces."""
+    per_thread = -(-m // threads)
+    parts = -(-per_thread // rows)
+    return -(-per_thread // parts), max(d for d in range(1, min(parts, groups) + 1) if parts % d == 0)
 
 
 def _piece_table(pieces: list[Piece], weights: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparsetvm.formats.pattern_asm import REGISTER, CodePlan, Epilog, Piece, assemble
+from sparsetvm.formats.pieces import REGISTER, CodePlan, Epilog, Piece, assemble
 
 REGISTERS = 16
 _WEIGHT_BIAS = 128  # rdx points 128 bytes into the stream: disp8 then covers 64 weights per bump
@@ -41,7 +41,7 @@ class _Emitter:
         self._weight_base = _WEIGHT_BIAS
 
     def group(self, block: np.ndarray, rows: list[int], taps: np.ndarray, first: bool, last: bool) -> None:
-        """See `pattern_asm.Emitter`."""
+        """See `pieces.Emitter`."""
         mask = block != 0
         used = np.flatnonzero(mask.any(1) | first | last).tolist()
         sums = [[self._register(i, tile) for tile in self.tiles] for i in range(len(block))]

@@ -7,8 +7,8 @@ import re
 import numpy as np
 import pytest
 
-from sparsetvm.formats.pattern_asm import CodePlan, Epilog
 from sparsetvm.formats.pattern_asm_avx2 import REGISTERS, emit_pieces, lane_masks, tiles_at_once
+from sparsetvm.formats.pieces import CodePlan, Epilog
 
 
 @pytest.mark.parametrize("rows", [4, 6, 8, 13])

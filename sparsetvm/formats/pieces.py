@@ -1,0 +1,180 @@
+"""Pieces of straight-line code for a weight matrix: what all instruction sets share.
+
+The code is cut into pieces (some row groups of one K block). The host runs each piece over a block of tiles before it
+goes to the next: a piece is fetched once and stays in L1I / L2, where one stretch of code per layer would be streamed
+for every tile.
+
+No hardware prefetcher fetches code ahead of execution: straight-line code that comes from memory runs at 3 % of its
+speed in L1I. So every piece carries prefetches of the piece after it, spread evenly over its instructions: a burst of
+them would be dropped (AMD) or would stall (Intel).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from sparsetvm.formats.row_order import cluster_rows
+
+REGISTER = {16: "zmm", 8: "ymm", 4: "xmm"}  # lanes -> vector register
+_INSTRUCTION_BYTES = 8  # 7 for an FMA, up to 10 for a load with a long displacement
+_NEWLINE = "\\0A"  # of an LLVM string
+
+
+@dataclass(frozen=True)
+class Epilog:
+    """What the last K block does to a sum; other activations are left to the host.
+
+    residual_stride: floats between the residuals of neighbouring rows. y_ahead, residual_ahead: floats from what a run
+    stores and adds to what it should prefetch, 0 for its own lines (several instructions ahead) or one tile.
+    """
+
+    residual: bool
+    residual_stride: int
+    activation: str  # none, relu or clip
+    mask: bool
+    y_ahead: int = 0
+    residual_ahead: int = 0
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Code for some `rows` and one K block; `weight` is its first weight in the stream.
+
+    code: the instructions as the text of an LLVM inline-asm string; code_bytes: about how long they are in memory.
+    weights: how many weights it reads. code_share, weight_share: cache lines of the next piece that one run prefetches.
+    """
+
+    code: str
+    code_bytes: int
+    rows: np.ndarray
+    weight: int
+    weights: int
+    last: bool
+    code_share: int
+    weight_share: int
+
+
+@dataclass(frozen=True)
+class CodePlan:
+    """Row groups x K blocks. rows: registers per group; k_block: columns per block; groups: row groups per piece.
+
+    runs: how often a worker runs a piece (once per tile): it spreads the prefetches of the next one over them; 0: none.
+    """
+
+    rows: int
+    k_block: int
+    groups: int
+    rows_first: bool  # pieces ordered rows-outer (True) or K-outer (False)
+    clustered: bool = True  # rows of a group share columns (True) or are neighbours in memory (False)
+    runs: int = 1
+
+
+class Emitter(Protocol):
+    """What an instruction set contributes: the instructions of one piece, and the weights in their order."""
+
+    lines: list[str]
+    weights: list[np.ndarray]
+
+    def group(self, block: np.ndarray, rows: list[int], taps: np.ndarray, first: bool, last: bool) -> None:
+        """Add a register group: `block` (rows, columns) of weights of the output `rows`, whose columns are at X[taps].
+
+        first, last: whether sums start from the bias, and whether they end here.
+        """
+
+
+def assemble(
+    weight: np.ndarray,
+    taps: tuple[np.ndarray, ...],
+    rows_per_group: int,
+    plan: CodePlan,
+    begin: Callable[[], Emitter],
+) -> tuple[list[Piece], np.ndarray]:
+    """Pieces and weight stream; `begin` makes the emitter of each piece. The other arguments are `emit_pieces`'."""
+    m, k = weight.shape
+    bodies: list[_Body] = []
+    order = _row_order(weight, rows_per_group, plan)
+    for start, stop, k0 in _piece_order(m, k, rows_per_group, plan):
+        emitter = begin()
+        first, last = k0 == 0, k0 + plan.k_block >= k
+        for row in range(start, stop, plan.rows):
+            rows = order[row : min(row + plan.rows, stop)]
+            block = weight[rows, k0 : k0 + plan.k_block]
+            emitter.group(block, rows.tolist(), taps[start // rows_per_group][k0:], first, last)
+        bodies.append(_Body(_asm_text(emitter.lines), len(emitter.lines), order[start:stop], emitter.weights, last))
+    return _finish(bodies, plan.runs)
+
+
+@dataclass(frozen=True)
+class _Body:
+    """A piece before its prefetches; `code` is text because a list of lines takes several times the memory."""
+
+    code: str
+    lines: int
+    rows: np.ndarray
+    weights: list[np.ndarray]
+    last: bool
+
+    @property
+    def count(self) -> int:
+        return sum(part.size for part in self.weights)
+
+
+def _finish(bodies: list[_Body], runs: int) -> tuple[list[Piece], np.ndarray]:
+    """Pieces with the prefetches of their successors, and the weight stream."""
+    pieces: list[Piece] = []
+    position = 0
+    ahead = runs > 0 and len(bodies) > 1
+    for body, following in zip(bodies, [*bodies[1:], *bodies[:1]], strict=True):
+        code_share = -(-following.lines * _INSTRUCTION_BYTES // (64 * runs)) if ahead else 0
+        weight_share = -(-following.count * 4 // (64 * runs)) if ahead else 0
+        code = _with_prefetches(body, code_share, weight_share)
+        size = _INSTRUCTION_BYTES * (body.lines + code_share + weight_share)
+        pieces.append(Piece(code, size, body.rows, position, body.count, body.last, code_share, weight_share))
+        position += body.count
+    stream = [part for body in bodies for part in body.weights] or [np.zeros(0)]
+    return pieces, np.ascontiguousarray(np.concatenate(stream), np.float32)
+
+
+def _with_prefetches(body: _Body, code_lines: int, weight_lines: int) -> str:
+    prefetches = [f"prefetcht1 {64 * i}(%r11)" for i in range(code_lines)]
+    for i in range(weight_lines):
+        prefetches.insert(i * (code_lines + weight_lines) // weight_lines, f"prefetcht1 {64 * i}(%rax)")
+    if not prefetches:
+        return body.code
+    lines = body.code.split(_NEWLINE)
+    every = max(1, len(lines) // len(prefetches))
+    parts = [_NEWLINE.join((p, *lines[i * every : (i + 1) * every])) for i, p in enumerate(prefetches)]
+    rest = lines[len(prefetches) * every :]
+    return _NEWLINE.join((*parts, *rest))
+
+
+def _row_order(weight: np.ndarray, rows_per_group: int, plan: CodePlan) -> np.ndarray:
+    """(m,) order in which rows form register groups, within each convolution group."""
+    m = weight.shape[0]
+    if not plan.clustered:
+        return np.arange(m)
+    starts = range(0, m, rows_per_group)
+    return np.concatenate([g + cluster_rows(weight[g : g + rows_per_group] != 0, plan.rows) for g in starts])
+
+
+def _piece_order(m: int, k: int, rows_per_group: int, plan: CodePlan) -> list[tuple[int, int, int]]:
+    """(row start, row stop, K start) of each piece; pieces never mix convolution groups."""
+    height = plan.rows * plan.groups
+    rows = [
+        (start, min(start + height, group + rows_per_group))
+        for group in range(0, m, rows_per_group)
+        for start in range(group, group + rows_per_group, height)
+    ]
+    blocks = list(range(0, k, plan.k_block))
+    if plan.rows_first:
+        return [(start, stop, k0) for start, stop in rows for k0 in blocks]
+    return [(start, stop, k0) for k0 in blocks for start, stop in rows]
+
+
+def _asm_text(lines: list[str]) -> str:
+    """One string at once: the list of lines would take several times the memory."""
+    return _NEWLINE.join(lines).replace("$", "$$")
