@@ -14,64 +14,33 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparsetvm.formats.pieces import REGISTER, CodePlan, Epilog, Piece, assemble
+from sparsetvm.formats.pieces import CodePlan, Emitter, Epilog, Piece, assemble
 
 REGISTERS = 16
-_WEIGHT_BIAS = 128  # rdx points 128 bytes into the stream: disp8 then covers 64 weights per bump
 # Pointers of the first and the second tile.
 _X, _Y, _MASK, _RESIDUAL = ("%rdi", "%r13"), ("%rsi", "%r14"), ("%r8", "%r12"), ("%r9", "%r15")
 
 
-class _Emitter:
-    """Collects the instructions of one piece and the weights in the order in which they are read.
+class _Emitter(Emitter):
+    """x is in the lowest registers, the broadcast weight in the next one, sums in the highest."""
 
-    x is in the lowest registers, the broadcast weight in the next one, sums in the highest. A sum is one register for
-    each of `vectors` tiles.
-    """
+    weight_bias = 128  # disp8 then covers 64 weights per bump
+    zero = "vxorps %xmm0, %xmm0, %xmm0"
 
     def __init__(self, lanes: int, vectors: int, row_stride: int, epilog: Epilog, bias_rows: int) -> None:
-        self.v = f"%{REGISTER[lanes]}"
+        super().__init__(lanes, row_stride, epilog, bias_rows)
         self.tiles = range(vectors)
-        self.row_bytes = 4 * row_stride
-        self.epilog = epilog
-        self.bias_rows = bias_rows
-        self.lines = [f"subq $-{_WEIGHT_BIAS}, %rdx"]  # one byte shorter than the sum of a positive number
-        self.weights: list[np.ndarray] = []
-        self.count = 0
-        self._weight_base = _WEIGHT_BIAS
+        self.lines.append(f"subq $-{self.weight_bias}, %rdx")  # one byte shorter than the sum of a positive number
 
-    def group(self, block: np.ndarray, rows: list[int], taps: np.ndarray, first: bool, last: bool) -> None:
-        """See `pieces.Emitter`."""
-        mask = block != 0
-        used = np.flatnonzero(mask.any(1) | first | last).tolist()
-        sums = [[self._register(i, tile) for tile in self.tiles] for i in range(len(block))]
-        for i in used:
-            self._load_sum(rows[i], sums[i], first)
-        ahead = self._prefetches([rows[i] for i in used], first, last)
-        for column in np.flatnonzero(mask.any(0)):
-            hits = np.flatnonzero(mask[:, column]).tolist()
-            self.lines.extend(ahead[:1])
-            del ahead[:1]
-            self._column(4 * int(taps[column]), [sums[i] for i in hits])
-            self.weights.append(block[hits, column])
-        if last:
-            self._bounds()
-        for i in used:
-            if last:
-                self._finish(rows[i], sums[i])
-            for tile, register in enumerate(sums[i]):
-                self.lines.append(f"vmovups {register}, {self.row_bytes * rows[i]}({_Y[tile]})")
+    def registers_of(self, row: int) -> list[str]:
+        return [f"{self.v}{REGISTERS - 1 - (row * len(self.tiles) + tile)}" for tile in self.tiles]
 
-    def _register(self, row: int, tile: int) -> str:
-        return f"{self.v}{REGISTERS - 1 - (row * len(self.tiles) + tile)}"
-
-    def _load_sum(self, row: int, registers: list[str], first: bool) -> None:
+    def load(self, row: int, registers: list[str], first: bool) -> None:
         for tile, register in enumerate(registers):
             source = f"vbroadcastss {4 * row}(%rcx)" if first else f"vmovups {self.row_bytes * row}({_Y[tile]})"
             self.lines.append(f"{source}, {register}")
 
-    def _column(self, byte: int, sums: list[list[str]]) -> None:
-        """One FMA per row and tile with x at `byte` of each tile."""
+    def column(self, byte: int, sums: list[list[str]]) -> None:
         x = [f"{byte}({_X[tile]})" for tile in self.tiles]
         if len(sums) > 1:
             for tile in self.tiles:
@@ -79,18 +48,11 @@ class _Emitter:
             x = [f"{self.v}{tile}" for tile in self.tiles]
         weight = f"{self.v}{len(self.tiles)}"
         for registers in sums:
-            offset = 4 * self.count - self._weight_base
-            if offset >= _WEIGHT_BIAS:
-                self.lines.append(f"addq ${2 * _WEIGHT_BIAS}, %rdx")
-                self._weight_base += 2 * _WEIGHT_BIAS
-                offset -= 2 * _WEIGHT_BIAS
-            self.lines.append(f"vbroadcastss {offset}(%rdx), {weight}")
+            self.lines.append(f"vbroadcastss {self.next_weight()}(%rdx), {weight}")
             for source, register in zip(x, registers, strict=True):
                 self.lines.append(f"vfmadd231ps {source}, {weight}, {register}")
-            self.count += 1
 
-    def _prefetches(self, rows: list[int], first: bool, last: bool) -> list[str]:
-        """Lines that the end of a group needs and that nothing has touched: Y before its first store, the residual."""
+    def prefetches(self, rows: list[int], first: bool, last: bool) -> list[str]:
         # One tile ahead of the second tile is one run ahead of the first, and so on.
         e, step = self.epilog, len(self.tiles)
         places = [(row, tile) for row in rows for tile in self.tiles]
@@ -101,15 +63,7 @@ class _Emitter:
             lines += [f"prefetcht0 {at}({_RESIDUAL[tile]})" for at, (_, tile) in zip(bytes_ahead, places, strict=True)]
         return lines
 
-    def _bounds(self) -> None:
-        if self.epilog.activation == "relu":
-            self.lines.append("vxorps %xmm0, %xmm0, %xmm0")
-        elif self.epilog.activation == "clip":
-            self.lines.append(f"vbroadcastss {4 * self.bias_rows}(%rcx), {self.v}0")
-            self.lines.append(f"vbroadcastss {4 * self.bias_rows + 4}(%rcx), {self.v}1")
-
-    def _finish(self, row: int, registers: list[str]) -> None:
-        """Residual, activation and mask of a sum. Operand order makes max and min return NaN for a NaN sum."""
+    def finish(self, row: int, registers: list[str]) -> None:
         epilog = self.epilog
         for tile, register in enumerate(registers):
             if epilog.residual:
@@ -121,6 +75,10 @@ class _Emitter:
                 self.lines.append(f"vminps {register}, {self.v}1, {register}")
             if epilog.mask:
                 self.lines.append(f"vandps ({_MASK[tile]}), {register}, {register}")
+
+    def store(self, row: int, registers: list[str]) -> None:
+        for tile, register in enumerate(registers):
+            self.lines.append(f"vmovups {register}, {self.row_bytes * row}({_Y[tile]})")
 
 
 def tiles_at_once(rows: int) -> int:

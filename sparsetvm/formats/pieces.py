@@ -11,9 +11,9 @@ them would be dropped (AMD) or would stall (Intel).
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -73,17 +73,93 @@ class CodePlan:
     runs: int = 1
 
 
-class Emitter(Protocol):
-    """What an instruction set contributes: the instructions of one piece, and the weights in their order."""
+class Emitter(abc.ABC):
+    """Collects the instructions of one piece, and the weights in the order in which they are read.
 
-    lines: list[str]
-    weights: list[np.ndarray]
+    Their order is the same for all instruction sets, a subclass contributes the instructions. A row has one sum in a
+    register, or one for each tile that a run computes. weight_bias: bytes into the stream that rdx points to, and half
+    of what a displacement covers between two moves of rdx.
+    """
+
+    weight_bias: int
+    zero: str  # the instruction that clears register 0
+
+    def __init__(self, lanes: int, row_stride: int, epilog: Epilog, bias_rows: int) -> None:
+        self.v = f"%{REGISTER[lanes]}"
+        self.lanes = lanes
+        self.row_bytes = 4 * row_stride
+        self.epilog = epilog
+        self.bias_rows = bias_rows
+        self.lines: list[str] = []
+        self.weights: list[np.ndarray] = []
+        self._count = 0
+        self._weight_base = self.weight_bias
 
     def group(self, block: np.ndarray, rows: list[int], taps: np.ndarray, first: bool, last: bool) -> None:
         """Add a register group: `block` (rows, columns) of weights of the output `rows`, whose columns are at X[taps].
 
         first, last: whether sums start from the bias, and whether they end here.
         """
+        mask = block != 0
+        used = np.flatnonzero(mask.any(1) | first | last).tolist()
+        sums = [self.registers_of(i) for i in range(len(block))]
+        for i in used:
+            self.load(rows[i], sums[i], first)
+        ahead = self.prefetches([rows[i] for i in used], first, last)
+        for column in np.flatnonzero(mask.any(0)):
+            hits = np.flatnonzero(mask[:, column]).tolist()
+            self.lines.extend(ahead[:1])
+            del ahead[:1]
+            self.column(4 * int(taps[column]), [sums[i] for i in hits])
+            self.weights.append(block[hits, column])
+        if last:
+            self._bounds()
+        for i in used:
+            if last:
+                self.finish(rows[i], sums[i])
+            self.store(rows[i], sums[i])
+
+    def next_weight(self) -> int:
+        """Displacement from rdx of the next weight; adds the instruction that moves rdx where it would be too long."""
+        offset = 4 * self._count - self._weight_base
+        if offset >= self.weight_bias:
+            self.lines.append(f"addq ${2 * self.weight_bias}, %rdx")
+            self._weight_base += 2 * self.weight_bias
+            offset -= 2 * self.weight_bias
+        self._count += 1
+        return offset
+
+    def _bounds(self) -> None:
+        """What activations compare with: registers 0 and 1."""
+        if self.epilog.activation == "relu":
+            self.lines.append(self.zero)
+        elif self.epilog.activation == "clip":
+            self.lines.append(f"vbroadcastss {4 * self.bias_rows}(%rcx), {self.v}0")
+            self.lines.append(f"vbroadcastss {4 * self.bias_rows + 4}(%rcx), {self.v}1")
+
+    @abc.abstractmethod
+    def registers_of(self, row: int) -> list[str]:
+        """Registers of the sums of a row of the group."""
+
+    @abc.abstractmethod
+    def load(self, row: int, registers: list[str], first: bool) -> None:
+        """Set sums to the bias, or to what the K block before has stored."""
+
+    @abc.abstractmethod
+    def column(self, byte: int, sums: list[list[str]]) -> None:
+        """One FMA per sum with x at `byte` from the tile."""
+
+    @abc.abstractmethod
+    def prefetches(self, rows: list[int], first: bool, last: bool) -> list[str]:
+        """Lines that the end of a group needs and that nothing has touched: Y before its first store, the residual."""
+
+    @abc.abstractmethod
+    def finish(self, row: int, registers: list[str]) -> None:
+        """Residual, activation and mask of sums. Operand order makes max and min return NaN for a NaN sum."""
+
+    @abc.abstractmethod
+    def store(self, row: int, registers: list[str]) -> None:
+        """Write sums to Y."""
 
 
 def assemble(
