@@ -44,8 +44,10 @@ _AVX512_FLAGS = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
 class Target(msgspec.Struct, frozen=True):
     """What to compile for.
 
-    kind: "cpu" or "cuda". mcpu: LLVM's name of the core. isa: "avx512" or "avx2". threads: worker threads of a kernel.
-    l1, l2: data cache bytes per core. host: True when this machine can run and measure the result.
+    kind: "cpu" or "cuda". mcpu: LLVM's name of the core (on "cuda" of the host's). isa: "avx512" or "avx2"; on "cuda"
+    the architecture, e.g. "sm_90". threads: worker threads of a kernel. l1, l2: data cache bytes per core (l2 of the
+    whole GPU). host: True when this machine can run and measure the result. device: number of the GPU. sms: its
+    multiprocessors. shared: bytes of shared memory that one block may have.
     """
 
     kind: str
@@ -55,10 +57,15 @@ class Target(msgspec.Struct, frozen=True):
     l1: int = 32 << 10
     l2: int = 1 << 20
     host: bool = True
+    device: int = 0
+    sms: int = 0
+    shared: int = 0
 
     @property
     def lanes(self) -> int:
-        """float32 lanes of the widest vector register."""
+        """float32 lanes of the widest vector register; on a GPU those of one 16-byte access."""
+        if self.kind == "cuda":
+            return 4
         return 16 if self.isa == _AVX512 else 8
 
     @property

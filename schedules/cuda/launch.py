@@ -1,0 +1,33 @@
+"""A CUDA kernel as a template hands it over: source file, compile-time constants, and how it is launched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch.
+
+    source: name of a .cu file beside this one. entry: its `extern "C" __global__` function. defines: macros (all named
+    SP_...) that shape the code: equal (source, entry, defines) share one compiled kernel, so what differs from layer to
+    layer (sizes, strides) is better a scalar. scalars: int32 arguments that follow the pointers.
+    grid: blocks in x, y, z. block: threads of a block (x only). shared: bytes of dynamic shared memory. cluster: blocks
+    of a cluster along x (compiled into the kernel as SP_CLUSTER).
+
+    Arguments of the kernel: X, the residual (when the epilogue has one), the packed arrays, Y (all pointers), scalars.
+    """
+
+    source: str
+    entry: str
+    defines: tuple[tuple[str, int | float], ...]
+    grid: tuple[int, int, int]
+    block: int
+    shared: int = 0
+    cluster: int = 1
+    scalars: tuple[int, ...] = ()
+
+    @property
+    def path(self) -> Path:
+        return Path(__file__).with_name(self.source)
