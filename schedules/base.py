@@ -21,6 +21,7 @@ from sparsetvm.space.space import Space
 
 if TYPE_CHECKING:
     import tvm
+    from sparsetvm.schedules.cuda.launch import Launch
 
 # Imported by name, so that listing templates needs no TVM. Order: the first that matches and is preferred gives the
 # default config.
@@ -32,6 +33,8 @@ _TEMPLATES: dict[str, tuple[str, str]] = {
     "x86.dense_gemv": ("sparsetvm.schedules.x86.dense_gemv", "DenseGemv"),
     "x86.dense": ("sparsetvm.schedules.x86.dense", "Dense"),
 }
+# What the first part of a template's name runs on.
+_DEVICES = {"x86": "cpu", "cuda": "cuda"}
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,8 @@ class Template(abc.ABC):
     @abc.abstractmethod
     def kernel(
         self, workload: Workload, config: Config, packed: Packed, target: Target, symbol: str
-    ) -> tvm.tirx.PrimFunc:
-        """The kernel with global symbol `symbol`.
+    ) -> tvm.tirx.PrimFunc | Launch:
+        """The kernel with global symbol `symbol`; on a GPU the launch of one.
 
         Arguments, in order: X, the residual (when the epilogue has one), the arrays of `packed`, Y. X, residual and Y
         are float32 in the physical shapes of the workload's layouts; arrays are 1-D.
@@ -95,7 +98,12 @@ def template_names() -> tuple[str, ...]:
     return tuple(_TEMPLATES)
 
 
+def is_for(name: str, target: Target) -> bool:
+    """True for templates of the target's kind of device, which the first part of a name says."""
+    return _DEVICES.get(name.partition(".")[0], target.kind) == target.kind
+
+
 def matching(workload: Workload, target: Target) -> list[Template]:
     """All templates that can implement the workload; the first has the default config."""
-    found = [t for t in map(template, _TEMPLATES) if t.matches(workload, target)]
+    found = [t for name in _TEMPLATES if is_for(name, target) and (t := template(name)).matches(workload, target)]
     return sorted(found, key=lambda t: not t.preferred(workload, target))

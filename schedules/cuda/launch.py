@@ -10,9 +10,9 @@ from pathlib import Path
 class Launch:
     """One kernel launch.
 
-    source: name of a .cu file beside this one. entry: its `extern "C" __global__` function. defines: macros (all named
-    SP_...) that shape the code: equal (source, entry, defines) share one compiled kernel, so what differs from layer to
-    layer (sizes, strides) is better a scalar. scalars: int32 arguments that follow the pointers.
+    source: path of a .cu file, relative to this one's folder. entry: its `extern "C" __global__` function. defines:
+    macros (all named SP_...) that shape the code: equal (source, entry, defines) share one compiled kernel, so what
+    differs from layer to layer (sizes, strides) is better a scalar. scalars: int32 arguments that follow the pointers.
     grid: blocks in x, y, z. block: threads of a block (x only). shared: bytes of dynamic shared memory. cluster: blocks
     of a cluster along x (compiled into the kernel as SP_CLUSTER).
 
@@ -30,4 +30,9 @@ class Launch:
 
     @property
     def path(self) -> Path:
-        return Path(__file__).with_name(self.source)
+        return Path(__file__).parent / self.source
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Where the source's includes are looked for: beside it, then beside this file."""
+        return tuple(dict.fromkeys((self.path.parent, Path(__file__).parent)))

@@ -1,5 +1,7 @@
 """What a good sparse kernel can gain over a good dense one: a model of one core, in clock cycles.
 
+(GPUs have a model of their own, gpu_roofline.py.)
+
 The model and its constants come from measurements of the kernel formulations on Zen 4 and Emerald Rapids:
 - dense: one vector FMA per `lanes` products; for few columns the weights stream from the cache that holds them;
 - pattern in code: R output rows live in registers, so per k an X vector is loaded once if any of the R rows needs it,
@@ -18,6 +20,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from sparsetvm.analysis.gpu_roofline import dense_us, sparse_us
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
 
@@ -137,6 +140,8 @@ def _data_cycles(workload: Workload, target: Target) -> float:
 
 def expected_speedup(workload: Workload, target: Target) -> float:
     """Dense time / sparse time of the model; below 1 where a sparse kernel would be slower."""
+    if target.kind == "cuda":
+        return dense_us(workload, target) / sparse_us(workload, target)
     return dense_cycles(workload, target) / sparse_cycles(workload, target)
 
 

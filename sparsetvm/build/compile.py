@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import tvm
 from tvm import relax
 
+from sparsetvm.build.cuda_kernels import check_machine_code, use_our_compiler
 from sparsetvm.build.emit import emit
 from sparsetvm.build.tvm_target import tvm_target
 from sparsetvm.core.config import Config
@@ -82,6 +84,8 @@ def compile_graph(
         with tempfile.TemporaryDirectory(dir=output.parent or Path(), prefix=".sparsetvm-") as folder:
             library = Path(folder) / output.name
             executable.export_library(str(library), cc=cxx)
+            if target.kind == "cuda":
+                check_machine_code(library.read_bytes())
             manifest = Path(folder) / manifest_path(output).name
             text = msgspec.json.encode(_manifest(graph, tasks, choices, target, library, model))
             manifest.write_bytes(msgspec.json.format(text, indent=2))
@@ -97,8 +101,11 @@ def build_executable(
 ) -> relax.VMExecutable:
     """Compile `graph` in memory."""
     tvm_device = tvm_target(target)
+    if target.kind == "cuda":
+        use_our_compiler(target)
     module = emit(graph, tasks, configs, target).module
-    return relax.build(module, target=tvm_device, relax_pipeline=relax.get_default_pipeline(tvm_device))
+    with tvm.transform.PassContext(config={"relax.backend.use_cuda_graph": target.kind == "cuda"}):
+        return relax.build(module, target=tvm_device, relax_pipeline=relax.get_default_pipeline(tvm_device))
 
 
 def _manifest(

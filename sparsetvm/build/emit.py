@@ -42,11 +42,15 @@ def emit(graph: Graph, tasks: Mapping[str, Task], configs: Mapping[str, Config],
     `tasks` and `configs` give the task and the chosen config of every layer by name. Raises ModelError naming the layer
     when TVM cannot import an operator.
     """
-    return _Emission(graph, tasks, configs, target).run()
+    if target.kind == "cuda":
+        from sparsetvm.build.emit_cuda import CudaEmission
+
+        return CudaEmission(graph, tasks, configs, target).run()
+    return Emission(graph, tasks, configs, target).run()
 
 
 @dataclass
-class _Call:
+class KernelCall:
     """A kernel call without its activations: symbol, names of the activations, constants that follow them."""
 
     symbol: str
@@ -59,7 +63,9 @@ def _constant(array: np.ndarray) -> Any:
     return relax.const(array, str(array.dtype))
 
 
-class _Emission:
+class Emission:
+    """The emission of one graph. `CudaEmission` changes how kernels are called and adds a function."""
+
     def __init__(self, graph: Graph, tasks: Mapping[str, Task], configs: Mapping[str, Config], target: Target) -> None:
         self.graph, self.tasks, self.configs, self.target = graph, tasks, configs, target
         self.builder = relax.BlockBuilder()
@@ -68,29 +74,38 @@ class _Emission:
         self.kernels: dict[str, Any] = {}
         self.symbols: dict[object, str] = {}
         # Every chunk of the batch calls the same kernels with the same weights.
-        self.calls: dict[str, _Call | None] = {}
+        self.calls: dict[str, KernelCall | None] = {}
 
     def run(self) -> Emitted:
-        params = [
-            relax.Var(f"input_{i}", relax.TensorType(list(self.graph.model_shape(name)), self.graph.values[name].dtype))
-            for i, name in enumerate(self.graph.inputs)
-        ]
-        with self.builder.function("main", params):
-            with self.builder.dataflow():
-                chunks = [self._chunk(params, at) for at in range(self.graph.chunks)]
-                results = [part[0] if len(part) == 1 else self._concat(part) for part in zip(*chunks, strict=True)]
-                out = self.builder.emit_output(results[0] if len(results) == 1 else relax.Tuple(results))
-            self.builder.emit_func_output(out)
+        self.function("main", self.parameters())
         module = self.builder.finalize()
         for symbol, func in self.kernels.items():
             module[tvm.ir.GlobalVar(symbol)] = func
         return Emitted(module, len(self.kernels))
 
+    def parameters(self) -> list[Any]:
+        """A variable for each input of the model."""
+        return [self.variable(f"input_{at}", name) for at, name in enumerate(self.graph.inputs)]
+
+    def variable(self, name: str, value: str) -> Any:
+        """A variable of a model input or output as the caller sees it."""
+        dtype = self.graph.values[value].dtype
+        return relax.Var(name, relax.TensorType(list(self.graph.model_shape(value)), dtype))
+
+    def function(self, name: str, params: list[Any], attrs: dict[str, Any] | None = None) -> None:
+        """Add a Relax function; its first parameters are the model's inputs."""
+        with self.builder.function(name, params, attrs=attrs):
+            with self.builder.dataflow():
+                chunks = [self._chunk(params, at) for at in range(self.graph.chunks)]
+                results = [part[0] if len(part) == 1 else self._concat(part) for part in zip(*chunks, strict=True)]
+                out = self.builder.emit_output(self.result(results))
+            self.builder.emit_func_output(out)
+
     def _chunk(self, params: list[Any], at: int) -> list[Any]:
         """The outputs of one chunk of the batch."""
         self.exprs = {}
-        for name, param in zip(self.graph.inputs, params, strict=True):
-            self.exprs[name] = param
+        for name, param in zip(self.graph.inputs, params, strict=False):
+            self.exprs[name] = self.input(name, param)
             if self.graph.chunks > 1:
                 size = self.graph.values[name].shape[0]
                 self.exprs[name] = self.builder.emit(
@@ -98,12 +113,24 @@ class _Emission:
                 )
         for node in self.graph.nodes:
             self._node(node)
-        return [self._expr(name) for name in self.graph.outputs]
+        return [self.output(at, self.expr(name)) for at, name in enumerate(self.graph.outputs)]
+
+    def input(self, name: str, param: Any) -> Any:
+        """The expression of an input, given its parameter."""
+        return param
+
+    def output(self, at: int, expr: Any) -> Any:
+        """What the function returns for output number `at`."""
+        return expr
+
+    def result(self, outputs: list[Any]) -> Any:
+        """What the function returns: one tensor, or a tuple of several."""
+        return outputs[0] if len(outputs) == 1 else relax.Tuple(outputs)
 
     def _concat(self, parts: tuple[Any, ...]) -> Any:
         return self.builder.emit(relax.op.concat(list(parts), axis=0))
 
-    def _expr(self, name: str) -> Any:
+    def expr(self, name: str) -> Any:
         if name in self.exprs:
             return self.exprs[name]
         if name not in self.constants:
@@ -115,7 +142,7 @@ class _Emission:
 
     def _node(self, node: Node) -> None:
         if node.is_op("alias", domain=SPARSETVM_DOMAIN):
-            self.exprs[node.outputs[0]] = self._expr(node.inputs[0])
+            self.exprs[node.outputs[0]] = self.expr(node.inputs[0])
             return
         layer = node.is_op(*LAYER_OPS, domain=SPARSETVM_DOMAIN)
         if node.name not in self.calls:
@@ -124,12 +151,12 @@ class _Emission:
         if call is None:
             self._import(node)
         elif layer:
-            self._call_layer(call, node)
+            self.call_layer(call, node)
         else:
-            args = [*(self._expr(name) for name in call.inputs), *call.constants]
-            self._call(call.symbol, args, self.graph.values[node.outputs[0]])
+            args = [*(self.expr(name) for name in call.inputs), *call.constants]
+            self.call_kernel(call.symbol, args, self.graph.values[node.outputs[0]])
 
-    def _remainder(self, node: Node) -> _Call | None:
+    def _remainder(self, node: Node) -> KernelCall | None:
         kernel = remainder_kernel(self.graph, node, self.target)
         if kernel is None:
             return None
@@ -138,9 +165,9 @@ class _Emission:
             symbol = f"sparsetvm_{node.op.lower()}_{len(self.symbols)}"
             self.symbols[kernel.key] = symbol
             self.kernels[symbol] = kernel.build(symbol)
-        return _Call(symbol, kernel.inputs, list(map(_constant, kernel.constants)))
+        return KernelCall(symbol, kernel.inputs, list(map(_constant, kernel.constants)))
 
-    def _layer(self, node: Node) -> _Call:
+    def _layer(self, node: Node) -> KernelCall:
         task, config = self.tasks[node.name], self.configs[node.name]
         chosen = template(config.template)
         try:
@@ -154,15 +181,16 @@ class _Emission:
             symbol = f"sparsetvm_layer_{len(self.symbols)}"
             self.symbols[key] = symbol
             self.kernels[symbol] = chosen.kernel(task.workload, config, packed, self.target, symbol)
-        return _Call(symbol, node.inputs, list(map(_constant, packed.arrays)))
+        return KernelCall(symbol, node.inputs, list(map(_constant, packed.arrays)))
 
-    def _call_layer(self, call: _Call, node: Node) -> None:
+    def call_layer(self, call: KernelCall, node: Node) -> None:
         values = [self.graph.values[name] for name in [*node.inputs, *node.outputs]]
+        """Call a layer's kernel."""
         # The kernels know tokens as (tokens, features), whatever their rank in the model.
         tokens = self.tasks[node.name].workload.n
         matrices = [isinstance(v.layout, Plain) and len(v.shape) != 2 for v in values]
         inputs = [
-            self._reshape(self._expr(v.name), (tokens, math.prod(v.shape) // tokens)) if matrix else self._expr(v.name)
+            self._reshape(self.expr(v.name), (tokens, math.prod(v.shape) // tokens)) if matrix else self.expr(v.name)
             for v, matrix in zip(values[:-1], matrices, strict=False)
         ]
         args, out = [*inputs, *call.constants], values[-1]
@@ -170,7 +198,7 @@ class _Emission:
             result = self._kernel_call(call.symbol, args, (tokens, math.prod(out.shape) // tokens), out.dtype)
             self.exprs[out.name] = self._reshape(result, out.shape)
         else:
-            self._call(call.symbol, args, out)
+            self.call_kernel(call.symbol, args, out)
 
     def _reshape(self, expr: Any, shape: tuple[int, ...]) -> Any:
         return self.builder.emit(relax.op.reshape(expr, shape))
@@ -178,7 +206,8 @@ class _Emission:
     def _kernel_call(self, symbol: str, args: list[Any], shape: tuple[int, ...], dtype: str) -> Any:
         return self.builder.emit(relax.call_dps_packed(symbol, args, out_ty=relax.TensorType(list(shape), dtype)))
 
-    def _call(self, symbol: str, args: list[Any], out: Value) -> None:
+    def call_kernel(self, symbol: str, args: list[Any], out: Value) -> None:
+        """Call the kernel that computes `out`."""
         self.exprs[out.name] = self._kernel_call(symbol, args, out.layout.physical_shape(out.shape), out.dtype)
 
     def _import(self, node: Node) -> None:
@@ -189,7 +218,7 @@ class _Emission:
         importer.opset = model.opset_import[0].version
         importer._parse_graph_initializers(model.graph)
         for value in model.graph.input:
-            importer._nodes[value.name] = self._expr(value.name)
+            importer._nodes[value.name] = self.expr(value.name)
         try:
             importer._construct_nodes(model.graph)
         except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -33,38 +34,41 @@ def remainder_kernel(graph: Graph, node: Node, target: Target) -> RemainderKerne
     return rule(graph, node, target) if rule else None
 
 
-def _convert(graph: Graph, node: Node, target: Target) -> RemainderKernel:
-    from sparsetvm.schedules.x86.remainder.convert import convert_kernel
+def _schedules(target: Target, name: str) -> Any:
+    """The schedules of one kind of node for the target's kind of device; all devices have the same functions."""
+    device = "cuda" if target.kind == "cuda" else "x86"
+    return importlib.import_module(f"sparsetvm.schedules.{device}.remainder.{name}")
 
+
+def _convert(graph: Graph, node: Node, target: Target) -> RemainderKernel:
+    kernels = _schedules(target, "convert")
     source, out = graph.values[node.inputs[0]], graph.values[node.outputs[0]]
     return RemainderKernel(
         ("convert", source.layout, out.layout, source.shape),
-        lambda symbol: convert_kernel(source.layout, out.layout, source.shape, target, symbol),
+        lambda symbol: kernels.convert_kernel(source.layout, out.layout, source.shape, target, symbol),
         [source.name],
     )
 
 
 def _depthwise(graph: Graph, node: Node, target: Target) -> RemainderKernel:
-    from sparsetvm.schedules.x86.remainder.depthwise import depthwise_kernel, pack_depthwise
-
+    kernels = _schedules(target, "depthwise")
     source, out = (graph.values[name].layout for name in (node.inputs[0], node.outputs[0]))
     if not isinstance(source, Planes) or not isinstance(out, Planes):
         raise TypeError(f"'{node.name}': depthwise convolution needs planes")
     conv, epilogue = node.attrs["conv"], node.attrs["epilogue"]
     return RemainderKernel(
         ("depthwise", source, out, conv, epilogue),
-        lambda symbol: depthwise_kernel(source, out, conv, epilogue, target, symbol),
+        lambda symbol: kernels.depthwise_kernel(source, out, conv, epilogue, target, symbol),
         list(node.inputs),
-        list(pack_depthwise(node.attrs["weight"].reshape(-1, *conv.kernel), node.attrs["bias"])),
+        list(kernels.pack_depthwise(node.attrs["weight"].reshape(-1, *conv.kernel), node.attrs["bias"])),
     )
 
 
 def _pool(graph: Graph, node: Node, target: Target) -> RemainderKernel | None:
-    from sparsetvm.schedules.x86.remainder.pooling import Pooling, pooling_kernel
-
     source, out = graph.values[node.inputs[0]], graph.values[node.outputs[0]]
     if isinstance(source.layout, Plain):
         return None
+    kernels = _schedules(target, "pooling")
     batch, channels, height, width = source.shape
     kernel, attrs = node.attrs["kernel_shape"], node.attrs
     strides, pads = attrs.get("strides") or [1, 1], attrs.get("pads") or [0, 0, 0, 0]
@@ -76,94 +80,90 @@ def _pool(graph: Graph, node: Node, target: Target) -> RemainderKernel | None:
         (int(strides[0]), int(strides[1])),
         (int(pads[0]), int(pads[1]), int(pads[2]), int(pads[3])),
     )
-    pooling = Pooling("max" if node.op == "MaxPool" else "average", window, bool(attrs.get("count_include_pad", 0)))
+    pooling = kernels.Pooling(
+        "max" if node.op == "MaxPool" else "average", window, bool(attrs.get("count_include_pad", 0))
+    )
     return RemainderKernel(
         ("pool", source.layout, out.layout, batch, pooling),
-        lambda symbol: pooling_kernel(source.layout, out.layout, batch, pooling, target, symbol),
+        lambda symbol: kernels.pooling_kernel(source.layout, out.layout, batch, pooling, target, symbol),
         [source.name],
     )
 
 
 def _global_pool(graph: Graph, node: Node, target: Target) -> RemainderKernel:
-    from sparsetvm.schedules.x86.remainder.pooling import global_pooling_kernel
-
+    kernels = _schedules(target, "pooling")
     source = graph.values[node.inputs[0]]
     kind: Literal["max", "average"] = "max" if node.op == "GlobalMaxPool" else "average"
     return RemainderKernel(
         ("global_pool", kind, source.layout, source.shape),
-        lambda symbol: global_pooling_kernel(source.layout, source.shape, kind, target, symbol),
+        lambda symbol: kernels.global_pooling_kernel(source.layout, source.shape, kind, target, symbol),
         [source.name],
     )
 
 
 def _layer_norm(graph: Graph, node: Node, target: Target) -> RemainderKernel | None:
-    from sparsetvm.schedules.x86.remainder.layer_norm import layer_norm_kernel
-
     source = graph.values[node.inputs[0]]
     scale = graph.constant(node.inputs[1])
     offset = graph.constant(node.inputs[2]) if len(node.inputs) > 2 else None
     if scale is None or not layer_norm_fits(node, source) or source.dtype != "float32":
         return None
+    kernels = _schedules(target, "layer_norm")
     epsilon = float(node.attrs.get("epsilon", 1e-5))
     beta = np.zeros_like(scale) if offset is None else offset
     return RemainderKernel(
         ("layer_norm", source.layout, source.shape, epsilon),
-        lambda symbol: layer_norm_kernel(source.layout, source.shape, epsilon, target, symbol),
+        lambda symbol: kernels.layer_norm_kernel(source.layout, source.shape, epsilon, target, symbol),
         [source.name],
         [scale.reshape(-1), beta.reshape(-1)],
     )
 
 
 def _softmax(graph: Graph, node: Node, target: Target) -> RemainderKernel | None:
-    from sparsetvm.schedules.x86.remainder.softmax import softmax_kernel
-
     source = graph.values[node.inputs[0]]
     # Before opset 13 softmax flattened everything from `axis` on; the last axis means the same in both.
     axis = int(node.attrs.get("axis", -1 if graph.opset >= 13 else 1))
     if axis not in (-1, len(source.shape) - 1) or source.dtype != "float32" or not source.shape:
         return None
+    kernels = _schedules(target, "softmax")
     return RemainderKernel(
-        ("softmax", source.shape), lambda symbol: softmax_kernel(source.shape, target, symbol), [source.name]
+        ("softmax", source.shape), lambda symbol: kernels.softmax_kernel(source.shape, target, symbol), [source.name]
     )
 
 
 def _attention(graph: Graph, node: Node, target: Target) -> RemainderKernel:
-    from sparsetvm.schedules.x86.remainder.attention import Attention, attention_kernel
-
+    kernels = _schedules(target, "attention")
     batch, seq, features = graph.values[node.inputs[0]].shape
     heads = int(node.attrs["heads"])
     mask = graph.values[node.inputs[3]].shape if len(node.inputs) > 3 else None
-    attention = Attention(batch, seq, heads, features // heads, float(node.attrs["scale"]), mask)
+    attention = kernels.Attention(batch, seq, heads, features // heads, float(node.attrs["scale"]), mask)
     return RemainderKernel(
-        ("attention", attention), lambda symbol: attention_kernel(attention, target, symbol), list(node.inputs)
+        ("attention", attention), lambda symbol: kernels.attention_kernel(attention, target, symbol), list(node.inputs)
     )
 
 
 def _binary(graph: Graph, node: Node, target: Target) -> RemainderKernel | None:
-    from sparsetvm.schedules.x86.remainder.elementwise import binary_kernel
-
     left, right = (graph.values[name] for name in node.inputs)
     if isinstance(left.layout, Plain) or left.shape != right.shape:
         return None
+    kernels = _schedules(target, "elementwise")
     op: Literal["add", "mul"] = "add" if node.op == "Add" else "mul"
     return RemainderKernel(
         (op, left.layout, left.shape),
-        lambda symbol: binary_kernel(op, left.layout, left.shape, Epilogue(), target, symbol),
+        lambda symbol: kernels.binary_kernel(op, left.layout, left.shape, Epilogue(), target, symbol),
         [left.name, right.name],
     )
 
 
 def _unary(graph: Graph, node: Node, target: Target) -> RemainderKernel | None:
-    from sparsetvm.schedules.x86.remainder.elementwise import unary_kernel
-
     source = graph.values[node.inputs[0]]
     fused = activation_of(node)
     if fused is None or source.dtype != "float32":
         return None
+    kernels = _schedules(target, "elementwise")
     epilogue = Epilogue(**fused)
     return RemainderKernel(
         ("unary", source.layout, source.shape, epilogue),
-        lambda symbol: unary_kernel(source.layout, source.shape, epilogue, target, symbol),
+        lambda symbol: kernels.unary_kernel(source.layout, source.shape, epilogue, target, symbol),
         [source.name],
     )
 

@@ -14,6 +14,8 @@ import msgspec
 from sparsetvm.errors import ModelError
 
 MANIFEST_SCHEMA = 1
+# The function of a library for a GPU whose tensors lie in the same place at every call (build/emit_cuda.py).
+STATIC_MAIN = "main_static"
 
 
 class TensorInfo(msgspec.Struct, frozen=True):

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import msgspec
 
-from sparsetvm.errors import TargetError, did_you_mean
+from sparsetvm.core.gpu import known_gpu, query_gpu
+from sparsetvm.errors import EnvironmentProblem, TargetError, did_you_mean
 from sparsetvm.settings import read_settings
 
 # LLVM names of x86 cores that sparsetvm knows, with their vector instruction set and L1d, L2 (bytes) per core.
@@ -38,6 +39,7 @@ _KNOWN_CPUS: dict[str, tuple[str, int, int]] = {
     "x86-64-v3": (_AVX2, 32 << 10, 256 << 10),
     "x86-64-v4": (_AVX512, 32 << 10, 1 << 20),
 }
+_CUDA_HOST = "x86-64-v3"
 _AVX512_FLAGS = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
 
 
@@ -74,24 +76,27 @@ class Target(msgspec.Struct, frozen=True):
         return 32 if self.isa == _AVX512 else 16
 
     def __str__(self) -> str:
+        if self.kind == "cuda":
+            return f"cuda:{self.device},{self.isa}" if self.device else f"cuda,{self.isa}"
         return f"{self.kind},{self.mcpu}"
 
 
 def parse_target(text: str, threads: int | None = None) -> Target:
-    """Parse `--target`: "cpu" (this host) or "cpu,NAME" (cross-compile for an LLVM core name).
+    """Parse `--target`: "cpu" (this host), "cpu,NAME" (cross-compile for an LLVM core name), "cuda" (GPU 0), "cuda:1"
+    or "cuda,sm_90" (cross-compile).
 
-    Raises TargetError with the next step for anything else; "cuda" is named as not available in this version.
+    Raises TargetError with the next step for anything else, EnvironmentProblem for a GPU on a machine without one.
     """
     kind, _, arch = text.partition(",")
     threads = default_threads() if threads is None else threads
     if threads < 1:
         raise TargetError(f"--threads {threads}: must be at least 1", hint="leave it out to use all cores")
     if kind == "cuda" or kind.startswith("cuda:"):
-        raise TargetError(f"target '{text}': this version has no CUDA schedules yet", hint="use --target cpu")
+        return _cuda_target(text, kind, arch)
     if kind != "cpu":
         raise TargetError(
             f"unknown target '{text}'{did_you_mean(kind, ['cpu', 'cuda'])}",
-            hint="use --target cpu for this machine, or cpu,znver4 (any LLVM core name) to cross-compile",
+            hint="use cpu or cuda for this machine; cpu,znver4 (any LLVM core name) or cuda,sm_90 to cross-compile",
         )
     if not arch:
         return host_target(threads)
@@ -102,6 +107,25 @@ def parse_target(text: str, threads: int | None = None) -> Target:
         )
     isa, l1, l2 = _KNOWN_CPUS[arch]
     return Target("cpu", arch, isa, threads, l1, l2, host=_runs_here(isa))
+
+
+def _cuda_target(text: str, kind: str, arch: str) -> Target:
+    """A GPU of this machine by number, or an architecture. The host code needs no more than AVX2."""
+    number = kind.removeprefix("cuda").removeprefix(":") or "0"
+    if not number.isdigit() or kind.endswith(":") or (arch and ":" in kind):
+        raise TargetError(f"target '{text}': no such GPU", hint="write cuda, cuda:1 or cuda,sm_90")
+    if arch:
+        model = known_gpu(arch, text)
+        return Target("cuda", _CUDA_HOST, arch, 1, model.shared, model.l2, False, 0, model.sms, model.shared)
+    try:
+        gpu = query_gpu(int(number))
+    except EnvironmentProblem as problem:
+        raise EnvironmentProblem(
+            f"target '{text}' needs a GPU: {problem.message}",
+            hint="name the GPU that the result is for, e.g. --target cuda,sm_90 (H100, H200), to cross-compile",
+        ) from problem
+    model = gpu.model
+    return Target("cuda", _CUDA_HOST, gpu.arch, 1, model.shared, model.l2, True, int(number), model.sms, model.shared)
 
 
 def default_threads() -> int:
@@ -163,8 +187,12 @@ def _cache_bytes(level: int, otherwise: int) -> int:
     return otherwise
 
 
-class DeviceFingerprint(msgspec.Struct, frozen=True):
-    """The measured device. Times are reused as they are only on an equal `model`."""
+class DeviceFingerprint(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The measured device. Times are reused as they are only on an equal `model`.
+
+    cores: of a GPU its multiprocessors. driver, clocks: of a GPU, e.g. "580.65.06", "1980/2619 MHz" (highest of
+    multiprocessors and memory).
+    """
 
     kind: str
     vendor: str
@@ -172,6 +200,8 @@ class DeviceFingerprint(msgspec.Struct, frozen=True):
     isa: str
     cores: int
     flags_digest: str
+    driver: str = ""
+    clocks: str = ""
 
 
 class ToolchainFingerprint(msgspec.Struct, frozen=True):
@@ -185,8 +215,11 @@ class ToolchainFingerprint(msgspec.Struct, frozen=True):
 
 @functools.cache
 def device_fingerprint(target: Target) -> DeviceFingerprint:
-    """Fingerprint of this machine's CPU as `target` uses it."""
+    """Fingerprint of this machine's CPU as `target` uses it, or of the GPU that `target` names."""
     import hashlib
+
+    if target.kind == "cuda":
+        return _gpu_fingerprint(target)
 
     info = _cpuinfo()
     flags = " ".join(sorted(cpu_flags()))
@@ -199,6 +232,14 @@ def device_fingerprint(target: Target) -> DeviceFingerprint:
         os.cpu_count() or 1,
         hashlib.sha256(flags.encode()).hexdigest()[:12],
     )
+
+
+def _gpu_fingerprint(target: Target) -> DeviceFingerprint:
+    if not target.host:
+        return DeviceFingerprint("cuda", "NVIDIA", f"any {target.isa}", target.isa, target.sms, "")
+    gpu = query_gpu(target.device)
+    clocks = f"{gpu.clocks[0]}/{gpu.clocks[1]} MHz"
+    return DeviceFingerprint("cuda", "NVIDIA", gpu.name, gpu.arch, gpu.model.sms, "", gpu.driver, clocks)
 
 
 @functools.cache

@@ -17,6 +17,7 @@ from sparsetvm.core.pattern import PatternSummary
 
 # Products of up to this many tokens are in plain layouts where the target has kernels whose lanes are output rows.
 FEW_TOKENS = 4
+FEW_TOKENS_CUDA = 8
 
 Activation = Literal["none", "relu", "clip", "gelu", "gelu_tanh", "sigmoid", "silu"]
 

@@ -14,7 +14,7 @@ from sparsetvm.core.config import Config
 from sparsetvm.core.target import Target
 from sparsetvm.core.task import Task
 from sparsetvm.errors import SparseTvmError
-from sparsetvm.schedules.base import Packed, Template
+from sparsetvm.schedules.base import Packed, Template, is_for
 
 SYMBOL = "sparsetvm_candidate"
 
@@ -39,7 +39,10 @@ def tvm_target(target: Target) -> Any:
     """The tvm.target.Target of a sparsetvm target; without mcpu LLVM would use no vector extensions."""
     import tvm
 
-    return tvm.target.Target({"kind": "llvm", "mcpu": target.mcpu, "num-cores": target.threads})
+    host = {"kind": "llvm", "mcpu": target.mcpu, "num-cores": target.threads}
+    if target.kind == "cuda":
+        return tvm.target.Target({"kind": "cuda", "arch": target.isa}, host=host)
+    return tvm.target.Target(host)
 
 
 def _prim_func(task: Task, config: Config, target: Target, find: FindTemplate) -> tuple[Any, Packed]:
@@ -48,7 +51,7 @@ def _prim_func(task: Task, config: Config, target: Target, find: FindTemplate) -
         template = find(config.template)
     except KeyError:
         raise InvalidConfig(f"no template is called '{config.template}'") from None
-    if not template.matches(workload, target):
+    if not is_for(template.name, target) or not template.matches(workload, target):
         raise InvalidConfig(f"template '{config.template}' does not match the workload")
     if not template.space(workload, target).contains(config):
         raise InvalidConfig(f"{config} is not in the template's space")

@@ -6,7 +6,7 @@ After:   convert -> conv2d -> conv2d -> Add -> GlobalAveragePool  (Planes from t
 Rules: convolutions, pools and what is element-wise between them use Planes; products of more than a few tokens, layer
 norm and attention between them use Tiled; everything else is plain. All images of one size use the same planes, whose
 zero columns suffice for every convolution of that size: residuals then need no conversion. What only 1x1 convolutions
-and residuals read is stored as PlaneTiles, which has the same grid.
+and residuals read is stored as PlaneTiles, which has the same grid (not on a GPU).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from sparsetvm.core.graph import SPARSETVM_DOMAIN, Graph, Node, Value
 from sparsetvm.core.layout import PLAIN, AnyLayout, Plain, Planes, PlaneTiles, Tiled
 from sparsetvm.core.target import Target
-from sparsetvm.core.workload import FEW_TOKENS
+from sparsetvm.core.workload import FEW_TOKENS, FEW_TOKENS_CUDA
 from sparsetvm.rewrite.plane_geometry import conv_layouts, depthwise_pad, required_pad
 
 _UNARY = ("Relu", "Gelu", "Tanh", "Sigmoid")
@@ -88,7 +88,7 @@ class _Assignment:
         rows = math.prod(shape[:-1])
         source: AnyLayout = PLAIN
         result: AnyLayout = PLAIN
-        if rows > (FEW_TOKENS if self.target.isa == "avx512" else 1):
+        if rows > few_tokens(self.target):
             lanes = token_lanes(rows, self.target)
             source, result = Tiled(rows, k, lanes), Tiled(rows, m, lanes)
         node.inputs = [self._as(node.inputs[0], source), *(self._as(name, result) for name in node.inputs[1:])]
@@ -121,8 +121,11 @@ class _Assignment:
         return self._as(name, planes)
 
     def _read_by_tiles(self, name: str) -> bool:
-        """True when everything that reads the value can read plane tiles: 1x1 convolutions, and residuals of any."""
-        if name in self.graph.outputs or not self.consumers[name]:
+        """True when everything that reads the value can read plane tiles: 1x1 convolutions, and residuals of any.
+
+        On a GPU nothing does: its blocks read whole rows of planes.
+        """
+        if self.target.kind == "cuda" or name in self.graph.outputs or not self.consumers[name]:
             return False
         return all(
             user.is_op("conv2d", domain=SPARSETVM_DOMAIN) and (user.inputs[0] != name or user.attrs["conv"].pointwise)
@@ -201,8 +204,20 @@ def _plane_pads(graph: Graph) -> dict[tuple[int, int], int]:
     return pads
 
 
+def few_tokens(target: Target) -> int:
+    """Products of up to this many tokens are in plain layouts, for kernels whose lanes are output rows."""
+    if target.kind == "cuda":
+        return FEW_TOKENS_CUDA
+    return FEW_TOKENS if target.isa == "avx512" else 1
+
+
 def token_lanes(rows: int, target: Target) -> int:
-    """Vector width for `rows` tokens: the smallest of 4, 8, 16 that holds them all, at most the target's."""
+    """Tokens of a tile. A vector: the smallest of 4, 8, 16 that holds them all, at most the target's.
+
+    On a GPU one tile holds all tokens, so that each feature is a row: blocks cut it into tiles as they like.
+    """
+    if target.kind == "cuda":
+        return -(-rows // target.lanes) * target.lanes
     return next((lanes for lanes in (4, 8, 16) if rows <= lanes <= target.lanes), target.lanes)
 
 

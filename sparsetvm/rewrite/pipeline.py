@@ -20,6 +20,7 @@ def rewrite(graph: Graph, target: Target) -> Graph:
     make_layers(graph)
     fuse_epilogues(graph)
     split_strided_pointwise(graph)
-    split_batch(graph, target)
+    if target.kind == "cpu":
+        split_batch(graph, target)
     assign_layouts(graph, target)
     return graph

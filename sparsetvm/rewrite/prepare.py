@@ -37,6 +37,6 @@ def prepare(model: str | Path, target: Target, shapes: Mapping[str, tuple[int, .
     notes = list(loaded.notes)
     if not any(task.workload.pattern.kind != "dense" for task in tasks.values()):
         notes.append("nothing in this model is pruned: it compiles as a dense model")
-    if target.isa != "avx512":
+    if target.kind == "cpu" and target.isa != "avx512":
         notes.append(f"target {target} has no AVX-512: the AVX2 kernels are used, which gain less from sparsity")
     return Prepared(loaded.path, loaded.digest, graph, tasks, notes)

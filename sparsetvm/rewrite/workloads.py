@@ -16,6 +16,7 @@ from sparsetvm.rewrite.make_layers import LAYER_OPS
 
 _LOOKUP_BYTES = 6  # a value and its column id, with padding
 _CODE_BYTES = 12  # a value and the instruction that uses it
+_DATA_BYTES = 8  # a value and an offset
 
 
 def layer_nodes(graph: Graph) -> list[Node]:
@@ -45,11 +46,14 @@ def workload_of(graph: Graph, node: Node, target: Target) -> Workload:
     )
 
 
-def _resident_bytes(workload: Workload) -> int:
+def _resident_bytes(workload: Workload, target: Target) -> int:
     """Bytes of weights, and of indices or code, that one inference reads for the layer."""
     if workload.pattern.kind == "dense":
         return 4 * workload.m * workload.k
-    per_weight = _LOOKUP_BYTES if isinstance(workload.layout_in, Plain) else _CODE_BYTES
+    if isinstance(workload.layout_in, Plain):
+        per_weight = _LOOKUP_BYTES
+    else:
+        per_weight = _DATA_BYTES if target.kind == "cuda" else _CODE_BYTES
     return per_weight * workload.nnz
 
 
@@ -58,7 +62,7 @@ def make_tasks(graph: Graph, target: Target) -> dict[str, Task]:
     tasks: dict[str, Task] = {}
     by_id: dict[str, Task] = {}
     workloads = {node.name: workload_of(graph, node, target) for node in layer_nodes(graph)}
-    cold = sum(_resident_bytes(workload) for workload in workloads.values()) > target.l2
+    cold = sum(_resident_bytes(workload, target) for workload in workloads.values()) > target.l2
     for node in layer_nodes(graph):
         workload = msgspec.structs.replace(workloads[node.name], cold=cold)
         task = by_id.get(workload.id)
