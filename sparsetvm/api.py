@@ -80,7 +80,7 @@ def tune(
     early; the report then has `interrupted` set and everything measured is in the log.
     """
     from sparsetvm.build.compile import check_can_write
-    from sparsetvm.measure.pool import Measurer
+    from sparsetvm.measure.pool import Measurer, default_jobs
     from sparsetvm.search.budget import TuneOptions
     from sparsetvm.search.run import TuneRun
 
@@ -96,7 +96,7 @@ def tune(
         tell(Event(kind="note", message=note))
 
     def open_measurer(repeats: int) -> Measurer:
-        return Measurer(where, jobs=jobs or 1, repeats=repeats, seed=seed)
+        return Measurer(where, jobs=jobs or default_jobs(where), repeats=repeats, seed=seed)
 
     run = TuneRun(
         str(prepared.path), prepared.unique_tasks(), where, options, records, log_dir, seed, open_measurer, tell

@@ -58,7 +58,7 @@ class CudaEmission(Emission):
         return self._inplace(_copy(expr), [expr], at)
 
     def result(self, outputs: list[Any]) -> Any:
-        """In place: a tuple that TVM's graph rewriter leaves outside of the graph, as it cannot return what is inside."""
+        """In place: a tuple made outside of the graph, since TVM's rewriter cannot return what is inside."""
         if not self._out_params:
             return super().result(outputs)
         types = relax.TupleType([output.ty for output in outputs])

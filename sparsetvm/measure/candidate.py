@@ -108,28 +108,25 @@ class Session:
 
     def run(self, request: Run) -> Reply:
         """Build or load, check, time."""
-        reference = self._need_reference()
+        self._need_reference()
         self._respond(Stage("build"))
         built = self._guarded("compile_error", lambda: self._built(request.config, request.library))
         if isinstance(built, Reply):
             return built
         self._respond(Stage("run"))
-        outcome = self._guarded("run_error", lambda: self._checked_and_timed(built, reference, request))
+        outcome = self._guarded("run_error", lambda: self._checked_and_timed(built, request))
         return _with_build_time(outcome, built.seconds)
 
     def build(self, request: Build) -> Reply:
         """Build into a library."""
         self._respond(Stage("build"))
         library = Path(request.library)
-        seconds = self._guarded(
-            "compile_error",
-            lambda: build_library(self._task, request.config, self._target, self._find, library),
-        )
+        seconds = self._guarded("compile_error", lambda: self._build_library(request.config, library))
         return seconds if isinstance(seconds, Reply) else Reply("ok", build_seconds=seconds)
 
     def retime(self, request: Retime) -> Replies:
         """Build and check all, then time in rounds."""
-        reference = self._need_reference()
+        self._need_reference()
         replies: list[Reply] = []
         trials: dict[int, Trial] = {}
         for index, config in enumerate(request.configs):
@@ -139,7 +136,7 @@ class Session:
                 replies.append(built)
                 continue
             self._respond(Stage("run", index))
-            trial = Trial(built, reference, self._target.threads)
+            trial = self._trial(built)
             checked = self._guarded("run_error", trial.check)
             if checked.status == "ok":
                 trials[index] = trial
@@ -174,13 +171,19 @@ class Session:
             self._reference = make_reference(self._task.workload, self._task.weight, self._task.bias, self._seed)
         return self._reference
 
+    def _trial(self, built: Built) -> Trial:
+        return Trial(built, self._need_reference(), self._target.threads)
+
     def _built(self, config: Config, library: str | None) -> Built:
         if library is not None:
             return load_library(Path(library))
         return build(self._task, config, self._target, self._find)
 
-    def _checked_and_timed(self, built: Built, reference: Reference, request: Run) -> Reply:
-        trial = Trial(built, reference, self._target.threads)
+    def _build_library(self, config: Config, library: Path) -> float:
+        return build_library(self._task, config, self._target, self._find, library)
+
+    def _checked_and_timed(self, built: Built, request: Run) -> Reply:
+        trial = self._trial(built)
         first = trial.check()
         if first.status != "ok":
             return first

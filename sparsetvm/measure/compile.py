@@ -45,7 +45,8 @@ def tvm_target(target: Target) -> Any:
     return tvm.target.Target(host)
 
 
-def _prim_func(task: Task, config: Config, target: Target, find: FindTemplate) -> tuple[Any, Packed]:
+def packed_kernel(task: Task, config: Config, target: Target, find: FindTemplate) -> tuple[Any, Packed]:
+    """The template's kernel and what it reads. Raises InvalidConfig."""
     workload = task.workload
     try:
         template = find(config.template)
@@ -67,7 +68,7 @@ def build(task: Task, config: Config, target: Target, find: FindTemplate) -> Bui
     import tvm
 
     start = time.perf_counter()
-    function, packed = _prim_func(task, config, target, find)
+    function, packed = packed_kernel(task, config, target, find)
     executable = tvm.compile(function, target=tvm_target(target))
     return Built(executable.mod, executable[SYMBOL], packed.arrays, time.perf_counter() - start)
 
@@ -77,7 +78,7 @@ def build_library(task: Task, config: Config, target: Target, find: FindTemplate
     import tvm
 
     start = time.perf_counter()
-    function, packed = _prim_func(task, config, target, find)
+    function, packed = packed_kernel(task, config, target, find)
     tvm.compile(function, target=tvm_target(target)).export_library(str(library))
     np.savez(arrays_path(library), *packed.arrays)
     return time.perf_counter() - start

@@ -18,7 +18,7 @@ import psutil
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.record import Status
-from sparsetvm.core.target import Target
+from sparsetvm.core.target import Target, default_threads
 from sparsetvm.core.task import Task
 from sparsetvm.errors import UsageError
 from sparsetvm.measure.process import ForkServer, WorkerDied, WorkerProcess, WorkerTimedOut
@@ -32,8 +32,8 @@ class Measurer:
     """Measures on this machine. Use as a context manager; not thread-safe.
 
     build_timeout, run_timeout: seconds for one candidate. repeats: timings of a candidate, each at least 2 ms long.
-    memory_limit: bytes a candidate may allocate, half of the machine's memory by default. templates: name of a module
-    with further templates, for tests.
+    memory_limit: bytes a candidate may allocate, half of the machine's memory by default, 0 (no limit) beside a GPU.
+    templates: name of a module with further templates, for tests.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Measurer:
         self._build_timeout = build_timeout
         self._run_timeout = run_timeout
         self._repeats = repeats
-        self._memory_limit = psutil.virtual_memory().total // 2 if memory_limit is None else memory_limit
+        self._memory_limit = _memory_limit(target) if memory_limit is None else memory_limit
         self._seed = seed
         self._server = ForkServer(target, templates)
         self._runner: WorkerProcess | None = None
@@ -257,6 +257,16 @@ class Measurer:
             except WorkerDied as death:
                 results[index] = _died(config, death, "build")
                 del busy[builder]
+
+
+def default_jobs(target: Target) -> int:
+    """Builders at a time: one on a CPU, where they would disturb the timing; up to 8 beside a GPU."""
+    return min(8, default_threads()) if target.kind == "cuda" else 1
+
+
+def _memory_limit(target: Target) -> int:
+    """Half of the machine's memory; none on a GPU, whose driver maps more addresses than there is memory."""
+    return 0 if target.kind == "cuda" else int(psutil.virtual_memory().total // 2)
 
 
 def _measured(config: Config, reply: Reply, build_seconds: float) -> Measured:

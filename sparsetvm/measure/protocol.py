@@ -84,7 +84,14 @@ class Replies(msgspec.Struct, frozen=True, tag=True):
 Request = SetTask | Run | Build | Retime
 Response = Stage | Reply | Replies
 
-_MEMORY_WORDS = ("bad_alloc", "out of memory", "Cannot allocate memory", "Unable to allocate", "MemoryError")
+_MEMORY_WORDS = (
+    "bad_alloc",
+    "out of memory",
+    "Cannot allocate memory",
+    "Unable to allocate",
+    "MemoryError",
+    "ERROR_OUT_OF_MEMORY",
+)
 
 _Message = TypeVar("_Message")
 

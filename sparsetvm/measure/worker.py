@@ -17,8 +17,9 @@ import signal
 import socket
 import sys
 import time
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
+from sparsetvm.core.target import Target
 from sparsetvm.measure.protocol import (
     PID_FORMAT,
     READY,
@@ -36,6 +37,9 @@ from sparsetvm.measure.protocol import (
     send_message,
 )
 from sparsetvm.schedules.base import Template, template, template_names
+
+if TYPE_CHECKING:
+    from sparsetvm.measure.candidate import Session
 
 _PR_SET_PDEATHSIG = 1
 
@@ -154,9 +158,17 @@ def _limit_process(limit: int, pin: bool) -> None:
         os.sched_setaffinity(0, {max(cores)})
 
 
-def _answer_requests(channel: socket.socket, extra: dict[str, Template]) -> None:
+def _session_type(target: Target) -> type[Session]:
+    if target.kind == "cuda":
+        from sparsetvm.measure.cuda_session import CudaSession
+
+        return CudaSession
     from sparsetvm.measure.candidate import Session
 
+    return Session
+
+
+def _answer_requests(channel: socket.socket, extra: dict[str, Template]) -> None:
     def respond(response: Response) -> None:
         send_message(channel, response)
 
@@ -170,7 +182,7 @@ def _answer_requests(channel: socket.socket, extra: dict[str, Template]) -> None
         except EOFError:
             return
         if isinstance(request, SetTask):
-            session = Session(request, find, respond)
+            session = _session_type(request.target)(request, find, respond)
         elif session is None:
             raise ValueError("the first request must set the task")
         elif isinstance(request, Run):

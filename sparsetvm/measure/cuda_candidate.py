@@ -1,0 +1,117 @@
+"""Candidates for a GPU: config -> launch and cubin -> checked and timed on the device. Runs inside a worker process."""
+
+from __future__ import annotations
+
+import functools
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from sparsetvm.schedules.cuda.launch import Launch
+
+from sparsetvm.core.config import Config
+from sparsetvm.core.target import Target
+from sparsetvm.core.task import Task
+from sparsetvm.errors import SparseTvmError
+from sparsetvm.measure.compile import FindTemplate, arrays_path, packed_kernel
+from sparsetvm.measure.cuda_device import Device, DeviceBuffer, Kernel
+from sparsetvm.measure.cuda_timing import L2Flush, time_cold_launches, time_graph
+from sparsetvm.measure.nvcc import compile_sources, kernel_symbol, launch_source
+from sparsetvm.measure.protocol import Reply
+from sparsetvm.measure.reference import TOLERANCE, Reference, output_shape
+from sparsetvm.measure.timing import TimeCalls
+
+
+@dataclass(frozen=True)
+class CudaBuilt:
+    """A compiled launch. `arrays` are its packed arguments."""
+
+    launch: Launch
+    cubin: bytes
+    arrays: tuple[np.ndarray, ...]
+    seconds: float
+
+
+def build_cuda(task: Task, config: Config, target: Target, find: FindTemplate) -> CudaBuilt:
+    """Compile the config. Raises InvalidConfig, or CompileError with the compiler's words."""
+    start = time.perf_counter()
+    launch, packed = packed_kernel(task, config, target, find)
+    if not isinstance(launch, Launch):
+        raise SparseTvmError(f"template '{config.template}' returns no launch")
+    (cubin,) = compile_sources([launch_source(launch)], target, jobs=1)
+    return CudaBuilt(launch, cubin, packed.arrays, time.perf_counter() - start)
+
+
+def save_cuda(built: CudaBuilt, library: Path) -> None:
+    """Write the launch and its machine code to `library`, the arrays beside it."""
+    library.write_bytes(msgspec.msgpack.encode((asdict(built.launch), built.cubin)))
+    np.savez(arrays_path(library), *built.arrays)
+
+
+def load_cuda(library: Path) -> CudaBuilt:
+    """Load what `save_cuda` wrote."""
+    launch, cubin = msgspec.msgpack.decode(library.read_bytes(), type=tuple[Launch, bytes])
+    with np.load(arrays_path(library), allow_pickle=False) as stored:
+        arrays = tuple(stored[f"arr_{i}"] for i in range(len(stored.files)))
+    return CudaBuilt(launch, cubin, arrays, 0.0)
+
+
+@functools.cache
+def open_device(number: int) -> Device:
+    """The device of this worker."""
+    return Device(number)
+
+
+class CudaTrial:
+    """A built candidate with its buffers on the device; the same interface as `candidate.Trial`."""
+
+    def __init__(self, built: CudaBuilt, reference: Reference, target: Target) -> None:
+        workload = reference.workload
+        self._reference = reference
+        self._device = open_device(target.device)
+        given = [reference.x, *([] if reference.residual is None else [reference.residual])]
+        self._originals = [(DeviceBuffer.of(array), array) for array in (*given, *built.arrays)]
+        self._inputs = [buffer for buffer, _ in self._originals[: len(given)]]
+        self._y = DeviceBuffer(workload.layout_out.physical_shape(output_shape(workload)), np.float32)
+        self._buffers = [*(buffer for buffer, _ in self._originals), self._y]
+        launch = built.launch
+        self._kernel = Kernel(
+            self._device,
+            built.cubin,
+            kernel_symbol(launch),
+            grid=launch.grid,
+            block=launch.block,
+            shared=launch.shared,
+            cluster=launch.cluster,
+            pointers=[buffer.address for buffer in self._buffers],
+            scalars=launch.scalars,
+        )
+
+    def check(self) -> Reply:
+        """Run once on poisoned output and compare everything that can be compared."""
+        self._y.poison()
+        self._kernel.launch()
+        self._device.wait()
+        return self.check_again()
+
+    def timer(self, flush: L2Flush | None) -> TimeCalls:
+        """Times warm calls in a CUDA graph, or with `flush` cold ones."""
+        if flush is not None:
+            return time_cold_launches(self._device, self._kernel, flush, self._inputs)
+        return time_graph(self._device, self._kernel)
+
+    def check_again(self) -> Reply:
+        """After timing: blocks that race may be right once and wrong later."""
+        if not all(buffer.intact() for buffer in self._buffers):
+            return Reply("wrong_answer", message="the kernel wrote outside its buffers")
+        if not all(np.array_equal(buffer.read(), array) for buffer, array in self._originals):
+            return Reply("wrong_answer", message="the kernel changed what it reads")
+        y = self._y.read()
+        fault, error = self._reference.fault(y), self._reference.error(y)
+        if fault:
+            return Reply("wrong_answer", message=fault)
+        if not error <= TOLERANCE:
+            return Reply("wrong_answer", error=error, message=f"relative L2 error {error:.2e} > {TOLERANCE:.0e}")
+        return Reply("ok", error=error)

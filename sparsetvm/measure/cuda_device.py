@@ -1,0 +1,196 @@
+"""A GPU as the measuring process uses it: context, guarded buffers, kernels and CUDA graphs, through the driver alone.
+
+Only a worker process makes a context: one that a candidate has broken cannot be repaired, its process must end.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from sparsetvm.core.cuda_driver import call, library
+
+GUARD = 256  # bytes on either side of a buffer; device memory is aligned to as many
+_FILL = 0xA5
+_POISON = 0xFF  # four of them are a NaN
+_MAX_DYNAMIC_SHARED = 8  # CUfunction_attribute
+_NON_PORTABLE_CLUSTER = 14
+_PORTABLE_CLUSTER = 8  # blocks
+_BLOCKING = 0  # ordered with copies and fills, which go to the default stream
+_CAPTURE_THREAD = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+
+
+class Device:
+    """The primary context of a GPU, current in this thread, and a stream. Lives as long as the process."""
+
+    def __init__(self, number: int) -> None:
+        handle, context, stream = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_void_p()
+        call("cuDeviceGet", ctypes.byref(handle), number)
+        call("cuDevicePrimaryCtxRetain", ctypes.byref(context), handle)
+        call("cuCtxSetCurrent", context)
+        call("cuStreamCreate", ctypes.byref(stream), _BLOCKING)
+        self.stream = stream
+
+    def wait(self) -> None:
+        """Until everything launched has ended. Raises CudaError when some of it failed."""
+        call("cuStreamSynchronize", self.stream)
+
+    def events(self) -> tuple[Event, Event]:
+        return Event(self), Event(self)
+
+
+class Memory:
+    """Device memory, freed with the object."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes = nbytes
+        self.address = 0
+        pointer = ctypes.c_uint64()
+        call("cuMemAlloc_v2", ctypes.byref(pointer), ctypes.c_size_t(nbytes))
+        self.address = pointer.value
+
+    def __del__(self) -> None:
+        if self.address:
+            _drop("cuMemFree_v2", ctypes.c_uint64(self.address))
+
+
+class DeviceBuffer:
+    """An array on the device between two guard zones of 256 bytes."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype | type) -> None:
+        self.shape, self.dtype = shape, np.dtype(dtype)
+        self.nbytes = int(np.prod(shape, dtype=np.int64)) * self.dtype.itemsize
+        # The guard behind starts right after the last byte.
+        self._memory = Memory(self.nbytes + 2 * GUARD)
+        self.address = self._memory.address + GUARD
+        call(
+            "cuMemsetD8_v2", _pointer(self._memory.address), ctypes.c_ubyte(_FILL), ctypes.c_size_t(self._memory.nbytes)
+        )
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> DeviceBuffer:
+        """A guarded copy of a host array."""
+        buffer = cls(array.shape, array.dtype)
+        buffer.write(array)
+        return buffer
+
+    def write(self, array: np.ndarray) -> None:
+        whole = np.ascontiguousarray(array, self.dtype)
+        call(
+            "cuMemcpyHtoD_v2", _pointer(self.address), ctypes.c_void_p(whole.ctypes.data), ctypes.c_size_t(self.nbytes)
+        )
+
+    def read(self) -> np.ndarray:
+        """A copy on the host."""
+        return _read(self.address, self.nbytes).view(self.dtype).reshape(self.shape)
+
+    def poison(self) -> None:
+        """Fill with NaN."""
+        call("cuMemsetD8_v2", _pointer(self.address), ctypes.c_ubyte(_POISON), ctypes.c_size_t(self.nbytes))
+
+    def intact(self) -> bool:
+        """False when something wrote into a guard zone."""
+        zones = (_read(self._memory.address, GUARD), _read(self.address + self.nbytes, GUARD))
+        return all(bool((zone == _FILL).all()) for zone in zones)
+
+
+class Event:
+    """A point in time on a device's stream."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._handle = ctypes.c_void_p()
+        call("cuEventCreate", ctypes.byref(self._handle), 0)
+
+    def record(self) -> None:
+        call("cuEventRecord", self._handle, self._device.stream)
+
+    def seconds_since(self, earlier: Event) -> float:
+        """Waits for this event. Resolution 0.5 us."""
+        call("cuEventSynchronize", self._handle)
+        milliseconds = ctypes.c_float()
+        call("cuEventElapsedTime", ctypes.byref(milliseconds), earlier._handle, self._handle)
+        return milliseconds.value * 1e-3
+
+    def __del__(self) -> None:
+        if self._handle:
+            _drop("cuEventDestroy_v2", self._handle)
+
+
+class Kernel:
+    """A kernel of a cubin, ready to be launched with fixed arguments."""
+
+    def __init__(
+        self,
+        device: Device,
+        cubin: bytes,
+        name: str,
+        *,
+        grid: tuple[int, int, int],
+        block: int,
+        shared: int,
+        cluster: int,
+        pointers: Sequence[int],
+        scalars: Sequence[int],
+    ) -> None:
+        self._device = device
+        self._module, self._function = ctypes.c_void_p(), ctypes.c_void_p()
+        call("cuModuleLoadData", ctypes.byref(self._module), cubin)
+        call("cuModuleGetFunction", ctypes.byref(self._function), self._module, name.encode())
+        if shared >= 48 << 10:
+            call("cuFuncSetAttribute", self._function, _MAX_DYNAMIC_SHARED, shared)
+        if cluster > _PORTABLE_CLUSTER:
+            call("cuFuncSetAttribute", self._function, _NON_PORTABLE_CLUSTER, 1)
+        self._geometry = (*grid, block, 1, 1, shared)
+        values = [*map(_pointer, pointers), *map(ctypes.c_int, scalars)]
+        self._values = values  # the driver reads them at each launch
+        self._arguments = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
+
+    def launch(self) -> None:
+        """Put one run on the device's stream."""
+        call("cuLaunchKernel", self._function, *self._geometry, self._device.stream, self._arguments, None)
+
+    def __del__(self) -> None:
+        if self._module:
+            _drop("cuModuleUnload", self._module)
+
+
+class Graph:
+    """What `record` puts on the device's stream, as one CUDA graph."""
+
+    def __init__(self, device: Device, record: Callable[[], Any]) -> None:
+        self._device = device
+        self._graph, self._executable = ctypes.c_void_p(), ctypes.c_void_p()
+        call("cuStreamBeginCapture_v2", device.stream, _CAPTURE_THREAD)
+        try:
+            record()
+        finally:
+            call("cuStreamEndCapture", device.stream, ctypes.byref(self._graph))
+        call("cuGraphInstantiateWithFlags", ctypes.byref(self._executable), self._graph, ctypes.c_ulonglong(0))
+
+    def launch(self) -> None:
+        call("cuGraphLaunch", self._executable, self._device.stream)
+
+    def __del__(self) -> None:
+        if self._executable:
+            _drop("cuGraphExecDestroy", self._executable)
+        if self._graph:
+            _drop("cuGraphDestroy", self._graph)
+
+
+def _pointer(address: int) -> ctypes.c_uint64:
+    return ctypes.c_uint64(address)
+
+
+def _read(address: int, nbytes: int) -> np.ndarray:
+    array = np.empty(nbytes, np.uint8)
+    call("cuMemcpyDtoH_v2", ctypes.c_void_p(array.ctypes.data), _pointer(address), ctypes.c_size_t(nbytes))
+    return array
+
+
+def _drop(function: str, handle: Any) -> None:
+    """Free something. Its result says nothing new: a broken context has already been reported, and all ends with it."""
+    getattr(library(), function)(handle)

@@ -1,0 +1,59 @@
+"""The session of a worker that measures on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sparsetvm.core.config import Config
+from sparsetvm.core.cuda_driver import CudaError
+from sparsetvm.core.record import Status
+from sparsetvm.measure.candidate import Session
+from sparsetvm.measure.cuda_candidate import CudaBuilt, CudaTrial, build_cuda, load_cuda, save_cuda
+from sparsetvm.measure.cuda_timing import L2Flush
+
+
+class ContextLost(BaseException):
+    """The GPU's context is gone and only the end of the process helps: no handler of exceptions may stop this one.
+
+    The measuring process sees a worker that died while it ran this candidate, and starts another.
+    """
+
+
+class CudaSession(Session):
+    """Builders compile machine code and never touch the GPU; a context is made for the first candidate that runs."""
+
+    _l2_flush: L2Flush | None = None
+
+    def _flush(self) -> Any:
+        if self._task.workload.cold and self._l2_flush is None:
+            self._l2_flush = L2Flush(self._target.l2)
+        return self._l2_flush
+
+    def _trial(self, built: Any) -> Any:
+        return CudaTrial(built, self._need_reference(), self._target)
+
+    def _built(self, config: Config, library: str | None) -> Any:
+        if library is not None:
+            return load_cuda(Path(library))
+        return self._compiled(config)
+
+    def _build_library(self, config: Config, library: Path) -> float:
+        built = self._compiled(config)
+        save_cuda(built, library)
+        return built.seconds
+
+    def _compiled(self, config: Config) -> CudaBuilt:
+        return build_cuda(self._task, config, self._target, self._find)
+
+    def _guarded(self, status: Status, step: Callable[[], Any]) -> Any:
+        def checked() -> Any:
+            try:
+                return step()
+            except CudaError as problem:
+                if problem.sticky:
+                    raise ContextLost(str(problem)) from problem
+                raise
+
+        return super()._guarded(status, checked)
