@@ -193,11 +193,13 @@ def bench(
     seconds: float = 3.0,
     inputs: Mapping[str, Any] | None = None,
     reference_model: PathLike | None = None,
+    target: str = "cpu",
 ) -> BenchReport:
     """Time a compiled model (or an .onnx file, compiled first) beside competitors, interleaved in one process.
 
     against: "ort" (ONNX Runtime), "openvino" (its default precision), "openvino-f32" and "dense" (our own build of the
-    same model with dense kernels only).
+    same model with dense kernels only). target: what an .onnx file is compiled for. On a GPU inputs and outputs stay
+    there, and "ort" and "openvino", which run on the CPU, are left out.
     """
     from sparsetvm.runtime.compare import interleave
     from sparsetvm.runtime.openvino import openvino_run
@@ -209,14 +211,20 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="sparsetvm-bench-") as folder:
         if path.suffix == ".onnx":
             library = Path(folder) / "model.so"
-            compile(path, library, threads=threads)
+            compile(path, library, target=target, threads=threads)
         else:
             library = path
         module = load(library, threads=threads)
         if reference is None and against:
             reference = _recorded_model(module)
         feed = dict(inputs) if inputs is not None else module.random_inputs()
-        runs: dict[str, Any] = {"ours": lambda: module.run(feed)}
+        runs: dict[str, Any] = {"ours": module.prepared(feed)}
+        built_for = module.built_for
+        if built_for is not None and built_for.kind == "cuda":
+            left_out = [name for name in against if name != "dense"]
+            against = [name for name in against if name == "dense"]
+            if left_out:
+                notes.append(f"{', '.join(left_out)} left out: on the CPU no competitor of a GPU")
         if "ort" in against and reference is not None:
             session = onnxruntime_session(reference, threads)
             check_signature(session, module, reference)
@@ -226,8 +234,8 @@ def bench(
                 runs[name] = openvino_run(reference, threads, feed, float32=name == "openvino-f32")
         if "dense" in against and reference is not None:
             shapes = {info.name: info.shape for info in module.inputs}
-            dense = _dense_module(reference, Path(folder) / "dense.so", threads, shapes)
-            runs["dense"] = lambda: dense.run(feed)
+            where = built_for if built_for is not None and built_for.kind == "cuda" else parse_target("cpu", threads)
+            runs["dense"] = _dense_module(reference, Path(folder) / "dense.so", where, shapes).prepared(feed)
         latency = interleave(runs, seconds)
         notes.extend(module.notes)
     ours = latency.pop("ours")
@@ -287,13 +295,12 @@ def _recorded_model(module: Module) -> Path:
     return path
 
 
-def _dense_module(model: Path, library: Path, threads: int, shapes: Shapes) -> Module:
+def _dense_module(model: Path, library: Path, where: Target, shapes: Shapes) -> Module:
     from sparsetvm.build.choose import choose_dense
 
-    where = parse_target("cpu", threads)
     prepared = prepare(model, where, shapes)
     _write(prepared, where, choose_dense(prepared.tasks, where), library)
-    return load(library, threads=threads)
+    return load(library, threads=where.threads)
 
 
 __all__ = [

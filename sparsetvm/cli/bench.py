@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from sparsetvm.cli.arrays import read_arrays
-from sparsetvm.cli.params import Duration, Model, model_argument
+from sparsetvm.cli.params import Duration, Model, model_argument, target_option
 from sparsetvm.cli.session import Session, common_options, pass_session
 from sparsetvm.errors import UsageError, did_you_mean
 
@@ -40,6 +40,7 @@ def parse_against(text: str) -> tuple[str, ...]:
     "-i", "--inputs", type=click.Path(exists=True, dir_okay=False), help=".npz with inputs.  [default: random]"
 )
 @click.option("--reference", type=Model(), metavar="MODEL", help="The .onnx that a .so was made from, for competitors.")
+@target_option
 @common_options
 @pass_session
 def command(
@@ -51,18 +52,26 @@ def command(
     seconds: float | None,
     inputs: str | None,
     reference: str | None,
+    target: str,
 ) -> None:
     """Time PATH (a compiled .so, or a model, which is compiled first) beside other runtimes and our dense build."""
     from sparsetvm import api
 
     competitors = parse_against(against)
     session.say_settings(
-        "bench", path=path, against=competitors, threads=threads, seconds=seconds, inputs=inputs, reference=reference
+        "bench",
+        path=path,
+        against=competitors,
+        threads=threads,
+        seconds=seconds,
+        inputs=inputs,
+        reference=reference,
+        target=target,
     )
     options: dict[str, Any] = {} if seconds is None else {"seconds": seconds}
     report = api.bench(
         path, against=competitors, threads=threads, inputs=None if inputs is None else read_arrays(inputs),
-        reference_model=reference, **options,
+        reference_model=reference, target=target, **options,
     )  # fmt: skip
 
     def render() -> None:

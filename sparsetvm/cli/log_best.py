@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparsetvm.cli.params import Model, shape_option, threads_option, to_shapes
+from sparsetvm.cli.params import Model, shape_option, target_option, threads_option, to_shapes
 from sparsetvm.cli.session import JSON_SCHEMA, Session, common_options, pass_session
 from sparsetvm.errors import UsageError
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 @click.command("best", short_help="Which record would be used, and why.")
 @click.argument("what", metavar="MODEL|ID")
+@target_option
 @threads_option
 @shape_option
 @click.option("--records", type=click.Path(exists=True), multiple=True, metavar="PATH", help="More records to read.")
@@ -30,6 +31,7 @@ def best(
     session: Session,
     *,
     what: str,
+    target: str,
     threads: int | None,
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
     records: tuple[str, ...],
@@ -40,7 +42,7 @@ def best(
 
     ID is the start of a task's id as `sparsetvm log ls` shows it, instead of a model.
     """
-    from sparsetvm.core.target import default_threads, device_fingerprint, host_target
+    from sparsetvm.core.target import default_threads, device_fingerprint, parse_target
     from sparsetvm.log.location import log_dir as find_log_dir
     from sparsetvm.log.lookup import RecordIndex
     from sparsetvm.search.candidates import candidates_of, validator
@@ -52,14 +54,14 @@ def best(
         from sparsetvm import api
 
         model = Model().convert(what, None, None)
-        found = api.tasks(model, threads=threads or default_threads(), shapes=to_shapes(shapes))
+        found = api.tasks(model, target=target, threads=threads or default_threads(), shapes=to_shapes(shapes))
         tasks = [(task.name, task.workload) for task in found]
     else:
         tasks = _by_id(index, what)
     rows = []
     for name, workload in tasks:
-        target = host_target(workload.threads)
-        decision = index.best(workload, device_fingerprint(target), validator(candidates_of(workload, target)))
+        where = parse_target(target, workload.threads)
+        decision = index.best(workload, device_fingerprint(where), validator(candidates_of(workload, where)))
         rows.append(_row(name, workload, decision))
     document = {"schema": JSON_SCHEMA, "tasks": rows}
     session.emit_json(json.dumps(document, indent=2).encode(), lambda: _print(session, rows, why))

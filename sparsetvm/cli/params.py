@@ -87,7 +87,10 @@ def model_argument(name: str = "model") -> Callable[[_Command], _Command]:
 
 def target_option(command: _Command) -> _Command:
     return click.option(
-        "--target", default="cpu", show_default=True, help="cpu (this machine), or cpu,NAME to cross-compile."
+        "--target",
+        default="cpu",
+        show_default=True,
+        help="cpu or cuda (this machine), cuda:1, or cpu,NAME or cuda,sm_90 to cross-compile.",
     )(command)
 
 

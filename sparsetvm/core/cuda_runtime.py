@@ -42,14 +42,13 @@ def load_cuda_runtime(*, to_run: bool) -> None:
     """Make TVM able to make CUDA modules, and with `to_run` to run them. Raises EnvironmentProblem with the remedy."""
     import tvm_ffi
 
-    if _driver_is_there():
-        pass
-    elif to_run:
+    driver = _find_driver()
+    if to_run and not hasattr(driver, "cuInit"):
         raise EnvironmentProblem(
             f"this model runs on an NVIDIA GPU, and no driver is here ({DRIVER} is missing)",
             hint="run it on a machine with an NVIDIA GPU and driver",
         )
-    else:
+    if driver is None:
         _load_stub_driver()
     _load_cudart()
     import tvm  # noqa: F401 - loads the CUDA runtime itself when all libraries are there
@@ -65,12 +64,12 @@ def load_cuda_runtime(*, to_run: bool) -> None:
         raise EnvironmentProblem("this build of TVM has no CUDA runtime", hint="pip install apache-tvm==0.27.0.post1")
 
 
-def _driver_is_there() -> bool:
+def _find_driver() -> ctypes.CDLL | None:
+    """NVIDIA's driver, or the one below that was loaded before: it lacks cuInit."""
     try:
-        ctypes.CDLL(DRIVER, ctypes.RTLD_GLOBAL)
+        return ctypes.CDLL(DRIVER, ctypes.RTLD_GLOBAL)
     except OSError:
-        return False
-    return True
+        return None
 
 
 def _load_stub_driver() -> None:

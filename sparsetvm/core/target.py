@@ -77,7 +77,8 @@ class Target(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         if self.kind == "cuda":
-            return f"cuda:{self.device},{self.isa}" if self.device else f"cuda,{self.isa}"
+            here = f"cuda:{self.device}" if self.device else "cuda"
+            return here if self.host else f"cuda,{self.isa}"
         return f"{self.kind},{self.mcpu}"
 
 

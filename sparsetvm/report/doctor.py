@@ -11,7 +11,7 @@ from typing import Any
 
 from sparsetvm.core.results import DoctorReport
 from sparsetvm.core.target import cpu_vendor, default_threads, host_target, version_of
-from sparsetvm.errors import SparseTvmError
+from sparsetvm.errors import EnvironmentProblem, SparseTvmError
 
 TVM_VERSION = "0.27.0.post1"
 MIN_MEMORY_GIB = 2.0
@@ -39,6 +39,8 @@ def run_doctor() -> DoctorReport:
         ("log folder", _log_folder),
         ("variables", _variables),
         ("kernel", _kernel),
+        ("GPU", _gpu),
+        ("CUDA compiler", _cuda_compiler),
     ]
     rows = [_run(name, check) for name, check in checks]
     return DoctorReport(ok=all(row["ok"] for row in rows), checks=rows)
@@ -156,6 +158,35 @@ def _variables() -> str:
         raise _Failed("; ".join(unknown), "unset it, or correct its name (docs/cli.md lists them)")
     given = [name for name in VARIABLES if os.environ.get(name)]
     return ", ".join(f"{name}={os.environ[name]}" for name in given) or "none set"
+
+
+def _gpu() -> str:
+    """No GPU is no fault. One that is there must be usable."""
+    from sparsetvm.core.cuda_runtime import load_cuda_runtime
+    from sparsetvm.core.gpu import query_gpu
+
+    try:
+        gpu = query_gpu(0)
+    except EnvironmentProblem as problem:
+        return f"none: {problem.message}; --target cuda,sm_90 still compiles for one"
+    load_cuda_runtime(to_run=True)
+    return f"{gpu.name}, {gpu.arch}, {gpu.model.sms} multiprocessors, driver {gpu.driver}"
+
+
+def _cuda_compiler() -> str:
+    """Needed with a GPU, and to compile for one."""
+    from sparsetvm.core.gpu import query_gpu
+    from sparsetvm.measure.nvcc import find_compiler
+
+    try:
+        compiler = find_compiler()
+    except EnvironmentProblem as problem:
+        try:
+            query_gpu(0)
+        except EnvironmentProblem:
+            return f"none; needed only for --target cuda ({problem.hint})"
+        raise
+    return f"{compiler.path or 'NVRTC'}, {compiler.version}"
 
 
 def _kernel() -> str:

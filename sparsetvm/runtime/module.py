@@ -1,5 +1,7 @@
 """A compiled `.so`, loaded: named numpy (or DLPack) arrays in, numpy arrays out.
 
+A library for a GPU takes tensors on the GPU as well; its results then stay there.
+
 A `.so` is code. Loading it runs it with the rights of this process: load only what you compiled yourself, or what comes
 from somebody you trust. The manifest's hash finds a damaged or exchanged file, not a forged pair of files.
 
@@ -14,18 +16,22 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import msgspec
 import numpy as np
 
+from sparsetvm.core.cuda_runtime import load_cuda_runtime
 from sparsetvm.core.manifest import TensorInfo, read_manifest
 from sparsetvm.core.results import Latency
+from sparsetvm.core.target import Target
 from sparsetvm.errors import ModelError, UsageError, did_you_mean
 from sparsetvm.runtime.compare import latency_of
+from sparsetvm.runtime.cuda import CudaRun, on_gpu
 from sparsetvm.runtime.threads import set_threads
 
 _ALIGNMENT = 64  # bytes; generated code uses aligned vector loads
@@ -48,7 +54,9 @@ class Module:
         if not self.path.is_file():
             raise UsageError(f"'{path}' is no file", hint="sparsetvm compile MODEL -o m.so writes one")
         found = read_manifest(self.path)
-        self._main, arity = _load(self.path)
+        target = found[0].get("target", {}) if found else {}
+        machine, arity = _load(self.path, target)
+        self._main = machine["main"]
         if found is None:
             self.inputs = [TensorInfo(f"input_{i}", (), "") for i in range(arity)]
             self.notes.append("no manifest beside the library: inputs and outputs have generic names, unchecked shapes")
@@ -63,18 +71,50 @@ class Module:
                     hint="compile the model again",
                 )
         self._checked = found is not None
+        self._lock = threading.Lock()
+        self._gpu: CudaRun | None = None
+        self._buffers: list[_Buffer] = []
+        if target.get("kind") == "cuda":
+            self._gpu = CudaRun(machine, int(target.get("device", 0)), self.inputs, self.outputs)
+            return
         real = set_threads(self.threads)
         if real < self.threads:
             self.notes.append(f"{self.threads} threads were asked for, TVM's pool has {real} here")
-        self._lock = threading.Lock()
-        self._buffers = [_Buffer(info.shape, info.dtype) for info in self.inputs] if self._checked else []
+        if self._checked:
+            self._buffers = [_Buffer(info.shape, info.dtype) for info in self.inputs]
 
-    def run(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Run once on named arrays; the results are fresh arrays that later runs leave alone.
 
-        inputs: numpy arrays, or CPU arrays that speak DLPack, of exactly the shapes and dtypes in `self.inputs`.
+        inputs: numpy arrays, or CPU arrays that speak DLPack, of exactly the shapes and dtypes in `self.inputs`. For a
+        GPU also tensors there; when all are, so are the results, which speak DLPack.
         Raises UsageError that names the input, what is expected and what was given.
         """
+        results = self(*self._in_order(inputs))
+        outputs = results if isinstance(results, tuple) else (results,)
+        if self._checked:
+            return {info.name: array for info, array in zip(self.outputs, outputs, strict=True)}
+        return {f"output_{i}": array for i, array in enumerate(outputs)}
+
+    @property
+    def built_for(self) -> Target | None:
+        """The target it was compiled for, None without a manifest."""
+        return msgspec.convert(self.manifest["target"], Target) if self.manifest else None
+
+    def prepared(self, inputs: Mapping[str, Any]) -> Callable[[], object]:
+        """A call that runs on `inputs`, for benchmarks: `run`, or on a GPU a run without any copy, waited for."""
+        if self._gpu is None:
+            return lambda: self.run(inputs)
+        gpu = self._gpu
+        gpu.load(self._as_arrays(self._in_order(inputs)))
+
+        def call() -> None:
+            gpu.launch()
+            gpu.wait()
+
+        return call
+
+    def _in_order(self, inputs: Mapping[str, Any]) -> list[Any]:
         names = [info.name for info in self.inputs]
         for name in inputs:
             if name not in names:
@@ -82,27 +122,33 @@ class Module:
         for name in names:
             if name not in inputs:
                 raise UsageError(f"input '{name}' is missing", hint=f"inputs: {', '.join(names)}")
-        results = self(*[inputs[name] for name in names])
-        outputs = results if isinstance(results, tuple) else (results,)
-        if self._checked:
-            return {info.name: array for info, array in zip(self.outputs, outputs, strict=True)}
-        return {f"output_{i}": array for i, array in enumerate(outputs)}
+        return [inputs[name] for name in names]
 
-    def __call__(self, *arrays: Any) -> np.ndarray | tuple[np.ndarray, ...]:
+    def __call__(self, *arrays: Any) -> Any:
         """Run once on arrays in the model's order; one output comes back as an array, several as a tuple."""
         if len(arrays) != len(self.inputs):
             raise UsageError(
                 f"the model takes {len(self.inputs)} inputs, {len(arrays)} were given",
                 hint=f"in this order: {', '.join(info.name for info in self.inputs)}",
             )
-        given = [_as_array(array, info) for array, info in zip(arrays, self.inputs, strict=True)]
+        given = self._as_arrays(arrays)
         with self._lock:
+            if self._gpu is not None:
+                outputs = self._gpu(given)
+                return outputs[0] if len(outputs) == 1 else outputs
             set_threads(self.threads)
             results = self._main(*self._fill(given))
             if isinstance(results, _tensor_type()):
                 return _copy_out(results)
             copies = tuple(_copy_out(result) for result in results)
         return copies[0] if len(copies) == 1 else copies
+
+    def _as_arrays(self, arrays: Sequence[Any]) -> list[Any]:
+        """Arrays on the CPU checked; those on the GPU of this model as they are."""
+        return [
+            array if self._gpu is not None and on_gpu(array) else _as_array(array, info)
+            for array, info in zip(arrays, self.inputs, strict=True)
+        ]
 
     def benchmark(self, inputs: Mapping[str, Any] | None = None, *, seconds: float = 1.0, repeats: int = 10) -> Latency:
         """Milliseconds per run on `inputs` (random ones when None): at least `repeats` runs and about `seconds`.
@@ -139,6 +185,7 @@ class Module:
         """Free the buffers; the module cannot run any more. (The process keeps the library's code mapped.)"""
         with self._lock:
             self._buffers = []
+            self._gpu = None
             self._main = _closed
 
     def __repr__(self) -> str:
@@ -175,15 +222,18 @@ def random_arrays(tensors: Iterable[TensorInfo], seed: int = 0) -> dict[str, np.
     }
 
 
-def _load(path: Path) -> tuple[Any, int]:
-    """The function "main" of a Relax executable, ready to call, and the number of its inputs."""
+def _load(path: Path, target: Mapping[str, Any]) -> tuple[Any, int]:
+    """The virtual machine of a library, ready to call, and the number of inputs of its function "main"."""
+    if target.get("kind") == "cuda":
+        load_cuda_runtime(to_run=True)
     import tvm
     from tvm.runtime.vm import VirtualMachine
 
     try:
+        device = tvm.cuda(int(target.get("device", 0))) if target.get("kind") == "cuda" else tvm.cpu()
         with _loadable(path.resolve()) as library:
-            machine = VirtualMachine(tvm.runtime.load_module(str(library)), tvm.cpu())
-        return machine["main"], int(machine.module["get_function_arity"]("main"))
+            machine = VirtualMachine(tvm.runtime.load_module(str(library)), device)
+        return machine, int(machine.module["get_function_arity"]("main"))
     except Exception as error:
         # TVM raises RuntimeError, AttributeError, ValueError and its own types here; all mean the same to a user.
         reason = str(error).strip().splitlines()

@@ -1,0 +1,95 @@
+"""A compiled model on a GPU: tensors that stay where they are, and one CUDA graph for the whole network.
+
+The function `main_static` of the library writes its outputs where they are wanted. Its first call captures the graph
+(TVM's virtual machine does that), each later one launches it. No CUDA compiler is needed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from sparsetvm.core.manifest import STATIC_MAIN, TensorInfo
+from sparsetvm.errors import EnvironmentProblem, UsageError
+
+_DEVICE_TYPE = 2  # kDLCUDA
+
+
+class CudaRun:
+    """Runs one loaded library on a GPU.
+
+    machine: TVM's virtual machine of the library. device: number of the GPU. Not thread-safe.
+    """
+
+    def __init__(self, machine: Any, device: int, inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo]) -> None:
+        import tvm
+
+        self._number = device
+        self._device = tvm.cuda(device)
+        self._function = machine[STATIC_MAIN]
+        self._inputs = [tvm.runtime.empty(info.shape, info.dtype, self._device) for info in inputs]
+        self._outputs = [tvm.runtime.empty(info.shape, info.dtype, self._device) for info in outputs]
+        self._infos = list(inputs)
+
+    def __call__(self, arrays: Sequence[Any]) -> tuple[Any, ...]:
+        """Copy in, run, copy out: numpy arrays, or tensors on the GPU when all of `arrays` are there."""
+        self.load(arrays)
+        self.launch()
+        if arrays and all(map(on_gpu, arrays)):
+            return tuple(self._fresh(output) for output in self._outputs)
+        return tuple(np.array(output.numpy()) for output in self._outputs)
+
+    def load(self, arrays: Sequence[Any]) -> None:
+        """Copy the inputs to the GPU."""
+        self._use_device()
+        for tensor, array, info in zip(self._inputs, arrays, self._infos, strict=True):
+            if on_gpu(array):
+                _checked(array, info).copyto(tensor)
+            else:
+                tensor.copyfrom(np.ascontiguousarray(array))
+
+    def launch(self) -> None:
+        """Start a run on the inputs that are there, without waiting for it."""
+        self._use_device()
+        self._function(*self._inputs, *self._outputs)
+
+    def wait(self) -> None:
+        """Until all runs have ended."""
+        self._device.sync()
+
+    def _fresh(self, output: Any) -> Any:
+        import tvm
+
+        copy = tvm.runtime.empty(output.shape, output.dtype, self._device)
+        output.copyto(copy)
+        return copy
+
+    def _use_device(self) -> None:
+        """Graphs are captured and launched on the calling thread's current GPU."""
+        if self._number:
+            code = ctypes.CDLL("libcudart.so.13").cudaSetDevice(self._number)
+            if code:
+                raise EnvironmentProblem(f"GPU {self._number} cannot be used (CUDA error {code})")
+
+
+def on_gpu(array: Any) -> bool:
+    """True for tensors of any library that lie on an NVIDIA GPU."""
+    device = getattr(array, "__dlpack_device__", None)
+    return device is not None and int(device()[0]) == _DEVICE_TYPE
+
+
+def _checked(array: Any, info: TensorInfo) -> Any:
+    """The tensor as TVM sees it, without a copy."""
+    import tvm
+
+    tensor = tvm.runtime.from_dlpack(array)
+    shape = tuple(int(size) for size in tensor.shape)
+    if shape != info.shape or str(tensor.dtype) != info.dtype:
+        raise UsageError(
+            f"input '{info.name}': expected {info.dtype} of shape {info.shape}, given {tensor.dtype} of shape {shape}",
+            hint="shapes are fixed when the model is compiled; convert other types first",
+        )
+    return tensor
