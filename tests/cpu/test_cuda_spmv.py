@@ -54,7 +54,9 @@ def test_lanes_that_read_together_mostly_hit_different_banks() -> None:
     weight = rng.standard_normal((16, 4096)).astype(np.float32)
     weight[rng.random(weight.shape) < 0.9] = 0
     packed = pack_lane_rows(weight, 32, 32)
-    together = packed.columns.reshape(-1, 32, 4).transpose(0, 2, 1).reshape(-1, 32) % 32
-    conflicts = np.array([np.bincount(banks).max() for banks in together])
-    used = packed.values.reshape(-1, 32, 4).transpose(0, 2, 1).reshape(-1, 32).any(1)
-    assert conflicts[used].mean() < 2.5  # random columns: 3.5
+    def steps(array: np.ndarray) -> np.ndarray:
+        return array.reshape(-1, 32, 4).transpose(0, 2, 1).reshape(-1, 32)
+
+    reads = zip(steps(packed.columns) % 32, steps(packed.values) != 0, strict=True)
+    conflicts = [np.bincount(banks[used]).max() for banks, used in reads if used.any()]
+    assert np.mean(conflicts) < 2.2  # columns in their own order: 3.2
