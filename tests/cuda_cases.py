@@ -125,9 +125,7 @@ def conv_reference(x: np.ndarray, weight: np.ndarray, conv: ConvGeometry) -> np.
     padded = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (top, bottom), (left, right)))
     per, rows = x.shape[1] // conv.groups, weight.shape[0] // conv.groups
     out = np.zeros((x.shape[0], weight.shape[0], conv.out_height, conv.out_width))
-    span = tuple(
-        conv.stride[axis] * (size - 1) + 1 for axis, size in enumerate((conv.out_height, conv.out_width))
-    )
+    span = tuple(conv.stride[axis] * (size - 1) + 1 for axis, size in enumerate((conv.out_height, conv.out_width)))
     for ky, kx in np.ndindex(*conv.kernel):
         y0, x0 = ky * conv.dilation[0], kx * conv.dilation[1]
         window = padded[:, :, y0 : y0 + span[0] : conv.stride[0], x0 : x0 + span[1] : conv.stride[1]]

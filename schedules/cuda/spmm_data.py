@@ -94,9 +94,7 @@ class SpmmData(Template):
         }
         return Packed(arrays, meta)
 
-    def kernel(  # type: ignore[override]
-        self, workload: Workload, config: Config, packed: Packed, target: Target, symbol: str
-    ) -> Launch:
+    def kernel(self, workload: Workload, config: Config, packed: Packed, target: Target, symbol: str) -> Launch:
         g = flat_geometry(workload)
         knobs = Shape.of(workload, g, config)
         view, meta = knobs.windows, packed.meta
@@ -156,9 +154,7 @@ def shared_bytes(shape: Shape, chunk_rows: int, block_bytes: int, chunks: int) -
     return shape.tile.tile_rows * 8 + max(stages, partial)
 
 
-def _pack_that_fits(
-    weight: np.ndarray, geometry: FlatGeometry, shape: Shape, target: Target
-) -> tuple[TileStream, int]:
+def _pack_that_fits(weight: np.ndarray, geometry: FlatGeometry, shape: Shape, target: Target) -> tuple[TileStream, int]:
     """The stream and the windows of a chunk: the config's chunk, halved until a block fits into shared memory."""
     view, channels = shape.windows, shape.chunk
     channels = min(channels, -(-(view.rows // view.phases) // shape.parts))

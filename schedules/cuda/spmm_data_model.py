@@ -41,7 +41,7 @@ def rank(workload: Workload, space: Space, target: Target) -> list[tuple[float, 
             continue
         depth = view.rows // view.phases
         chunk = min(config.int("chunk"), -(-depth // config.int("parts")))
-        chunks = -(-(-(-depth // chunk)) // config.int("parts"))
+        chunks = _ceil(_ceil(depth, chunk), config.int("parts"))
         for stages in {2, min(max(chunks, 2), 4)}:
             for batch in knobs["batch"]:
                 full = config.replace(stages=stages, batch=batch)
@@ -56,9 +56,7 @@ def best_config(workload: Workload, space: Space, target: Target) -> Config:
     return rank(workload, space, target)[0][1]
 
 
-def estimate(
-    workload: Workload, config: Config, view: Windows, target: Target, positions: int, images: int
-) -> float:
+def estimate(workload: Workload, config: Config, view: Windows, target: Target, positions: int, images: int) -> float:
     """Clocks of a launch; infinity when a block's shared memory does not fit."""
     nt, warps, rows, parts = (config.int(name) for name in ("nt", "warps", "rows", "parts"))
     c = max(config.int("c"), nt // 32) if view.aligned else nt // 32
@@ -69,7 +67,7 @@ def estimate(
     tiles = groups * -(-(workload.m // groups) // tile_rows)
     blocks = tiles * images * -(-positions // nt) * parts
     chunk = min(config.int("chunk"), -(-depth // parts))
-    chunks = -(-(-(-depth // chunk)) // parts)
+    chunks = _ceil(_ceil(depth, chunk), parts)
 
     entries = tile_rows * _padded(workload.pattern.density * chunk * view.columns, unit)  # of a chunk
     meta_bytes = 8 * entries * 1.15 + 8 * tile_rows
@@ -86,6 +84,10 @@ def estimate(
     work = chunks * max(resident * wavefronts * _UNEVEN, resident * copied, latency)
     once = _START_LATENCY + resident * copied + (_CLUSTER_LATENCY if parts > 1 else 0.0)
     return -(-per_sm // resident) * (work + once)
+
+
+def _ceil(a: int, b: int) -> int:
+    return -(-a // b)
 
 
 @functools.lru_cache(4096)

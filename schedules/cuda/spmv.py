@@ -60,9 +60,7 @@ class Spmv(Template):
         start = bias_array(bias, workload.m)[packed.order]
         return Packed((packed.values, packed.columns, packed.starts, packed.order, start))
 
-    def kernel(  # type: ignore[override]
-        self, workload: Workload, config: Config, packed: Packed, target: Target, symbol: str
-    ) -> Launch:
+    def kernel(self, workload: Workload, config: Config, packed: Packed, target: Target, symbol: str) -> Launch:
         lanes, warps = config.int("lanes"), config.int("warps")
         read = _tokens_a_read(workload.n)
         shared = -(-workload.n // read) * read * workload.k * 4

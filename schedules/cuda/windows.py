@@ -38,7 +38,8 @@ class Windows:
         """(columns of a chunk of `chunk_rows` windows,) int64 byte offset of each column's X in the chunk's tile."""
         channel = np.arange(chunk_rows // self.phases)[:, None] * self.phases
         inside = self.shifts - self.lows[self.phase_of]
-        return (((channel + self.phase_of) * self.length + inside) * 4).ravel()
+        offsets: np.ndarray = ((channel + self.phase_of) * self.length + inside) * 4
+        return offsets.ravel()
 
 
 def aligned_rows(geometry: FlatGeometry) -> bool:

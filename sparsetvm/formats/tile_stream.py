@@ -18,8 +18,8 @@ _AHEAD = 2  # batches that the kernel reads behind the end of a stream
 class TileStream:
     """Blocks of metadata and the rows that they compute.
 
-    blocks: uint32 words, `block_bytes` for each (row tile, chunk), chunks of a tile in order. rows: (row tiles * rows of
-    a tile,) int32, the weight's row at each place, -1 where there is none. chunks: of one tile, a multiple of `parts`.
+    blocks: uint32 words, `block_bytes` for each (row tile, chunk), a tile's chunks in order. rows: (tiles * tile rows,)
+    int32, the weight's row at each place, -1 where there is none. chunks: of one tile, a multiple of `parts`.
     group_tiles: row tiles of one convolution group. entries: non-zeros and padding.
     """
 
@@ -33,7 +33,7 @@ class TileStream:
 
 @dataclass(frozen=True)
 class TileShape:
-    """How a block's work is cut: warps of `rows` rows; `unit` entries (batch * lane groups) fill a row up in a chunk."""
+    """How a block's work is cut: warps of `rows` rows; a row of a chunk is filled up to batch * lane groups."""
 
     warps: int
     rows: int
@@ -57,7 +57,7 @@ class TileShape:
 def pack_tile_stream(
     weight: np.ndarray, rows_per_group: int, chunk: int, offsets: np.ndarray, shape: TileShape, parts: int
 ) -> TileStream:
-    """Pack the (m, k) float32 `weight`; a chunk is `chunk` columns, column j of a chunk has its X at byte offsets[j]."""
+    """Pack the (m, k) float32 `weight`; column j of a chunk of `chunk` columns has its X at byte offsets[j]."""
     m, k = weight.shape
     chunks = -(-max(-(-k // chunk), 1) // parts) * parts
     row, column = np.nonzero(weight)
@@ -83,7 +83,9 @@ def pack_tile_stream(
     place_of[places.ravel()[taken]] = np.flatnonzero(taken)
     tile_of, slot_of = place_of // shape.tile_rows, place_of % shape.tile_rows
     at = np.arange(chunks)
-    starts = (tile_of[:, None] * chunks + at) * block + shape.head + _ENTRY * before[tile_of[:, None], at, slot_of[:, None]]
+    starts = (
+        (tile_of[:, None] * chunks + at) * block + shape.head + _ENTRY * before[tile_of[:, None], at, slot_of[:, None]]
+    )
     # Non-zeros come in the order of their segments, so a running number minus the segment's first is the place in it.
     firsts = np.cumsum(counts) - counts
     words = (starts.ravel()[segment] + _ENTRY * (np.arange(row.size) - firsts[segment])) // 4
@@ -109,14 +111,14 @@ def deal_rows(rounds: np.ndarray, rows_per_group: int, shape: TileShape) -> np.n
     filled[:, :rows_per_group] = order
     dealt = filled.reshape(groups, shape.tile_rows, group_tiles)
     dealt[:, 1::2] = dealt[:, 1::2, ::-1]
-    dealt = dealt.transpose(0, 2, 1).reshape(groups * group_tiles, shape.tile_rows)
+    by_tile = dealt.transpose(0, 2, 1).reshape(groups * group_tiles, shape.tile_rows)
 
-    tiles = np.arange(dealt.shape[0])
+    tiles = np.arange(by_tile.shape[0])
     loads = np.zeros((tiles.size, shape.warps, chunks), np.float32)
     held = np.zeros((tiles.size, shape.warps), np.int64)
     places = np.full((tiles.size, shape.warps, shape.rows), -1, np.int64)
     for turn in range(shape.tile_rows):
-        rows = dealt[:, turn]
+        rows = by_tile[:, turn]
         cost = np.where(rows[:, None] >= 0, rounds[rows], 0).astype(np.float32)
         growth = np.matmul(loads, cost[:, :, None])[:, :, 0]
         growth[held >= shape.rows] = np.inf

@@ -20,7 +20,9 @@ SETTINGS = settings(
 RELU = Epilogue(bias=True, activation="relu")
 
 
-def config(nt: int, c: int, rows: int, warps: int, chunk: int, stages: int = 2, parts: int = 1, batch: int = 2) -> Config:
+def config(
+    nt: int, c: int, rows: int, warps: int, chunk: int, stages: int = 2, parts: int = 1, batch: int = 2
+) -> Config:
     return Config.of(
         TEMPLATE.name, nt=nt, c=c, rows=rows, warps=warps, chunk=chunk, stages=stages, parts=parts, batch=batch
     )
@@ -92,8 +94,9 @@ def test_convolution_matches_float64_and_writes_zeros_around_it(name: str) -> No
 
 @SETTINGS
 @given(
-    st.integers(1, 5), st.tuples(st.integers(4, 13), st.integers(4, 13)), st.tuples(st.integers(1, 4), st.integers(1, 4)),
-    st.tuples(st.integers(1, 3), st.integers(1, 3)), st.tuples(*[st.integers(0, 2)] * 4), st.integers(0, 99),
+    st.integers(1, 5), st.tuples(st.integers(4, 13), st.integers(4, 13)),
+    st.tuples(st.integers(1, 4), st.integers(1, 4)), st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    st.tuples(*[st.integers(0, 2)] * 4), st.integers(0, 99),
 )  # fmt: skip
 def test_convolution_matches_float64_for_any_geometry(
     channels: int, size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int],

@@ -54,6 +54,7 @@ def test_lanes_that_read_together_mostly_hit_different_banks() -> None:
     weight = rng.standard_normal((16, 4096)).astype(np.float32)
     weight[rng.random(weight.shape) < 0.9] = 0
     packed = pack_lane_rows(weight, 32, 32)
+
     def steps(array: np.ndarray) -> np.ndarray:
         return array.reshape(-1, 32, 4).transpose(0, 2, 1).reshape(-1, 32)
 

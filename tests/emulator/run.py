@@ -31,7 +31,13 @@ FLAGS = (
         "-Wextra",
         "-Werror",
     ),
-    *("-Wno-unknown-pragmas", "-Wno-unused-parameter", "-Wno-attributes", "-Wno-strict-aliasing", "-fno-strict-aliasing"),
+    *(
+        "-Wno-unknown-pragmas",
+        "-Wno-unused-parameter",
+        "-Wno-attributes",
+        "-Wno-strict-aliasing",
+        "-fno-strict-aliasing",
+    ),
     *("-fsanitize=alignment,bounds", "-fsanitize-undefined-trap-on-error"),
 )
 
