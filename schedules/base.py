@@ -32,6 +32,8 @@ _TEMPLATES: dict[str, tuple[str, str]] = {
     "x86.spmv_csr": ("sparsetvm.schedules.x86.spmv_csr", "SpmvCsr"),
     "x86.dense_gemv": ("sparsetvm.schedules.x86.dense_gemv", "DenseGemv"),
     "x86.dense": ("sparsetvm.schedules.x86.dense", "Dense"),
+    "cuda.spmv": ("sparsetvm.schedules.cuda.spmv", "Spmv"),
+    "cuda.spmm_data": ("sparsetvm.schedules.cuda.spmm_data", "SpmmData"),
 }
 # What the first part of a template's name runs on.
 _DEVICES = {"x86": "cpu", "cuda": "cuda"}

@@ -1,0 +1,105 @@
+// Y = X W^T for SP_N = 1..8 tokens, X [n][k] and Y [n][m] row-major: LPR lanes walk a row of W, X lies in shared memory.
+//
+// A lane takes four entries at a time: 16 bytes of values and four 16-bit columns (32-bit: SP_WIDE). The order of a
+// row's entries is such that lanes which read X together mostly hit different banks. Rows are sorted by length and dealt
+// to blocks one warp's worth at a time, so that blocks are even and the rows of a warp alike.
+// Macros: SP_N, SP_LPR, SP_WARPS, SP_AHEAD (steps in flight), SP_STAGED (X in shared memory), SP_WIDE; epilogue.cuh's.
+#include "epilogue.cuh"
+
+constexpr int N = SP_N, LPR = SP_LPR, WARPS = SP_WARPS, AHEAD = SP_AHEAD;
+constexpr int THREADS = WARPS * 32, WARP_ROWS = 32 / LPR;
+constexpr int V = N == 1 ? 1 : N == 2 ? 2 : 4;  // tokens of one read of X
+constexpr int PLANES = (N + V - 1) / V;
+static_assert(N >= 1 && N <= 8 && WARP_ROWS * LPR == 32, "no such shape");
+
+#if SP_WIDE
+typedef uint4 Columns;
+__device__ __forceinline__ void unpack(Columns c, int (&k)[4]) { k[0] = c.x, k[1] = c.y, k[2] = c.z, k[3] = c.w; }
+#else
+typedef uint2 Columns;
+__device__ __forceinline__ void unpack(Columns c, int (&k)[4]) {
+  k[0] = c.x & 0xffff, k[1] = c.x >> 16, k[2] = c.y & 0xffff, k[3] = c.y >> 16;
+}
+#endif
+
+extern "C" __global__ void __launch_bounds__(THREADS) spmv(
+    const float* __restrict__ x, SP_RESIDUAL_PARAMETER const float4* __restrict__ values,
+    const Columns* __restrict__ columns, const int* __restrict__ starts, const int* __restrict__ rows,
+    const float* __restrict__ bias, float* __restrict__ y, int m, int k) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, place = lane % LPR;
+  const int at = (warp * gridDim.x + blockIdx.x) * WARP_ROWS + lane / LPR;
+  const bool live = at < m;
+  const int begin = live ? starts[at] : 0, end = live ? starts[at + 1] : 0;
+
+  float4 w[AHEAD];
+  Columns c[AHEAD];
+  auto read = [&](int slot, int step) {
+    const bool inside = step < end;
+    w[slot] = inside ? __ldg(values + size_t(step) * LPR + place) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    c[slot] = inside ? __ldg(columns + size_t(step) * LPR + place) : Columns{};
+  };
+#pragma unroll
+  for (int i = 0; i < AHEAD; i++) read(i, begin + i);
+  const int row = live ? rows[at] : 0;
+  const float start = live ? bias[at] : 0.0f;
+
+#if SP_STAGED
+  SP_DYNAMIC_SHARED(float, shared);  // [plane of V tokens][k][V]
+  for (int i = threadIdx.x; i < k; i += THREADS)
+#pragma unroll
+    for (int n = 0; n < N; n++) shared[(n / V * k + i) * V + n % V] = x[n * k + i];
+  __syncthreads();
+#endif
+  auto read_x = [&](int column, float (&out)[PLANES * V]) {
+#if SP_STAGED
+#pragma unroll
+    for (int p = 0; p < PLANES; p++) {
+      const float* from = shared + (p * k + column) * V;
+      if constexpr (V == 4) {
+        const float4 v = *reinterpret_cast<const float4*>(from);
+        out[p * V] = v.x, out[p * V + 1] = v.y, out[p * V + 2] = v.z, out[p * V + 3] = v.w;
+      } else if constexpr (V == 2) {
+        const float2 v = *reinterpret_cast<const float2*>(from);
+        out[0] = v.x, out[1] = v.y;
+      } else {
+        out[0] = *from;
+      }
+    }
+#else
+#pragma unroll
+    for (int n = 0; n < N; n++) out[n] = __ldg(x + n * k + column);
+#endif
+  };
+
+  float acc[N] = {};
+  for (int step = begin; step < end; step += AHEAD) {
+#pragma unroll
+    for (int i = 0; i < AHEAD; i++) {
+      const float weights[4] = {w[i].x, w[i].y, w[i].z, w[i].w};
+      int from[4];
+      unpack(c[i], from);
+      read(i, step + AHEAD + i);
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        float values_of_x[PLANES * V];
+        read_x(from[j], values_of_x);
+#pragma unroll
+        for (int n = 0; n < N; n++) acc[n] = fmaf(weights[j], values_of_x[n], acc[n]);
+      }
+    }
+  }
+#pragma unroll
+  for (int s = LPR / 2; s; s /= 2)
+#pragma unroll
+    for (int n = 0; n < N; n++) acc[n] += __shfl_xor_sync(~0u, acc[n], s);
+  if (!live) return;
+#pragma unroll
+  for (int n = 0; n < N; n++)
+    if (place == n % LPR) {
+      float out = acc[n] + start;
+#if SP_RESIDUAL
+      out += residual[n * m + row];
+#endif
+      y[n * m + row] = sp::activate(out);
+    }
+}

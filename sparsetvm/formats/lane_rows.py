@@ -1,0 +1,58 @@
+"""Rows of a sparse matrix for lanes that walk them together: sorted by length, entries in an order that spares banks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+PER_LANE = 4  # entries that a lane takes in one step
+
+
+@dataclass(frozen=True)
+class LaneRows:
+    """values float32 and columns (uint16, uint32 where k needs it): [step][lane][4], zero where a row has no more.
+
+    starts: (m + 1,) int32 first step of each row, in the order of `order`: (m,) int32 rows, longest first.
+    """
+
+    values: np.ndarray
+    columns: np.ndarray
+    starts: np.ndarray
+    order: np.ndarray
+
+
+def pack_lane_rows(weight: np.ndarray, lanes: int, classes: int) -> LaneRows:
+    """Pack the (m, k) float32 `weight` for rows of `lanes` lanes.
+
+    Columns that are equal modulo `classes` lie in the same banks. Of each row the first column of every class comes
+    first, then the second of every class and so on; lane l takes entries l, l + lanes, ... of a step.
+    """
+    m, k = weight.shape
+    row, column = np.nonzero(weight)
+    value = weight[row, column]
+    counts = np.bincount(row, minlength=m)
+    order = np.argsort(-counts, kind="stable")
+    position = np.empty(m, np.int64)
+    position[order] = np.arange(m)
+
+    by_class = np.argsort(row * classes + column % classes, kind="stable")
+    key = (row * classes + column % classes)[by_class]
+    firsts = np.flatnonzero(np.diff(key, prepend=-1))
+    turn = np.empty(row.size, np.int64)
+    turn[by_class] = np.arange(row.size) - np.repeat(firsts, np.diff(firsts, append=row.size))
+    turns = int(turn.max(initial=0)) + 1
+    sequence = np.argsort((position[row] * turns + turn) * classes + column % classes, kind="stable")
+
+    steps = -(-counts[order] // (lanes * PER_LANE))
+    starts = np.concatenate([[0], np.cumsum(steps)])
+    sorted_counts = counts[order]
+    rank = np.arange(row.size) - np.repeat(np.cumsum(sorted_counts) - sorted_counts, sorted_counts)
+    step, inside = rank // (lanes * PER_LANE), rank % (lanes * PER_LANE)
+    at = ((np.repeat(starts[:-1], sorted_counts) + step) * lanes + inside % lanes) * PER_LANE + inside // lanes
+    size = max(int(starts[-1]), 1) * lanes * PER_LANE
+    values = np.zeros(size, np.float32)
+    columns = np.zeros(size, np.uint16 if k <= 1 << 16 else np.uint32)
+    values[at] = value[sequence]
+    columns[at] = column[sequence]
+    return LaneRows(values, columns, starts.astype(np.int32), order.astype(np.int32))

@@ -1,0 +1,59 @@
+"""nvcc compiles the default kernels of all CUDA templates for sm_90 without warnings and without spilled registers."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cuda_cases import H100, convolution, product, sparse
+from sparsetvm.schedules.base import matching
+from sparsetvm.schedules.cuda.launch import Launch
+
+from sparsetvm.core.workload import ConvGeometry, Epilogue, Workload
+
+NVCC = shutil.which("nvcc")
+pytestmark = pytest.mark.skipif(NVCC is None, reason="no nvcc here")
+
+
+def workloads() -> dict[str, tuple[Workload, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    gelu = Epilogue(bias=True, residual=True, activation="gelu")
+    relu = Epilogue(bias=True, activation="relu")
+    found = {}
+    for n in (1, 8):
+        weight = sparse(rng, (512, 512), 0.1)
+        found[f"{n} tokens"] = product(n, 512, 512, gelu, weight, plain=True), weight
+    for n in (32, 1024):
+        weight = sparse(rng, (512, 512), 0.1)
+        found[f"{n} tokens"] = product(n, 512, 512, gelu, weight), weight
+    for side in (14, 56):
+        weight = sparse(rng, (64, 9 * 64), 0.1)
+        conv = ConvGeometry(64, side, side, (3, 3), pads=(1, 1, 1, 1))
+        found[f"3x3 on {side}x{side}"] = convolution(conv, 64, 1, relu, weight), weight
+    return found
+
+
+@pytest.mark.parametrize("name", ["1 tokens", "8 tokens", "32 tokens", "1024 tokens", "3x3 on 14x14", "3x3 on 56x56"])
+def test_default_kernels_compile_without_spills(name: str, tmp_path: Path) -> None:
+    workload, weight = workloads()[name]
+    templates = [t for t in matching(workload, H100) if t.name.startswith("cuda.")]
+    assert templates
+    for template in templates:
+        config = template.default(workload, H100)
+        packed = template.pack(weight, None, workload, config, H100)
+        launch = template.kernel(workload, config, packed, H100, "kernel")
+        assert isinstance(launch, Launch)
+        words = compile_sm90(launch, tmp_path / "kernel.cubin")
+        assert "warning" not in words, (config, words)
+        assert "0 bytes spill stores, 0 bytes spill loads" in words, (config, words)
+
+
+def compile_sm90(launch: Launch, to: Path) -> str:
+    macros = [f"-D{name}={value}" for name, value in launch.defines]
+    command = [str(NVCC), "-std=c++17", "-O3", "-arch=sm_90", "-cubin", "-Xptxas", "-v", *macros]
+    done = subprocess.run([*command, str(launch.path), "-o", str(to)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stderr

@@ -1,0 +1,63 @@
+"""cuda.spmv computes what numpy computes in float64 (in the emulator, so without a GPU)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from cuda_cases import H100, check_product, product, sparse
+from sparsetvm.schedules.base import template
+
+from sparsetvm.core.config import Config
+from sparsetvm.core.target import Target
+from sparsetvm.core.workload import Epilogue
+from sparsetvm.formats.lane_rows import pack_lane_rows
+
+TEMPLATE = template("cuda.spmv")
+EPILOGUES = [Epilogue(), Epilogue(bias=True, residual=True, activation="gelu")]
+
+
+@pytest.mark.parametrize("n", range(1, 9))
+def test_few_tokens_match_float64_for_any_shape(n: int) -> None:
+    rng = np.random.default_rng(n)
+    chosen = Config.of(TEMPLATE.name, lanes=(8, 16, 32)[n % 3], warps=4, ahead=(1, 2, 4)[n % 2])
+    for _ in range(6):
+        m, k = (int(v) for v in rng.integers(1, 300, 2))
+        weight = sparse(rng, (m, k), float(rng.uniform(0.02, 0.6)))
+        weight[0, 0] = 1
+        workload = product(n, m, k, EPILOGUES[n % 2], weight, plain=True)
+        assert TEMPLATE.matches(workload, H100)
+        check_product(TEMPLATE, workload, chosen, weight, rng)
+
+
+def test_x_that_does_not_fit_into_shared_memory_is_read_where_it_lies() -> None:
+    rng = np.random.default_rng(0)
+    weight = sparse(rng, (9, 700), 0.1)
+    workload = product(8, 9, 700, EPILOGUES[1], weight, plain=True)
+    small = Target("cuda", "x86-64-v3", "sm_90", sms=132, shared=16 << 10)
+    packed = TEMPLATE.pack(weight, None, workload, TEMPLATE.default(workload, small), small)
+    assert TEMPLATE.kernel(workload, TEMPLATE.default(workload, small), packed, small, "kernel").shared == 0
+    weight = sparse(rng, (5, 70000), 0.002)
+    weight[0] = weight[1]  # a full row of this length would lose digits
+    workload = product(1, 5, 70000, EPILOGUES[0], weight, plain=True)
+    check_product(TEMPLATE, workload, Config.of(TEMPLATE.name, lanes=8, warps=4, ahead=1), weight, rng)
+
+
+def test_default_is_a_point_of_the_space() -> None:
+    rng = np.random.default_rng(0)
+    for n, m, k in ((1, 10, 20), (1, 512, 4096), (8, 4096, 300)):
+        workload = product(n, m, k, EPILOGUES[0], sparse(rng, (m, k), 0.1), plain=True)
+        assert TEMPLATE.space(workload, H100).contains(TEMPLATE.default(workload, H100))
+
+
+def test_lanes_that_read_together_mostly_hit_different_banks() -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((16, 4096)).astype(np.float32)
+    weight[rng.random(weight.shape) < 0.9] = 0
+    packed = pack_lane_rows(weight, 32, 32)
+
+    def steps(array: np.ndarray) -> np.ndarray:
+        return array.reshape(-1, 32, 4).transpose(0, 2, 1).reshape(-1, 32)
+
+    reads = zip(steps(packed.columns) % 32, steps(packed.values) != 0, strict=True)
+    conflicts = [np.bincount(banks[used]).max() for banks, used in reads if used.any()]
+    assert np.mean(conflicts) < 2.2  # columns in their own order: 3.2
