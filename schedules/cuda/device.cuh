@@ -1,0 +1,96 @@
+// What kernels need of the machine below CUDA C++: asynchronous copies to shared memory, clusters with distributed
+// shared memory. Kernel sources use these names alone, so that the tests can compile them for a CPU (SP_EMULATE).
+#pragma once
+#include <cstdint>
+
+#ifdef SP_EMULATE
+#include "cuda_shim.h"
+#endif
+
+// Dynamic shared memory of the block as `type* name`.
+#ifdef SP_EMULATE
+#define SP_DYNAMIC_SHARED(type, name) type* name = reinterpret_cast<type*>(sp_emu::dynamic_shared())
+#else
+#define SP_DYNAMIC_SHARED(type, name)              \
+  extern __shared__ __align__(128) char sp_dynamic_shared[]; \
+  type* name = reinterpret_cast<type*>(sp_dynamic_shared)
+#endif
+
+// In front of a kernel's name: clusters of SP_CLUSTER blocks along x.
+#if defined(SP_CLUSTER) && SP_CLUSTER > 1 && !defined(SP_EMULATE)
+#define SP_CLUSTER_DIMS __cluster_dims__(SP_CLUSTER, 1, 1)
+#else
+#define SP_CLUSTER_DIMS
+#endif
+
+namespace sp {
+
+#ifdef SP_EMULATE
+
+__device__ __forceinline__ void copy16(void* shared, const void* global) { sp_emu::copy_later(shared, global, 16, 0); }
+__device__ __forceinline__ void copy4(void* shared, const void* global) { sp_emu::copy_later(shared, global, 4, 0); }
+__device__ __forceinline__ void copy16_if(void* shared, const void* global, bool valid) {
+  sp_emu::copy_later(shared, global, 16, valid ? 0 : 16);
+}
+__device__ __forceinline__ void copy4_if(void* shared, const void* global, bool valid) {
+  sp_emu::copy_later(shared, global, 4, valid ? 0 : 4);
+}
+__device__ __forceinline__ void copy_commit() { sp_emu::commit(); }
+template <int LEFT>
+__device__ __forceinline__ void copy_wait() { sp_emu::wait(LEFT); }
+__device__ __forceinline__ void cluster_sync() { sp_emu::cluster_barrier(); }
+__device__ __forceinline__ int cluster_rank() { return int(blockIdx.x) % sp_emu::cluster_size; }
+__device__ __forceinline__ float4 cluster_load4(const float* shared, int rank) {
+  return *static_cast<const float4*>(sp_emu::remote(shared, rank));
+}
+
+#else
+
+__device__ __forceinline__ uint32_t shared_address(const void* shared) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+}
+
+// cp.async: 16 bytes (past L1) or 4; `_if` stores zeros instead where `valid` is false (`global` is not read then, but
+// must be an address that may be formed).
+__device__ __forceinline__ void copy16(void* shared, const void* global) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global));
+}
+__device__ __forceinline__ void copy4(void* shared, const void* global) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(shared)), "l"(global));
+}
+__device__ __forceinline__ void copy16_if(void* shared, const void* global, bool valid) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
+               "r"(valid ? 16 : 0));
+}
+__device__ __forceinline__ void copy4_if(void* shared, const void* global, bool valid) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)), "l"(global),
+               "r"(valid ? 4 : 0));
+}
+__device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits for all of this thread's groups but the last LEFT. Other threads see the data after the next barrier.
+template <int LEFT>
+__device__ __forceinline__ void copy_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory"); }
+
+__device__ __forceinline__ void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+__device__ __forceinline__ int cluster_rank() {
+  int rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+// 16 bytes from the place `shared` of the dynamic shared memory of block `rank` of the cluster.
+__device__ __forceinline__ float4 cluster_load4(const float* shared, int rank) {
+  uint32_t address;
+  float4 v;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(shared)), "r"(rank));
+  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+               : "r"(address)
+               : "memory");
+  return v;
+}
+
+#endif
+
+}  // namespace sp

@@ -1,0 +1,158 @@
+// CUDA C++ for one core: what a kernel source needs to compile with g++, and the state that the scheduler
+// (harness.cpp) keeps for it. Threads are fibers; they switch only where CUDA lets threads wait for each other.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __constant__ static
+#define __shared__ static
+#define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(...)
+#define __cluster_dims__(...)
+#define __align__(n) __attribute__((aligned(n)))
+
+struct uint3 {
+  unsigned x, y, z;
+};
+struct dim3 {
+  unsigned x = 1, y = 1, z = 1;
+};
+
+#define SP_VECTOR(name, type, bytes)                                             \
+  struct alignas(2 * bytes) name##2 { type x, y; };                              \
+  struct alignas(4 * bytes) name##4 { type x, y, z, w; };                        \
+  inline name##2 make_##name##2(type x, type y) { return {x, y}; }               \
+  inline name##4 make_##name##4(type x, type y, type z, type w) { return {x, y, z, w}; }
+SP_VECTOR(float, float, 4)
+SP_VECTOR(int, int, 4)
+SP_VECTOR(uint, unsigned, 4)
+SP_VECTOR(ushort, unsigned short, 2)
+SP_VECTOR(uchar, unsigned char, 1)
+
+namespace sp_emu {
+// The state of the running thread. Set before a fiber resumes.
+extern uint3 thread, block;
+extern dim3 block_size, grid_size;
+extern int cluster_size;
+
+void barrier();                                           // of the block
+void barrier(int index, int threads);                     // a named one
+void cluster_barrier();
+const uint64_t* exchange(unsigned mask, uint64_t value);  // values of all lanes of the warp; waits for the mask's lanes
+char* dynamic_shared();                                   // of the thread's block
+const void* remote(const void* mine, int rank);           // the same place in the shared memory of another block
+void copy_later(void* to, const void* from, int bytes, int zeros);
+void commit();
+void wait(int groups_left);
+[[noreturn]] void fail(const char* message);
+}  // namespace sp_emu
+
+#define threadIdx (::sp_emu::thread)
+#define blockIdx (::sp_emu::block)
+#define blockDim (::sp_emu::block_size)
+#define gridDim (::sp_emu::grid_size)
+constexpr int warpSize = 32;
+
+inline void __syncthreads() { sp_emu::barrier(); }
+inline void __syncwarp(unsigned mask = ~0u) { sp_emu::exchange(mask, 0); }
+inline void __threadfence() {}
+inline void __threadfence_block() {}
+
+namespace sp_emu {
+template <class T>
+T lane_value(const uint64_t* values, unsigned mask, int lane) {
+  static_assert(sizeof(T) <= 8, "a shuffle moves at most 8 bytes");
+  if (!(mask >> lane & 1)) fail("shuffle reads a lane outside its mask");
+  T value;
+  memcpy(&value, values + lane, sizeof(T));
+  return value;
+}
+template <class T>
+uint64_t as_bits(T value) {
+  uint64_t bits = 0;
+  memcpy(&bits, &value, sizeof(T));
+  return bits;
+}
+inline int lane() { return thread.x % 32; }
+}  // namespace sp_emu
+
+template <class T>
+T __shfl_sync(unsigned mask, T value, int from, int width = 32) {
+  const uint64_t* values = sp_emu::exchange(mask, sp_emu::as_bits(value));
+  return sp_emu::lane_value<T>(values, mask, sp_emu::lane() / width * width + (from & (width - 1)));
+}
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int with, int width = 32) {
+  const uint64_t* values = sp_emu::exchange(mask, sp_emu::as_bits(value));
+  int from = sp_emu::lane() ^ with;
+  return from / width > sp_emu::lane() / width ? value : sp_emu::lane_value<T>(values, mask, from);
+}
+template <class T>
+T __shfl_down_sync(unsigned mask, T value, int by, int width = 32) {
+  const uint64_t* values = sp_emu::exchange(mask, sp_emu::as_bits(value));
+  int from = sp_emu::lane() + by;
+  return from / width != sp_emu::lane() / width ? value : sp_emu::lane_value<T>(values, mask, from);
+}
+template <class T>
+T __shfl_up_sync(unsigned mask, T value, int by, int width = 32) {
+  const uint64_t* values = sp_emu::exchange(mask, sp_emu::as_bits(value));
+  int from = sp_emu::lane() % width - by;
+  return from < 0 ? value : sp_emu::lane_value<T>(values, mask, sp_emu::lane() - by);
+}
+inline unsigned __ballot_sync(unsigned mask, bool value) {
+  const uint64_t* values = sp_emu::exchange(mask, value);
+  unsigned bits = 0;
+  for (int i = 0; i < 32; i++)
+    if (mask >> i & 1 && values[i]) bits |= 1u << i;
+  return bits;
+}
+inline bool __any_sync(unsigned mask, bool value) { return __ballot_sync(mask, value) != 0; }
+inline bool __all_sync(unsigned mask, bool value) { return __ballot_sync(mask, value) == mask; }
+
+template <class T>
+T __ldg(const T* p) { return *p; }
+template <class T>
+T __ldcg(const T* p) { return *p; }
+template <class T>
+T __ldcs(const T* p) { return *p; }
+template <class T>
+void __stcs(T* p, T value) { *p = value; }
+template <class T>
+void __stcg(T* p, T value) { *p = value; }
+template <class T, class V>
+T atomicAdd(T* p, V value) {
+  T before = *p;
+  *p = before + T(value);
+  return before;
+}
+
+template <class A, class B>
+std::common_type_t<A, B> min(A a, B b) { return b < a ? b : a; }
+template <class A, class B>
+std::common_type_t<A, B> max(A a, B b) { return a < b ? b : a; }
+inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
+template <class To, class From>
+To sp_bits(From from) {
+  static_assert(sizeof(To) == sizeof(From), "");
+  To to;
+  memcpy(&to, &from, sizeof(To));
+  return to;
+}
+inline unsigned __float_as_uint(float x) { return sp_bits<unsigned>(x); }
+inline int __float_as_int(float x) { return sp_bits<int>(x); }
+inline float __uint_as_float(unsigned x) { return sp_bits<float>(x); }
+inline float __int_as_float(int x) { return sp_bits<float>(x); }
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __ffs(int x) { return __builtin_ffs(x); }
+inline int __clz(int x) { return x ? __builtin_clz(unsigned(x)) : 32; }
+inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned(uint64_t(a) * b >> 32); }
