@@ -13,7 +13,7 @@ constexpr int kAcross = kBN / 4;  // 16-byte copies of a row of X
 constexpr int kColumns = SP_ROWS && kAcross > kThreads ? kAcross / kThreads : 1;  // of them by one thread
 // Blocks that a multiprocessor should hold: what caps the registers of a thread, less where it has many copies to make.
 constexpr bool kCopies = kBK * kBN / (SP_ROWS ? 4 : 1) > 4 * kThreads;
-constexpr int kWanted = (kTM * kTN == 64 ? (kCopies ? 384 : 512) : kTM * kTN == 32 && !SP_ROWS ? 512 : 768) / kThreads;
+constexpr int kWanted = (kTM * kTN == 64 ? (kCopies ? 384 : 512) : kTM * kTN == 32 ? (SP_ROWS ? 640 : 512) : 768) / kThreads;
 constexpr int kResident = kWanted > 1 ? kWanted : 1;
 
 // Element tid, tid + kThreads, ... of COUNT.
