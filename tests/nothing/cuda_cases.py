@@ -34,7 +34,9 @@ def matmul(m: int, k: int, n: int, epilogue: Epilogue = Epilogue(bias=True), pla
     return Workload("matmul", m, k, n, lin, lout, epilogue, _PATTERN)
 
 
-def conv2d(conv: ConvGeometry, m: int, batch: int = 1, epilogue: Epilogue = Epilogue(bias=True), pad: int = 0) -> Workload:  # noqa: B008
+def conv2d(
+    conv: ConvGeometry, m: int, batch: int = 1, epilogue: Epilogue = Epilogue(bias=True), pad: int = 0
+) -> Workload:  # noqa: B008
     """A convolution between planes whose output has at least `pad` zero columns."""
     lin, lout = conv_layouts(conv, batch, m, max(pad, required_pad(conv)), TARGET.lanes)
     k = conv.in_channels // conv.groups * conv.kernel[0] * conv.kernel[1]
@@ -61,7 +63,16 @@ def check_layer(template: Template, workload: Workload, config: Config, seed: in
 def nvcc_faults(launch: Launch, folder: Path) -> str:
     """What nvcc says against a launch, compiled for sm_90: errors, warnings, spilled registers; "" when all is well."""
     macros = [f"-D{name}={value}" for name, value in launch.defines]
-    command = [str(NVCC), "-std=c++17", "-arch=sm_90", "-cubin", "-Werror", "all-warnings", "-Xptxas", "-v,-warn-spills"]
+    command = [
+        str(NVCC),
+        "-std=c++17",
+        "-arch=sm_90",
+        "-cubin",
+        "-Werror",
+        "all-warnings",
+        "-Xptxas",
+        "-v,-warn-spills",
+    ]
     done = subprocess.run(
         [*command, *macros, str(launch.path), "-o", str(folder / "kernel.cubin")],
         capture_output=True, text=True, check=False,
