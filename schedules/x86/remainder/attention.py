@@ -16,33 +16,16 @@ from __future__ import annotations
 
 import math
 
-import msgspec
+from sparsetvm.schedules.operators import Attention
 from sparsetvm.schedules.x86 import tir
 from sparsetvm.schedules.x86.remainder.runs import each_vector
 from tvm import tirx
 from tvm.tirx.script import builder as B
 
-from sparsetvm.core.layout import Tiled
 from sparsetvm.core.target import Target
 from sparsetvm.errors import SparseTvmError
 
-
-class Attention(msgspec.Struct, frozen=True):
-    """softmax(scale * Q K^T + mask) V for `heads` heads of `head_dim` features, `seq` queries and keys.
-
-    mask_shape: of the additive mask (1 or batch, 1 or heads, 1 or seq, seq), row-major; None without a mask.
-    """
-
-    batch: int
-    seq: int
-    heads: int
-    head_dim: int
-    scale: float
-    mask_shape: tuple[int, ...] | None = None
-
-    def layout(self, lanes: int) -> Tiled:
-        """Layout of Q, K, V and the output."""
-        return Tiled(self.batch * self.seq, self.heads * self.head_dim, lanes)
+__all__ = ["Attention", "attention_kernel", "attention_supported"]
 
 
 def attention_supported(attention: Attention, target: Target) -> bool:

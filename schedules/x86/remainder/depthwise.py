@@ -10,7 +10,7 @@ once more. Small planes with equal row strides are walked in position tiles inst
 
 from __future__ import annotations
 
-import numpy as np
+from sparsetvm.schedules.operators import check_depthwise, pack_depthwise
 from sparsetvm.schedules.x86 import tir
 from sparsetvm.schedules.x86.remainder.columns import WindowColumns
 from sparsetvm.schedules.x86.remainder.images import Images
@@ -19,19 +19,12 @@ from tvm.tirx.script import builder as B
 from sparsetvm.core.layout import Planes
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import ConvGeometry, Epilogue
-from sparsetvm.errors import SparseTvmError
-from sparsetvm.rewrite.plane_geometry import depthwise_pad
+
+__all__ = ["depthwise_kernel", "pack_depthwise"]
 
 _POSITION_TILES = 32  # walk positions instead of rows up to this many unrolled tiles
 _UNROLLED_TAPS = 200  # limit of FMAs in one x vector of a block of rows
 _UNROLLED_VECTORS = 32  # limit of output vectors in a block of rows; LLVM spills more and more above that
-
-
-def pack_depthwise(weight: np.ndarray, bias: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """(channels * kh * kw,) weights and (channels,) bias from (channels, [1,] kh, kw) weights; no bias means zeros."""
-    channels = weight.shape[0]
-    start = np.zeros(channels) if bias is None else bias
-    return np.ascontiguousarray(weight.reshape(-1), np.float32), np.ascontiguousarray(start, np.float32)
 
 
 def depthwise_kernel(
@@ -41,7 +34,7 @@ def depthwise_kernel(
 
     Everything of Y outside the image becomes zero. Raises SparseTvmError when the layouts do not fit the convolution.
     """
-    _check(source, destination, conv)
+    check_depthwise(source, destination, conv)
     shapes = {"X": source.physical_shape(())}
     if epilogue.residual:
         shapes["R"] = destination.physical_shape(())
@@ -53,23 +46,6 @@ def depthwise_kernel(
         with tir.outer(source.batch * source.channels, target.threads) as index:
             plane.compute(index)
     return builder.get()
-
-
-def _check(source: Planes, destination: Planes, conv: ConvGeometry) -> None:
-    fits = (
-        source.phases == (1, 1)
-        and destination.phases == (1, 1)
-        and conv.groups == conv.in_channels == source.channels == destination.channels
-        and (source.height, source.width) == (conv.in_height, conv.in_width)
-        and source.batch == destination.batch
-        and (destination.height, destination.width) == (conv.out_height, conv.out_width)
-        and source.pad >= depthwise_pad(conv)
-    )
-    if not fits:
-        raise SparseTvmError(
-            f"depthwise convolution {conv} cannot read {source} and write {destination}",
-            hint=f"convert the input to Planes with phases (1, 1) and a pad of at least {depthwise_pad(conv)}",
-        )
 
 
 class _Plane:

@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-import msgspec
+from sparsetvm.schedules.operators import Pooling
 from sparsetvm.schedules.x86 import tir
 from sparsetvm.schedules.x86.remainder.columns import WindowColumns
 from sparsetvm.schedules.x86.remainder.images import Images
@@ -24,40 +24,13 @@ from tvm.tirx.script import builder as B
 
 from sparsetvm.core.layout import AnyLayout, Planes
 from sparsetvm.core.target import Target
-from sparsetvm.core.workload import ConvGeometry
+
+__all__ = ["Pooling", "global_pooling_kernel", "pooling_kernel"]
 
 
-class Pooling(msgspec.Struct, frozen=True):
-    """A pooling window; `window` gives kernel, stride, pads, dilation, channels and input size (groups do not matter).
-
-    include_pad: average over the whole window, pad columns too (count_include_pad of ONNX).
-    """
-
-    kind: Literal["max", "average"]
-    window: ConvGeometry
-    include_pad: bool = False
-
-    @property
-    def identity(self) -> float:
-        """What does not change the result of combining."""
-        return -math.inf if self.kind == "max" else 0.0
-
-    def combine(self, a: tir.Expr, b: tir.Expr) -> tir.Expr:
-        """Combine two vectors; like maxps, a maximum may drop a NaN of `a`."""
-        return tir.vmax(a, b) if self.kind == "max" else a + b
-
-    def rows(self, out_row: int) -> list[int]:
-        """Input rows inside the image that output row `out_row` reads."""
-        return self._inside(0, out_row, self.window.in_height)
-
-    def columns(self, out_column: int) -> list[int]:
-        """Input columns inside the image that output column `out_column` reads."""
-        return self._inside(1, out_column, self.window.in_width)
-
-    def _inside(self, axis: int, position: int, size: int) -> list[int]:
-        w = self.window
-        first = position * w.stride[axis] - w.pads[axis]
-        return [at for k in range(w.kernel[axis]) if 0 <= (at := first + k * w.dilation[axis]) < size]
+def _combine(pooling: Pooling, a: tir.Expr, b: tir.Expr) -> tir.Expr:
+    """Combine two vectors; like maxps, a maximum may drop a NaN of `a`."""
+    return tir.vmax(a, b) if pooling.kind == "max" else a + b
 
 
 def pooling_kernel(
@@ -109,7 +82,7 @@ class _WindowPlane:
 
         def load(column: int) -> tir.Expr:
             parts = [self.source.load(self.x, start, column, self.pooling.identity) for start in starts]
-            return functools.reduce(lambda a, b: tir.let(self.pooling.combine(a, tir.let(b))), parts)
+            return functools.reduce(lambda a, b: tir.let(_combine(self.pooling, a, tir.let(b))), parts)
 
         w = self.window
         taps = [k * w.dilation[1] - w.pads[1] for k in range(w.kernel[1])]
@@ -119,7 +92,7 @@ class _WindowPlane:
             value = tir.splat(0.0, self.lanes)
             if x < self.out.width:
                 parts = [columns.tap(x, dx) for dx in taps]
-                total = functools.reduce(lambda a, b: tir.let(self.pooling.combine(a, b)), parts)
+                total = functools.reduce(lambda a, b: tir.let(_combine(self.pooling, a, b)), parts)
                 value = self._scaled(columns.ordered(total), x, len(rows))
             self.out.store(self.y, out_row, x, value)
 

@@ -1,0 +1,52 @@
+// Sums, products and activations of whole buffers, four floats per thread.
+//   SP_OP 0: X0 alone, 1: X0 + X1, 2: X0 * X1. SP_PLANES 1: what is no pixel of Planes becomes zero.
+#include "positions.cuh"
+
+#if SP_OP
+#define SP_SECOND const float* __restrict__ x1,
+#else
+#define SP_SECOND
+#endif
+
+__device__ __forceinline__ float joined(float a, float b) {
+#if SP_OP == 1
+  return a + b;
+#elif SP_OP == 2
+  return a * b;
+#else
+  (void)b;
+  return a;
+#endif
+}
+
+extern "C" __global__ void __launch_bounds__(128)
+    elementwise(const float* __restrict__ x0, SP_SECOND float* __restrict__ y, int count, int plane, int origin, int pitch,
+                int width, int valid) {
+  const int at = (blockIdx.x * 128 + threadIdx.x) * 4;
+  if (at >= count) return;
+  unsigned real = 15;
+#if SP_PLANES
+  const int p = at % plane - origin;  // origin and plane are multiples of 4
+  real = p >= 0 ? sp::pixels<4>(p, pitch, width, valid) : 0;
+#else
+  (void)plane, (void)origin, (void)pitch, (void)width, (void)valid;
+#endif
+  if (at + 4 <= count) {
+    const float4 a = *reinterpret_cast<const float4*>(x0 + at);
+#if SP_OP
+    const float4 b = *reinterpret_cast<const float4*>(x1 + at);
+#else
+    const float4 b = a;
+#endif
+    const float4 v = make_float4(joined(a.x, b.x), joined(a.y, b.y), joined(a.z, b.z), joined(a.w, b.w));
+    *reinterpret_cast<float4*>(y + at) = sp::finish4(v, real);
+    return;
+  }
+  for (int i = at; i < count; i++) {
+#if SP_OP
+    y[i] = sp::activate(joined(x0[i], x1[i]));
+#else
+    y[i] = sp::activate(x0[i]);
+#endif
+  }
+}

@@ -1,0 +1,1 @@
+"""The dense remainder on CUDA: everything around the sparse layers, one operator per file."""

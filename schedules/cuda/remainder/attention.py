@@ -1,0 +1,75 @@
+"""Fused multi-head attention on Tiled activations, [features][tokens]: a block has 16 queries of one head.
+
+    scores in shared memory: warps of 4 queries x 128 keys, K read along its tokens
+    exp(score - largest), sums: a warp for a query
+    Y = scores V: a chunk of 128 keys of V in shared memory, the next one on its way; keys shared by warps, added in order
+
+Requires: Q, K, V and Y in Tiled with a single tile, head h in columns h * head_dim and on; with several images, seq a
+multiple of 4; all scores of 16 queries in shared memory.
+"""
+
+from __future__ import annotations
+
+from sparsetvm.schedules.cuda.launch import Launch
+from sparsetvm.schedules.operators import Attention
+
+from sparsetvm.core.target import Target
+from sparsetvm.errors import SparseTvmError
+
+__all__ = ["Attention", "attention_kernel", "attention_supported"]
+
+_QUERIES, _CHUNK, _THREADS = 16, 128, 256
+_MOST_FEATURES = 128  # of a head: a thread has an accumulator for every 16th of them and 4 queries
+
+
+def attention_supported(attention: Attention, target: Target) -> bool:
+    """True when `attention_kernel` can implement it."""
+    a = attention
+    mask_fits = a.mask_shape is None or (
+        len(a.mask_shape) == 4
+        and all(d in (1, full) for d, full in zip(a.mask_shape[:3], (a.batch, a.heads, a.seq), strict=True))
+        and a.mask_shape[3] == a.seq
+    )
+    aligned = a.batch == 1 or a.seq % 4 == 0
+    return mask_fits and aligned and a.head_dim <= _MOST_FEATURES and _shared(a) <= target.shared
+
+
+def attention_kernel(attention: Attention, target: Target, symbol: str) -> Launch:
+    """Launch (Q, K, V, [mask], Y). Raises SparseTvmError when `attention_supported` does not hold."""
+    a = attention
+    if not attention_supported(a, target):
+        raise SparseTvmError(
+            f"no fused kernel for {a} on {target.isa}", hint="compile it as two products and a softmax"
+        )
+    readable = -(-a.seq // 4) * 4
+    images, heads, queries, keys = a.mask_shape or (1, 1, 1, 1)
+    mask_steps = (
+        heads * queries * keys if images > 1 else 0,
+        queries * keys if heads > 1 else 0,
+        keys if queries > 1 else 0,
+    )
+    defines = (
+        *(("SP_DIM", a.head_dim), ("SP_SCALE", a.scale), ("SP_MASK", int(a.mask_shape is not None))),
+        *(("SP_SLICES", _slices(a)), ("SP_BUFFERS", _buffers(a))),
+    )
+    tokens = -(-a.batch * a.seq // 4) * 4
+    grid = (-(-a.seq // _QUERIES), a.heads, a.batch)
+    return Launch("attention.cu", "attention", defines, grid, _THREADS, _shared(a), 1, (a.seq, readable, tokens, *mask_steps))
+
+
+def _slices(attention: Attention) -> int:
+    """Shares of the features in the scores: one chunk of keys is work for 4 warps, a block has 8."""
+    return 2 if attention.seq <= _CHUNK else 1
+
+
+def _buffers(attention: Attention) -> int:
+    return 1 if attention.seq <= _CHUNK else 2
+
+
+def _shared(attention: Attention) -> int:
+    """Bytes of shared memory: queries, sums, chunks of V; scores, later shares of the output."""
+    a = attention
+    keys = -(-a.seq // _CHUNK) * _CHUNK + 4
+    chunks = _buffers(a) * -(-a.head_dim // 16) * 16 * (_CHUNK + 4)
+    scores = max(_slices(a) * _QUERIES * keys, 4 * a.head_dim * _QUERIES)
+    return 4 * (a.head_dim * _QUERIES + _QUERIES + chunks + scores)

@@ -1,0 +1,24 @@
+"""Layer normalisation over the last axis, in two passes for the variance (no cancellation).
+
+Plain [rows, n]: threads run along a row. Tiled: a block has 4 neighbouring tokens, its threads run over the features.
+"""
+
+from __future__ import annotations
+
+from sparsetvm.schedules.cuda.launch import Launch
+from sparsetvm.schedules.cuda.remainder.rows import share_rows
+
+from sparsetvm.core.layout import Layout
+from sparsetvm.core.target import Target
+
+
+def layer_norm_kernel(
+    layout: Layout, shape: tuple[int, ...], epsilon: float, target: Target, symbol: str
+) -> Launch:
+    """Launch (X, G, B, Y): (x - mean) / sqrt(variance + epsilon) * G + B over the last axis of the logical `shape`.
+
+    X and Y are Plain or Tiled; G and B are (n,) arrays.
+    """
+    rows = share_rows(layout, shape)
+    defines = (*rows.defines, ("SP_EPSILON", epsilon))
+    return Launch("rows.cu", "layer_norm", defines, (rows.blocks, 1, 1), rows.block, scalars=rows.scalars)

@@ -1,0 +1,93 @@
+"""What the tests of CUDA kernels share: a target, workloads, kernels run on the emulator and compiled by nvcc."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from emulator import run_launch
+from sparsetvm.schedules.base import Template
+from sparsetvm.schedules.cuda.launch import Launch
+
+from sparsetvm.core.config import Config
+from sparsetvm.core.layout import PLAIN, Tiled
+from sparsetvm.core.pattern import PatternSummary
+from sparsetvm.core.target import Target
+from sparsetvm.core.workload import ConvGeometry, Epilogue, Workload
+from sparsetvm.measure.reference import TOLERANCE, make_reference
+from sparsetvm.rewrite.plane_geometry import conv_layouts, required_pad
+
+TARGET = Target("cuda", "x86-64-v3", "sm_90", l2=50 << 20, sms=132, shared=227 << 10)
+NVCC = shutil.which("nvcc")
+needs_nvcc = pytest.mark.skipif(NVCC is None, reason="no nvcc here")
+_PATTERN = PatternSummary("dense", (1, 1), 1.0, 1.0, 0, "d")
+
+
+def matmul(m: int, k: int, n: int, epilogue: Epilogue = Epilogue(bias=True), plain: bool = False) -> Workload:  # noqa: B008
+    """A product of n tokens as the CUDA target lays it out: one tile of tokens, or plain."""
+    lanes = -(-n // 4) * 4
+    lin, lout = (PLAIN, PLAIN) if plain else (Tiled(n, k, lanes), Tiled(n, m, lanes))
+    return Workload("matmul", m, k, n, lin, lout, epilogue, _PATTERN)
+
+
+def conv2d(
+    conv: ConvGeometry, m: int, batch: int = 1, epilogue: Epilogue = Epilogue(bias=True), pad: int = 0
+) -> Workload:  # noqa: B008
+    """A convolution between planes whose output has at least `pad` zero columns."""
+    lin, lout = conv_layouts(conv, batch, m, max(pad, required_pad(conv)), TARGET.lanes)
+    k = conv.in_channels // conv.groups * conv.kernel[0] * conv.kernel[1]
+    return Workload("conv2d", m, k, batch * conv.out_height * conv.out_width, lin, lout, epilogue, _PATTERN, conv)
+
+
+def check_layer(template: Template, workload: Workload, config: Config, seed: int = 0) -> None:
+    """Run one config on the emulator; the output starts as NaN and is compared with float64, zeros included."""
+    assert template.matches(workload, TARGET)
+    assert template.space(workload, TARGET).contains(config)
+    rng = np.random.default_rng(seed)
+    weight = rng.standard_normal((workload.m, workload.k)).astype(np.float32)
+    bias = rng.standard_normal(workload.m).astype(np.float32) if workload.epilogue.bias else None
+    reference = make_reference(workload, weight, bias, seed)
+    packed = template.pack(weight, bias, workload, config, TARGET)
+    launch = template.kernel(workload, config, packed, TARGET, "kernel")
+    y = np.full(workload.layout_out.physical_shape((workload.n, workload.m)), np.nan, np.float32)
+    residual = [] if reference.residual is None else [reference.residual]
+    run_launch(launch, [reference.x, *residual, *packed.arrays, y])
+    assert reference.fault(y) == ""
+    assert reference.error(y) < TOLERANCE, config
+
+
+def nvcc_faults(launch: Launch, folder: Path) -> str:
+    """What nvcc says against a launch, compiled for sm_90: errors, warnings, spilled registers; "" when all is well."""
+    macros = [f"-D{name}={value}" for name, value in launch.defines]
+    command = [
+        str(NVCC),
+        "-std=c++17",
+        "-arch=sm_90",
+        "-cubin",
+        "-Werror",
+        "all-warnings",
+        "-Xptxas",
+        "-v,-warn-spills",
+    ]
+    done = subprocess.run(
+        [*command, *macros, str(launch.path), "-o", str(folder / "kernel.cubin")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    said = done.stdout + done.stderr
+    spilled = [line for line in said.splitlines() if re.search(r"[1-9]\d* bytes (spill|stack)", line)]
+    warned = [line for line in said.splitlines() if "warning" in line.lower()]
+    if done.returncode:
+        return said
+    assert f"'{launch.entry}'" in said
+    return "\n".join(spilled + warned)
+
+
+def run_remainder(launch: Launch, inputs: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    """Run on the emulator; the output starts as NaN, so that a value that was never written shows."""
+    y = np.full(shape, np.nan, np.float32)
+    run_launch(launch, [*(np.ascontiguousarray(array, np.float32) for array in inputs), y])
+    return y

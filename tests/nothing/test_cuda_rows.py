@@ -1,0 +1,64 @@
+"""CUDA layer norm and softmax against numpy in float64."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cuda_cases import TARGET, needs_nvcc, nvcc_faults, run_remainder
+from sparsetvm.schedules.cuda.remainder.layer_norm import layer_norm_kernel
+from sparsetvm.schedules.cuda.remainder.softmax import softmax_kernel
+
+from sparsetvm.core.layout import PLAIN, Tiled
+
+_RANDOM = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("n", [1, 7, 300, 4099])
+@pytest.mark.parametrize("lanes", [0, 4, 12])
+def test_layer_norm_matches_float64(n: int, lanes: int) -> None:
+    shape = (2, 5, n) if n < 4000 else (1, 3, n)
+    tokens = shape[0] * shape[1]
+    layout = Tiled(tokens, n, lanes) if lanes else PLAIN
+    # A mean far from zero shows cancellation.
+    x = (_RANDOM.standard_normal(shape) + 30).astype(np.float32)
+    gamma, beta = (_RANDOM.standard_normal(n).astype(np.float32) for _ in range(2))
+    launch = layer_norm_kernel(layout, shape, 1e-5, TARGET, "norm")
+    given = layout.to_physical(x) if isinstance(layout, Tiled) else x
+    y = run_remainder(launch, [given, gamma, beta], layout.physical_shape(shape))
+    assert np.isfinite(y).all()
+    y = layout.to_logical(y, shape) if isinstance(layout, Tiled) else y
+    exact = x.astype(np.float64)
+    centred = exact - exact.mean(-1, keepdims=True)
+    expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * gamma + beta
+    assert np.abs(y - expected).max() < 2e-5
+
+
+@pytest.mark.parametrize("shape", [(13, 1), (2, 3, 37), (5, 300), (2, 5000)])
+def test_softmax_matches_float64(shape: tuple[int, ...]) -> None:
+    x = (10 * _RANDOM.standard_normal(shape)).astype(np.float32)
+    x[0, ..., 0] = 120.0
+    x[-1, ..., -1] = -np.inf if shape[-1] > 1 else 0.0
+    y = run_remainder(softmax_kernel(shape, TARGET, "softmax"), [x], shape)
+    terms = np.exp(x.astype(np.float64) - x.max(-1, keepdims=True))
+    assert np.abs(y - terms / terms.sum(-1, keepdims=True)).max() < 1e-6
+
+
+def test_softmax_of_a_nan_is_nan_in_its_row_only() -> None:
+    x = _RANDOM.standard_normal((3, 40)).astype(np.float32)
+    x[1, 17] = np.nan
+    y = run_remainder(softmax_kernel(x.shape, TARGET, "softmax"), [x], x.shape)
+    assert np.isnan(y[1]).all()
+    assert np.isfinite(y[::2]).all()
+
+
+@needs_nvcc
+def test_rows_compile_for_sm_90_without_spills(tmp_path: Path) -> None:
+    for launch in (
+        layer_norm_kernel(Tiled(128, 768, 128), (128, 768), 1e-12, TARGET, "norm"),
+        layer_norm_kernel(PLAIN, (128, 4096), 1e-5, TARGET, "norm"),
+        softmax_kernel((12, 128, 128), TARGET, "softmax"),
+        softmax_kernel((3, 50000), TARGET, "softmax"),
+    ):
+        assert nvcc_faults(launch, tmp_path) == ""
