@@ -34,6 +34,7 @@ _TEMPLATES: dict[str, tuple[str, str]] = {
     "x86.dense": ("sparsetvm.schedules.x86.dense", "Dense"),
     "cuda.spmv": ("sparsetvm.schedules.cuda.spmv", "Spmv"),
     "cuda.spmm_data": ("sparsetvm.schedules.cuda.spmm_data", "SpmmData"),
+    "cuda.spmm_rows": ("sparsetvm.schedules.cuda.spmm_rows", "SpmmRows"),
 }
 # What the first part of a template's name runs on.
 _DEVICES = {"x86": "cpu", "cuda": "cuda"}

@@ -1,0 +1,172 @@
+"""SpMM and sparse convolution, pattern in data, rows of W read against X in L1: few positions, long K.
+
+    block: `rows` rows x `nt` positions x 1 / `parts` of K (a cluster has all of K):
+        warp: for group of rows of like length:       # nt / c lanes a row
+            for batch: `unroll` loads of X in flight, c FMAs each; sums to shared memory
+    pieces of a row are added in the order of K
+
+Requires: layouts that `supports_flat`. Convolutions with taps off 16 bytes load single floats.
+
+X is read where it lies (ld.global.nc), so nothing waits for a tile; K is split so that the X of a block stays in L1.
+Bound by the 128 bytes per cycle that L1 delivers: nnz * nt / 32 cycles on each multiprocessor for its non-zeros, an
+eighth more for entries; and by what crosses from L2: rows * K split evenly over multiprocessors make X, entries and
+partial sums about 0.3 MB each at 4096 x 4096, 90 %, 32 positions, where whole rows of K would make it 0.6 MB.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sparsetvm.schedules.base import Packed, Template
+from sparsetvm.schedules.cuda.epilogue import bias_array, epilogue_defines
+from sparsetvm.schedules.cuda.geometry import FlatGeometry, flat_geometry, supports_flat
+from sparsetvm.schedules.cuda.launch import Launch
+
+from sparsetvm.core.config import Config
+from sparsetvm.core.target import Target
+from sparsetvm.core.workload import Workload
+from sparsetvm.formats.row_groups import Dealing, pack_row_groups
+from sparsetvm.space.knobs import Choice, Ordered
+from sparsetvm.space.space import Space
+
+_RING = 2048  # bytes of a warp's ring of entries
+_L1 = 256 << 10  # bytes of L1 and shared memory together
+_PIECES = 96 << 10  # bytes of partial sums that leave L1 useful
+
+
+class SpmmRows(Template):
+    """Template cuda.spmm_rows."""
+
+    name = "cuda.spmm_rows"
+    version = 1
+
+    def matches(self, workload: Workload, target: Target) -> bool:
+        if target.kind != "cuda" or workload.pattern.kind == "dense" or not workload.nnz or not supports_flat(workload):
+            return False
+        taps = flat_geometry(workload).taps
+        return 4 * int(max(t.max() for t in taps) - min(t.min() for t in taps)) < 1 << 32
+
+    def space(self, workload: Workload, target: Target) -> Space:
+        return Space(
+            self.name,
+            (
+                *(Ordered("nt", (16, 32, 64, 128)), Ordered("c", (2, 4, 8)), Ordered("unroll", (2, 4, 8))),
+                *(Ordered("rows", (32, 64, 128, 256, 512)), Ordered("warps", (8, 16, 32))),
+                *(Ordered("parts", (1, 2, 4, 8)), Ordered("slices", (1, 2, 4))),
+                *(Choice("x", ("swept", "rotated", "shared")), Choice("entries", ("direct", "ring"))),
+            ),
+        )
+
+    def default(self, workload: Workload, target: Target) -> Config:
+        """The config that takes the fewest cycles by a coarse model of waves, L1 wavefronts and traffic from L2."""
+        costs = []
+        for nt in (16, 32, 64, 128):
+            for rows in (32, 64, 128, 256, 512):
+                for parts in (1, 2, 4, 8):
+                    knobs = {"nt": nt, "c": 4, "unroll": 4, "rows": rows, "warps": 16, "parts": parts, "slices": 1}
+                    config = Config.of(self.name, x="rotated", entries="direct", **knobs)
+                    costs.append((_cost(_Shape.of(config, workload, target), workload, target), len(costs), config))
+        return min(costs)[2]
+
+    def pack(
+        self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target
+    ) -> Packed:
+        g, shape = flat_geometry(workload), _Shape.of(config, workload, target)
+        offsets = 4 * (np.stack(g.taps) - min(t.min() for t in g.taps))
+        if shape.shared_x:
+            offsets = 4 * shape.nt * (np.arange(workload.k)[None] % shape.deal.part_columns(workload.k))
+        packed = pack_row_groups(weight, offsets, shape.deal)
+        return Packed((packed.heads, packed.groups, packed.entries, packed.rows, bias_array(bias, workload.m)))
+
+    def kernel(self, workload: Workload, config: Config, packed: Packed, target: Target, symbol: str) -> Any:
+        g, shape = flat_geometry(workload), _Shape.of(config, workload, target)
+        deal, column_tiles = shape.deal, -(-g.positions // shape.nt)
+        defines = (
+            *(("SP_NT", shape.nt), ("SP_C", shape.c), ("SP_WARPS", deal.warps), ("SP_U", deal.unroll)),
+            *(("SP_SLICES", deal.slices), ("SP_CLUSTER", deal.parts), ("SP_RESIDENT", shape.resident)),
+            *(("SP_ALIGNED", int(g.x_row != 0)), ("SP_TILE", int(shape.shared_x)), ("SP_RING", int(shape.ring))),
+            *epilogue_defines(workload.epilogue),
+        )
+        return Launch(
+            "spmm_rows.cu",
+            "spmm_rows",
+            defines,
+            (deal.parts * column_tiles * g.batch, -(-workload.m // deal.rows), 1),
+            32 * deal.warps,
+            shape.shared(workload.k),
+            deal.parts,
+            _scalars(g, workload.k, column_tiles, deal),
+        )
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """The knobs of a config as far as they fit together and into the target."""
+
+    nt: int
+    c: int
+    deal: Dealing
+    shared_x: bool
+    ring: bool
+
+    @staticmethod
+    def of(config: Config, workload: Workload, target: Target) -> _Shape:
+        """The shape of a config.
+
+        A row has 4 to 32 lanes; 32 warps leave a thread 64 registers, hence 16 floats of X in flight; partial sums have
+        at most 96 KB: tiles have fewer rows then. X that does not fit into shared memory is read through L1.
+        """
+        g = flat_geometry(workload)
+        nt, warps = config.int("nt"), config.int("warps")
+        c = min(max(config.int("c"), nt // 32), nt // 4)
+        unroll = max(2, min(config.int("unroll"), (16 if warps == 32 else 32) // c))
+        parts, slices = config.int("parts"), config.int("slices")
+        rows = min(config.int("rows"), -(-workload.m // 4) * 4)
+        while parts * slices > 1 and slices * rows * nt * 4 > _PIECES:
+            rows //= 2
+        deal = Dealing(rows, parts, slices, warps, 32 * c // nt, unroll, config.str("x") == "rotated")
+        shape = _Shape(nt, c, deal, config.str("x") == "shared" and g.x_row != 0, config.str("entries") == "ring")
+        if shape.shared(workload.k) > target.shared:
+            return _Shape(nt, c, deal, False, shape.ring)
+        return shape
+
+    @property
+    def resident(self) -> int:
+        """Blocks of a multiprocessor that registers must allow."""
+        return max(1, (32 if self.deal.unroll * self.c <= 16 else 16) // self.deal.warps)
+
+    def shared(self, k: int) -> int:
+        """Bytes of shared memory: rings of entries, X, partial sums."""
+        d = self.deal
+        pieces = d.slices * d.rows * self.nt * 4 if d.slices * d.parts > 1 else 0
+        return d.warps * _RING * self.ring + d.part_columns(k) * self.nt * 4 * self.shared_x + pieces
+
+
+def _cost(shape: _Shape, workload: Workload, target: Target) -> float:
+    """Estimated cycles of a multiprocessor for its share of blocks.
+
+    A wavefront of 128 bytes a cycle for X and an eighth more for entries; 48 bytes a cycle from L2: X once where it
+    fits into L1, once per sweep of the block's warps where it does not. 3000 cycles to start, 1500 to add parts.
+    """
+    g, deal, nt = flat_geometry(workload), shape.deal, shape.nt
+    blocks = deal.parts * -(-workload.m // deal.rows) * -(-g.positions // nt) * g.batch
+    waves = -(-blocks // max(target.sms, 1))
+    share = workload.nnz / workload.m * min(deal.rows, workload.m) / deal.parts
+    pieces = deal.rows * nt * 4 if deal.parts > 1 else 0
+    x = min(workload.k / deal.parts, share) * nt * 4
+    sweeps = 1 if x + pieces <= 0.8 * _L1 else max(1, deal.rows // (deal.group * deal.warps))
+    wavefronts = share * max(nt, 32) / 32 * 1.125
+    traffic = (x * sweeps + share * 8 + 2 * pieces) / 48
+    return waves * (max(wavefronts, traffic) + 0.3 * min(wavefronts, traffic)) + 3000 + (1500 if deal.parts > 1 else 0)
+
+
+def _scalars(g: FlatGeometry, k: int, column_tiles: int, deal: Dealing) -> tuple[int, ...]:
+    """The scalars of spmm_rows.cu."""
+    before, after = (g.y0, g.borders[1][1] - g.borders[1][0]) if g.borders else (0, 0)
+    first = min(int(t.min()) for t in g.taps)
+    return (
+        *(column_tiles, deal.rows, k, deal.part_columns(k), g.x0 + first, g.x_batch, g.x_row),
+        *(g.positions, g.valid, g.pitch, g.width, g.y0, g.y_batch, g.y_row, before, after, g.r0, g.r_batch, g.r_row),
+    )
