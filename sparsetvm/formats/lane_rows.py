@@ -1,4 +1,4 @@
-"""Rows of a sparse matrix for lanes that walk them together: sorted by length, entries in an order that spares banks."""
+"""Rows of a sparse matrix for lanes that walk them together: sorted by length, entries ordered to spare banks."""
 
 from __future__ import annotations
 

@@ -1,0 +1,45 @@
+"""Whole networks for a GPU, run by the emulator: layouts, conversions, kernels and their arguments fit together."""
+
+from __future__ import annotations
+
+import pytest
+from emulator.network import run_network
+from models import bert, conv_net, mlp, mobile_net, random_inputs, relative_error, run_onnxruntime
+
+from sparsetvm.core.config import Config
+from sparsetvm.core.target import parse_target
+from sparsetvm.core.workload import Workload
+from sparsetvm.rewrite.prepare import prepare
+from sparsetvm.search.candidates import candidates_of
+
+H200 = parse_target("cuda,sm_90")
+NETWORKS = {
+    "mlp of one sample": (lambda: mlp(batch=1), False),
+    "mlp of nine samples": (lambda: mlp(batch=9), False),
+    "residual network": (lambda: conv_net(batch=2, size=9), False),
+    "dense residual network": (conv_net, True),
+    "depthwise network": (lambda: mobile_net(batch=2, size=11), False),
+    "encoder": (lambda: bert(batch=2, seq=12), False),
+    "dense encoder": (lambda: bert(seq=5, layers=2, tanh=True), True),
+}
+
+
+def config_of(workload: Workload, dense: bool) -> Config:
+    """The default of the first template that is dense, or that is not; where there is none, of any."""
+    choices = candidates_of(workload, H200).choices
+    return next((choice for choice in choices if choice.dense is dense), choices[0]).default
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_network_of_launches_computes_what_onnxruntime_computes(name, tmp_path):
+    build, dense = NETWORKS[name]
+    builder = build()
+    prepared = prepare(builder.save(tmp_path / "m.onnx"), H200)
+    configs = {layer: config_of(task.workload, dense) for layer, task in prepared.tasks.items()}
+    inputs = random_inputs(builder.model())
+    found, launches = run_network(prepared.graph, prepared.tasks, configs, H200, inputs)
+    expected = run_onnxruntime(builder.model(), inputs)
+    assert launches >= len(prepared.tasks)
+    for value, wanted in zip(found, expected.values(), strict=True):
+        assert value.shape == wanted.shape
+        assert relative_error(value, wanted) < 1e-5
