@@ -63,12 +63,13 @@ class Dense(Template):
     def default(self, workload: Workload, target: Target) -> Config:
         """The config that takes the fewest cycles by a coarse model of waves, latencies and reads of shared memory."""
         g = flat_geometry(workload)
-        costs = []
+        costs: list[tuple[float, int, Config]] = []
         for bm, bn, bk, tile, slices in _CANDIDATES:
             blocks = len(g.taps) * -(-g.rows_per_group // bm) * -(-g.positions // bn) * g.batch
             for split in (1, 2, 4, 8):
-                knobs = {"bm": bm, "bn": bn, "bk": bk, "tile": tile, "split": split, "slices": slices}
-                config = Config.of(self.name, stages=_STAGES, **knobs)
+                config = Config.of(
+                    self.name, bm=bm, bn=bn, bk=bk, tile=tile, split=split, slices=slices, stages=_STAGES
+                )
                 costs.append((_cost(_Shape.of(config), blocks, workload.k, target), len(costs), config))
         return min(costs)[2]
 
@@ -125,7 +126,8 @@ class _Shape:
         tn = min(tn, bn // 8)
         if bm * bn > _MAX_THREADS * tm * tn:
             tm = 8
-        slices = min(config.int("slices"), bk // 4, max(1, _MAX_THREADS * tm * tn // (bm * bn)))
+        most = _MAX_THREADS if tm * tn < 64 else _MAX_THREADS // 2
+        slices = min(config.int("slices"), bk // 4, max(1, most * tm * tn // (bm * bn)))
         return _Shape(bm, bn, bk, tm, tn, config.int("split"), slices)
 
     @property
@@ -146,16 +148,18 @@ class _Shape:
 def _cost(shape: _Shape, blocks: int, k: int, target: Target) -> float:
     """Estimated cycles of a multiprocessor for its share of `blocks` row and position tiles.
 
-    128 FMAs per cycle where enough warps hide latencies and the tile of a thread saves reads of shared memory; about
-    1500 cycles until the first tile is there, as many for adding parts over a cluster.
+    128 FMAs per cycle where enough warps hide latencies and the tile of a thread saves reads of shared memory; 40 bytes
+    per cycle from L2, a third of which is not hidden; about 1500 cycles until the first tile is there, as many and more
+    for adding parts over a cluster.
     """
     share = -(-blocks * shape.split // max(target.sms, 1))
     resident = max(1, min(_RESIDENT[shape.tm * shape.tn] // shape.threads, target.shared // shape.shared(_STAGES)))
     warps = min(share, resident) * shape.threads / 32
     rate = 128 * _EFFICIENCY[shape.tm * shape.tn] * min(1.0, warps / 12)
     depth = -(-k // (shape.split * shape.bk)) * shape.bk
-    parts = 0 if shape.split * shape.slices == 1 else 700 if shape.split == 1 else 1500
-    return share * shape.bm * shape.bn * depth / rate + -(-share // resident) * (1500 + parts)
+    reads = 4 * (shape.bm + shape.bn) / 40 / 3
+    parts = 0 if shape.split * shape.slices == 1 else 700 if shape.split == 1 else 1500 + 250 * shape.split
+    return share * (shape.bm * shape.bn / rate + reads) * depth + -(-share // resident) * (1500 + parts)
 
 
 def _scalars(g: FlatGeometry, k: int, m_tiles: int, k_tiles: int) -> tuple[int, ...]:

@@ -24,19 +24,18 @@ from sparsetvm.rewrite.plane_geometry import conv_layouts, required_pad
 TARGET = Target("cuda", "x86-64-v3", "sm_90", l2=50 << 20, sms=132, shared=227 << 10)
 NVCC = shutil.which("nvcc")
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="no nvcc here")
+WITH_BIAS = Epilogue(bias=True)
 _PATTERN = PatternSummary("dense", (1, 1), 1.0, 1.0, 0, "d")
 
 
-def matmul(m: int, k: int, n: int, epilogue: Epilogue = Epilogue(bias=True), plain: bool = False) -> Workload:  # noqa: B008
+def matmul(m: int, k: int, n: int, epilogue: Epilogue = WITH_BIAS, plain: bool = False) -> Workload:
     """A product of n tokens as the CUDA target lays it out: one tile of tokens, or plain."""
     lanes = -(-n // 4) * 4
     lin, lout = (PLAIN, PLAIN) if plain else (Tiled(n, k, lanes), Tiled(n, m, lanes))
     return Workload("matmul", m, k, n, lin, lout, epilogue, _PATTERN)
 
 
-def conv2d(
-    conv: ConvGeometry, m: int, batch: int = 1, epilogue: Epilogue = Epilogue(bias=True), pad: int = 0
-) -> Workload:  # noqa: B008
+def conv2d(conv: ConvGeometry, m: int, batch: int = 1, epilogue: Epilogue = WITH_BIAS, pad: int = 0) -> Workload:
     """A convolution between planes whose output has at least `pad` zero columns."""
     lin, lout = conv_layouts(conv, batch, m, max(pad, required_pad(conv)), TARGET.lanes)
     k = conv.in_channels // conv.groups * conv.kernel[0] * conv.kernel[1]

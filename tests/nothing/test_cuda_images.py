@@ -32,18 +32,14 @@ def _windows(x: np.ndarray, conv: ConvGeometry, outside: float) -> np.ndarray:
     pads = ((0, 0), (0, 0), (top, bottom), (left, right))
     padded = np.pad(x.astype(np.float64), pads, constant_values=outside)
     (sy, sx), (dy, dx) = conv.stride, conv.dilation
-    return np.stack(
-        [
-            padded[
-                ..., ky * dy : ky * dy + sy * (conv.out_height - 1) + 1 : sy, kx * dx : kx * dx + sx * (conv.out_width - 1) + 1 : sx
-            ]
-            for ky in range(conv.kernel[0])
-            for kx in range(conv.kernel[1])
-        ]
-    )
+    rows = [slice(ky * dy, ky * dy + sy * (conv.out_height - 1) + 1, sy) for ky in range(conv.kernel[0])]
+    columns = [slice(kx * dx, kx * dx + sx * (conv.out_width - 1) + 1, sx) for kx in range(conv.kernel[1])]
+    return np.stack([padded[..., row, column] for row in rows for column in columns])
 
 
-def _geometry(size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int] = (1, 1), **more: object) -> ConvGeometry:
+def _geometry(
+    size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int] = (1, 1), **more: object
+) -> ConvGeometry:
     return ConvGeometry(3, *size, kernel, stride, groups=3, **more)  # type: ignore[arg-type]
 
 
@@ -76,7 +72,9 @@ def test_depthwise_matches_float64(name: str, target: Target) -> None:
 
 def test_depthwise_refuses_planes_without_padding() -> None:
     with pytest.raises(SparseTvmError, match="depthwise"):
-        depthwise_kernel(Planes(1, 3, 8, 7, 0, 4), Planes(1, 3, 8, 7, 1, 4), DEPTHWISE["3x3_8x7"], Epilogue(), TARGET, "d")
+        depthwise_kernel(
+            Planes(1, 3, 8, 7, 0, 4), Planes(1, 3, 8, 7, 1, 4), DEPTHWISE["3x3_8x7"], Epilogue(), TARGET, "d"
+        )
 
 
 POOLS = [
@@ -115,7 +113,9 @@ def test_global_pooling_matches_numpy(kind: str, size: tuple[int, int]) -> None:
         assert np.abs(y[..., 0, 0] - expected).max() < 1e-6
 
 
-@pytest.mark.parametrize("layout", [PLAIN, Planes(2, 3, 5, 7, 2, 4), Tiled(30, 7, 32)], ids=lambda at: type(at).__name__)
+@pytest.mark.parametrize(
+    "layout", [PLAIN, Planes(2, 3, 5, 7, 2, 4), Tiled(30, 7, 32)], ids=lambda at: type(at).__name__
+)
 def test_elementwise_matches_numpy(layout: object) -> None:
     shape = (2, 15, 7) if isinstance(layout, Tiled) else (2, 3, 5, 7)
     x, other = _normal(*shape), _normal(*shape)
@@ -123,8 +123,11 @@ def test_elementwise_matches_numpy(layout: object) -> None:
     physical = layout.physical_shape(shape)  # type: ignore[attr-defined]
 
     def logical(y: np.ndarray) -> np.ndarray:
-        assert isinstance(layout, Tiled) or np.array_equal(y, y if layout == PLAIN else layout.to_physical(layout.to_logical(y, shape)))
-        return y if layout == PLAIN else layout.to_logical(y, shape)
+        if layout == PLAIN:
+            return y
+        values = layout.to_logical(y, shape)  # type: ignore[attr-defined]
+        assert isinstance(layout, Tiled) or np.array_equal(y, layout.to_physical(values))  # type: ignore[attr-defined]
+        return values
 
     relu = binary_kernel("add", layout, shape, Epilogue(activation="relu"), TARGET, "add")
     assert np.array_equal(logical(run_remainder(relu, given, physical)), np.maximum(x + other, 0))
@@ -138,7 +141,9 @@ def test_elementwise_matches_numpy(layout: object) -> None:
 def test_image_kernels_compile_for_sm_90_without_spills(tmp_path: Path) -> None:
     planes = Planes(2, 3, 8, 7, 1, 4)
     launches = [
-        depthwise_kernel(planes, planes, DEPTHWISE["3x3_8x7"], Epilogue(True, True, "clip", 0.0, 6.0), SMALL, "depthwise"),
+        depthwise_kernel(
+            planes, planes, DEPTHWISE["3x3_8x7"], Epilogue(True, True, "clip", 0.0, 6.0), SMALL, "depthwise"
+        ),
         pooling_kernel(Planes(2, 3, 11, 13, 1, 4), Planes(2, 3, 6, 7, 1, 4), 2, POOLS[0], TARGET, "pool"),
         global_pooling_kernel(planes, (2, 3, 8, 7), "average", TARGET, "pool"),
         binary_kernel("add", PLAIN, (5,), Epilogue(activation="gelu"), TARGET, "add"),

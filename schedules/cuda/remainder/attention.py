@@ -2,7 +2,7 @@
 
     scores in shared memory: warps of 4 queries x 128 keys, K read along its tokens
     exp(score - largest), sums: a warp for a query
-    Y = scores V: a chunk of 128 keys of V in shared memory, the next one on its way; keys shared by warps, added in order
+    Y = scores V: 128 keys of V in shared memory, the next ones on their way; warps share the keys, added in order
 
 Requires: Q, K, V and Y in Tiled with a single tile, head h in columns h * head_dim and on; with several images, seq a
 multiple of 4; all scores of 16 queries in shared memory.
@@ -54,7 +54,9 @@ def attention_kernel(attention: Attention, target: Target, symbol: str) -> Launc
     )
     tokens = -(-a.batch * a.seq // 4) * 4
     grid = (-(-a.seq // _QUERIES), a.heads, a.batch)
-    return Launch("attention.cu", "attention", defines, grid, _THREADS, _shared(a), 1, (a.seq, readable, tokens, *mask_steps))
+    return Launch(
+        "attention.cu", "attention", defines, grid, _THREADS, _shared(a), 1, (a.seq, readable, tokens, *mask_steps)
+    )
 
 
 def _slices(attention: Attention) -> int:

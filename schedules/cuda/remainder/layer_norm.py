@@ -12,9 +12,7 @@ from sparsetvm.core.layout import Layout
 from sparsetvm.core.target import Target
 
 
-def layer_norm_kernel(
-    layout: Layout, shape: tuple[int, ...], epsilon: float, target: Target, symbol: str
-) -> Launch:
+def layer_norm_kernel(layout: Layout, shape: tuple[int, ...], epsilon: float, target: Target, symbol: str) -> Launch:
     """Launch (X, G, B, Y): (x - mean) / sqrt(variance + epsilon) * G + B over the last axis of the logical `shape`.
 
     X and Y are Plain or Tiled; G and B are (n,) arrays.
