@@ -29,6 +29,7 @@ _ELF = b"\x7fELF"
 _CUDA_MACHINE = 190  # e_machine of cubins
 _STANDARD = "-std=c++17"
 _SECONDS = 300.0
+_ASKED_FOR = 48 << 10  # from here on the driver must be asked for dynamic shared memory
 
 
 class CompileError(SparseTvmError):
@@ -81,8 +82,13 @@ def _nvrtc_version() -> str:
 
 
 def kernel_symbol(launch: Launch) -> str:
-    """Name of the compiled kernel: equal for equal code, so that tuning and all models share what the cache holds."""
-    code = repr((launch.source, launch.entry, launch.defines, launch.cluster))
+    """Name of the compiled kernel: equal for equal code, so that tuning and all models share what the cache holds.
+
+    TVM asks the driver for more than 48 KB of shared memory at the first launch of a name, with what that launch needs:
+    launches that need other amounts must go by other names.
+    """
+    large = launch.shared if launch.shared >= _ASKED_FOR else 0
+    code = repr((launch.source, launch.entry, launch.defines, launch.cluster, large))
     return f"sparsetvm_{launch.entry}_{hashlib.sha256(code.encode()).hexdigest()[:12]}"
 
 
