@@ -2,6 +2,7 @@
 
     python scripts/bench_kernels.py --suite anchors [--threads 1] [--budget 30] [--json OUT.json]
     python scripts/bench_kernels.py --suite dlmc --patterns DIR --limit 12
+    python scripts/bench_kernels.py --target cuda --suite grid,sparsert [--budget 30] [--json OUT.json]
 
 Each row is one layer. Its config comes from the tuning log; with --budget SECONDS, a layer that no record settles is
 tuned first and its records are kept, else it gets the default config. All competitors are checked against a float64
@@ -20,8 +21,13 @@ from typing import Any
 from benchlib.case import Case
 from benchlib.machine import describe_machine, pin, use_threads
 
-from sparsetvm.core.target import Target, parse_target
-from sparsetvm.errors import SparseTvmError, UsageError
+from sparsetvm.core.target import Target, parse_target, version_of
+from sparsetvm.errors import EnvironmentProblem, SparseTvmError, UsageError, did_you_mean
+
+
+_AGAINST = (
+    "numpy, ort, openvino, scipy, or none; on a GPU torch-fp32, torch-tf32, torch-fp16, cusparse or none (default: all)"
+)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -30,7 +36,7 @@ def parse_arguments() -> argparse.Namespace:
         "--suite",
         action="append",
         metavar="NAME,...",
-        help="anchors, conv, dlmc, patterns or FILE.npz; may be repeated (default: anchors)",
+        help="anchors, conv, dlmc, grid, patterns, sparsert or FILE.npz; may be repeated (default: anchors)",
     )
     parser.add_argument("--patterns", type=Path, metavar="DIR", help="folder of pattern files, for the suite dlmc")
     parser.add_argument("--n", type=int_list, default=[], metavar="N,...", help="only these columns of X")
@@ -45,7 +51,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--target", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--budget", type=float, default=0.0, metavar="SECONDS", help="of search for each layer")
-    parser.add_argument("--against", metavar="NAME,...", help="numpy, ort, openvino, scipy, or none (default: all)")
+    parser.add_argument("--against", metavar="NAME,...", help=_AGAINST)
     parser.add_argument("--log-dir", type=Path, help="folder of the tuning log")
     parser.add_argument("--records", type=Path, action="append", default=[], help="more tuning logs to read")
     parser.add_argument("--json", metavar="PATH|-", help="where to write the JSON")
@@ -79,12 +85,11 @@ def show(row: dict[str, Any]) -> str:
     )
 
 
-def bench(args: argparse.Namespace, cases: list[Case], names: list[str], target: Target) -> tuple[dict[str, Any], bool]:
-    """(the JSON object, whether Ctrl-C ended it)."""
+def open_cpu(args: argparse.Namespace, names: list[str], target: Target) -> tuple[Any, float]:
+    """What times a case, and the peak of a core in GFLOP/s."""
     from benchlib.configs import ConfigSource
-    from benchlib.kernel_row import Failed, KernelBench
+    from benchlib.kernel_row import KernelBench
     from benchlib.peak import measured_peak
-    from benchlib.summary import summarize_kernels
 
     from sparsetvm.runtime.threads import set_threads
 
@@ -92,11 +97,49 @@ def bench(args: argparse.Namespace, cases: list[Case], names: list[str], target:
     if usable < target.threads:
         raise UsageError(f"--threads {target.threads}: this process may use {usable} cores", hint="allow it more cores")
     peak = measured_peak(target)
+    return KernelBench(target, ConfigSource(target, args.budget, args.log_dir, args.records), names, peak), peak
+
+
+def open_gpu(args: argparse.Namespace, names: list[str], target: Target) -> tuple[Any, float]:
+    """What times a case, and the peak of the GPU in GFLOP/s at its highest clock."""
+    from benchlib.configs import ConfigSource
+    from benchlib.gpu_row import GpuKernelBench, peak_gflops
+
+    from sparsetvm.core.gpu import query_gpu
+
+    if not target.host:
+        raise UsageError(f"target '{target}' cannot be measured", hint="use --target cuda on a machine with a GPU")
+    peak = peak_gflops(target, query_gpu(target.device).clocks[0])
+    return GpuKernelBench(target, ConfigSource(target, args.budget, args.log_dir, args.records), names, peak), peak
+
+
+def parse_gpu_names(text: str | None) -> list[str]:
+    """ "torch-fp32,cusparse" -> keys of the JSON; None stands for all, none without PyTorch."""
+    known = ("torch-fp32", "torch-tf32", "torch-fp16", "cusparse")
+    if version_of("torch") == "missing":
+        if text not in (None, "none"):
+            raise EnvironmentProblem("torch is not installed", hint="pip install torch, or use --against none")
+        return []
+    names = list(known) if text is None else [name for name in text.split(",") if name not in ("", "none")]
+    for name in names:
+        if name not in known:
+            raise UsageError(
+                f"--against {name}: unknown competitor{did_you_mean(name, known)}",
+                hint=f"known: {', '.join(known)}, none",
+            )
+    return names
+
+
+def bench(args: argparse.Namespace, cases: list[Case], names: list[str], target: Target) -> tuple[dict[str, Any], bool]:
+    """(the JSON object, whether Ctrl-C ended it)."""
+    from benchlib.kernel_row import Failed
+    from benchlib.summary import summarize_kernels
+
+    runner, peak = open_gpu(args, names, target) if target.kind == "cuda" else open_cpu(args, names, target)
     print(f"{len(cases)} cases on {target}, {target.threads} threads, peak {peak:.0f} GFLOP/s", file=sys.stderr)
     result: dict[str, Any] = {
         "schema": 1, "machine": {**describe_machine(target), "fma_peak_gflops": peak}, "rows": [], "summary": {},
     }  # fmt: skip
-    runner = KernelBench(target, ConfigSource(target, args.budget, args.log_dir, args.records), names, peak)
     interrupted = False
     try:
         for case in cases:
@@ -118,12 +161,13 @@ def main() -> int:
     args = parse_arguments()
     try:
         target = parse_target(args.target, args.threads)
-        use_threads(args.threads)
-        pin(args.threads)
+        if target.kind == "cpu":
+            use_threads(args.threads)
+            pin(args.threads)
         from benchlib.competitors import parse_names
         from benchlib.suites import find_cases
 
-        names = parse_names(args.against)
+        names = parse_gpu_names(args.against) if target.kind == "cuda" else parse_names(args.against)
         cases = [
             case
             for suite in args.suite

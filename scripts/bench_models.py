@@ -3,9 +3,12 @@
     python scripts/bench_models.py --models DIR|FILE... [--threads 1] [--budget 5m] [--against ort,openvino]
         [--deepsparse-python ENV/bin/python] [--json OUT.json]
 
+    python scripts/bench_models.py --models DIR|FILE... --target cuda [--against torch,dense]
+
 Each step is a `sparsetvm` process of its own, so one model's crash costs one row. Competitors are timed in turn with
 ours in one process; DeepSparse, which wants an environment of its own, right after them. `openvino` gives two columns:
-float32, and the precision that OpenVINO chooses. Keys of the JSON: docs/json.md. Exit code 1 when a model failed.
+float32, and the precision that OpenVINO chooses. On a GPU the competitor is PyTorch in CUDA graphs, in three columns:
+fp32, tf32 and fp16. Keys of the JSON: docs/json.md. Exit code 1 when a model failed.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import json
 import math
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +30,7 @@ from sparsetvm.core.target import parse_target, version_of
 from sparsetvm.errors import EnvironmentProblem, SparseTvmError, UsageError, did_you_mean
 
 _COLUMNS = {"ort": ["ort"], "openvino": ["openvino-f32", "openvino"], "dense": ["dense"]}
+_GPU_COLUMNS = {"torch": ["torch"], "dense": ["dense"]}
 
 
 def find_models(paths: list[Path]) -> list[Path]:
@@ -36,25 +41,25 @@ def find_models(paths: list[Path]) -> list[Path]:
     return found
 
 
-def competitors(text: str) -> list[str]:
-    """ "ort,openvino" -> what `sparsetvm bench --against` takes.
+def competitors(text: str, columns: Mapping[str, list[str]] = _COLUMNS) -> list[str]:
+    """ "ort,openvino" -> what `sparsetvm bench --against` takes. columns: those of the target's kind of device.
 
     Raises UsageError for an unknown competitor, EnvironmentProblem for one that is not installed.
     """
     short = {key: name for name, key in NAMES.items()}
     names = [short.get(name, name) for name in text.split(",") if name not in ("", "none")]
     for name in names:
-        if name not in _COLUMNS:
+        if name not in columns:
             raise UsageError(
-                f"--against {name}: unknown competitor{did_you_mean(name, _COLUMNS)}",
-                hint=f"known: {', '.join(_COLUMNS)}, none; DeepSparse with --deepsparse-python",
+                f"--against {name}: unknown competitor{did_you_mean(name, columns)}",
+                hint=f"known: {', '.join(columns)}, none; DeepSparse with --deepsparse-python",
             )
         package = NAMES.get(name, name)
         if name != "dense" and version_of(package) == "missing":
             raise EnvironmentProblem(
                 f"{package} is not installed", hint=f"pip install {package}, or leave it out of --against"
             )
-    return [column for name in names for column in _COLUMNS[name]]
+    return [column for name in names for column in columns[name]]
 
 
 def show(row: dict[str, Any]) -> str:
@@ -73,7 +78,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--target", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--budget", default="5m", help="time to tune each model; what the log knows is not tuned again")
-    parser.add_argument("--against", default="ort", help="ort, openvino, dense, or none")
+    parser.add_argument(
+        "--against", help="ort, openvino, dense, or none; on a GPU torch, dense or none (default: ort, or torch)"
+    )
     parser.add_argument(
         "--deepsparse-python", type=Path, metavar="PATH", help="interpreter of an environment with deepsparse 1.8"
     )
@@ -88,11 +95,15 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
     """The JSON object."""
     target = parse_target(args.target, args.threads)
     models = find_models(args.models)
+    gpu = target.kind == "cuda"
+    against = args.against or ("torch" if gpu else "ort")
+    names = competitors(against, _GPU_COLUMNS if gpu else _COLUMNS)
     runner = ModelBench(
-        args.target, args.threads, args.budget, competitors(args.against), args.log_dir, args.records,
+        args.target, args.threads, args.budget, names, args.log_dir, args.records,
         args.deepsparse_python,
     )  # fmt: skip
-    pin(args.threads)
+    if not gpu:
+        pin(args.threads)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.output or Path(temporary)

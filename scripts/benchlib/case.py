@@ -11,7 +11,7 @@ import numpy as np
 from sparsetvm.core.graph import SPARSETVM_DOMAIN, Graph, Node, Value
 from sparsetvm.core.target import Target
 from sparsetvm.core.task import Task
-from sparsetvm.core.workload import Epilogue
+from sparsetvm.core.workload import ConvGeometry, Epilogue
 from sparsetvm.rewrite.assign_layouts import assign_layouts
 from sparsetvm.rewrite.workloads import make_tasks
 
@@ -42,9 +42,23 @@ def matmul_task(name: str, n: int, weight: Callable[[], np.ndarray], target: Tar
     """
     matrix = weight()
     m, k = matrix.shape
-    attrs = {"weight": matrix, "bias": None, "epilogue": Epilogue(), "conv": None}
-    node = Node(name, "matmul", ["x"], ["y"], attrs, SPARSETVM_DOMAIN, (name,))
-    values = {"x": Value("x", (n, k), "float32"), "y": Value("y", (n, m), "float32")}
+    return _only_layer(name, "matmul", matrix, None, (n, k), (n, m), target)
+
+
+def conv_task(name: str, conv: ConvGeometry, weight: Callable[[], np.ndarray], target: Target) -> Task:
+    """A convolution of one image without bias, in the layouts that a model with this layer would get."""
+    matrix = weight()
+    x = (1, conv.in_channels, conv.in_height, conv.in_width)
+    return _only_layer(name, "conv2d", matrix, conv, x, (1, len(matrix), conv.out_height, conv.out_width), target)
+
+
+def _only_layer(
+    name: str, op: str, weight: np.ndarray, conv: ConvGeometry | None, x: tuple[int, ...], y: tuple[int, ...],
+    target: Target,
+) -> Task:  # fmt: skip
+    attrs = {"weight": weight, "bias": None, "epilogue": Epilogue(), "conv": conv}
+    node = Node(name, op, ["x"], ["y"], attrs, SPARSETVM_DOMAIN, (name,))
+    values = {"x": Value("x", x, "float32"), "y": Value("y", y, "float32")}
     graph = Graph(name, 17, [node], values, ["x"], ["y"])
     assign_layouts(graph, target)
     task = make_tasks(graph, target)[name]

@@ -11,7 +11,7 @@ from sparsetvm.core.config import Config
 from sparsetvm.core.results import Event
 from sparsetvm.core.target import Target, device_fingerprint
 from sparsetvm.core.task import Task
-from sparsetvm.measure.pool import Measurer
+from sparsetvm.measure.pool import Measurer, default_jobs
 from sparsetvm.search.budget import TuneOptions
 from sparsetvm.search.candidates import candidates_of, known_dense
 from sparsetvm.search.run import TuneRun
@@ -54,7 +54,7 @@ class ConfigSource:
         return found if known is None or known.config in found else [*found, known.config]
 
     def _open_measurer(self, repeats: int) -> Measurer:
-        return Measurer(self._target, repeats=repeats, seed=self._seed)
+        return Measurer(self._target, jobs=default_jobs(self._target), repeats=repeats, seed=self._seed)
 
 
 def _silent(_: Event) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from sparsetvm.core.target import Target, device_fingerprint, toolchain_fingerprint, version_of
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-_COMPETITORS = ("onnxruntime", "openvino", "scipy")
+_COMPETITORS = ("onnxruntime", "openvino", "scipy", "torch")
 
 
 def use_threads(threads: int) -> None:
@@ -33,4 +33,5 @@ def describe_machine(target: Target) -> dict[str, Any]:
         "device": device.model, "vendor": device.vendor, "isa": device.isa, "cores": device.cores,
         "target": str(target), "threads": target.threads, "sparsetvm": toolchain.sparsetvm, "tvm": toolchain.tvm,
         "numpy": toolchain.numpy, **versions,
+        **({"driver": device.driver, "clocks": device.clocks} if target.kind == "cuda" else {}),
     }  # fmt: skip

@@ -18,6 +18,8 @@ from sparsetvm.runtime.module import random_arrays
 
 NAMES = {"ort": "onnxruntime"}  # competitor on the command line -> key of the JSON
 _DEEPSPARSE_SECONDS = 3.0
+_TORCH_SECONDS = 2.0
+_PRECISIONS = "fp32,tf32,fp16"
 
 
 class Failed(Exception):
@@ -49,6 +51,8 @@ class ModelBench:
         tuned = run_step(folder, "tune", str(model), *limits, *logs, "-o", str(library))
         verified = run_step(folder, "verify", str(library), "--reference", str(model))
         _write_inputs(library, inputs)
+        if self.target.startswith("cuda"):
+            return self._gpu_row(model, library, inputs, tuned, verified)
         against = ("--against", ",".join(self.against) or "none", "--inputs", str(inputs))
         timed = run_step(folder, "bench", str(library), "--reference", str(model), *threads, *against)
         baselines = {NAMES.get(name, name): latency["median"] for name, latency in timed["against"].items()}
@@ -71,6 +75,46 @@ class ModelBench:
             "tune_seconds": tuned["seconds"],
             "notes": notes,
         }
+
+    def _gpu_row(
+        self, model: Path, library: Path, inputs: Path, tuned: dict[str, Any], verified: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Beside PyTorch, everything on the GPU; `*_wait_ms` are single inferences that the host waits for."""
+        timed = time_torch(library, model, inputs, _PRECISIONS if "torch" in self.against else "")
+        ours, notes = timed["gpu"].pop("ours"), []
+        if "dense" in self.against:
+            options = ("--reference", str(model), "--against", "dense", "--inputs", str(inputs))
+            dense = run_step(library.parent, "bench", str(library), *options)
+            timed["gpu"]["dense"] = dense["against"]["dense"]["median"] / dense["latency_ms"]["median"] * ours
+            notes.append("dense: measured with waiting, scaled to ours")
+        return {
+            "model": model.stem,
+            "threads": 1,
+            "ours_ms": ours,
+            "ours_wait_ms": timed["wait"].pop("ours"),
+            "baselines_ms": timed["gpu"],
+            "baselines_wait_ms": timed["wait"],
+            "speedup": {name: ms / ours for name, ms in timed["gpu"].items()},
+            "rel_error": verified["rel_l2_error"],
+            "torch_difference": timed["difference"],
+            "source": "+".join(sorted({task["source"] for task in tuned["tasks"]})),
+            "trials": tuned["trials_run"],
+            "tune_seconds": tuned["seconds"],
+            "notes": notes,
+        }
+
+
+def time_torch(library: Path, model: Path, inputs: Path, precisions: str) -> dict[str, Any]:
+    """What torch_worker.py prints. Raises Failed with its last words."""
+    worker = Path(__file__).with_name("torch_worker.py")
+    command = [sys.executable, str(worker), str(library), str(model), str(inputs), str(_TORCH_SECONDS), precisions]
+    paths = [str(worker.parents[1]), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode == 0:
+        result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+        return result
+    raise Failed(f"PyTorch did not run: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
 
 
 def run_step(folder: Path, *arguments: str) -> dict[str, Any]:

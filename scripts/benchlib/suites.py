@@ -3,6 +3,8 @@
 anchors   products of five shapes, N = 1, 16, 128 and 784, random patterns of 80 to 98 %, and 4x1 blocks
 conv      convolutions of ResNet-50 and MobileNetV1
 patterns  one shape, N = 128: random, blocks, 2:4, uneven rows
+grid      square products, 512 to 4096, N = 1 to 1024, random patterns of 90 and 95 % (what GPU papers quote)
+sparsert  the cases of SparseRT (Wang, PACT 2020): 1x1 layers of MobileNetV1, two products, 3x3 layers of ResNet-50
 dlmc      every matrix in the files of a folder, each beside a random pattern of its shape and density
 FILE.npz  the same for one file
 """
@@ -16,17 +18,25 @@ from pathlib import Path
 
 import numpy as np
 
-from benchlib.case import Case, even_sample, matmul_task
+from benchlib.case import Case, conv_task, even_sample, matmul_task
 from benchlib.conv_suite import convolutions
 from benchlib.pattern_file import Pattern, read_columns, read_patterns
 from sparsetvm.analysis.magnitude import prune_weight
 from sparsetvm.core.target import Target
+from sparsetvm.core.workload import ConvGeometry
 from sparsetvm.errors import UsageError, did_you_mean
 
-SUITES = ("anchors", "conv", "dlmc", "patterns")
+SUITES = ("anchors", "conv", "dlmc", "grid", "patterns", "sparsert")
 _SHAPES = ((512, 512), (1024, 1024), (2048, 512), (768, 3072), (3072, 768))
 _FEW, _MANY = (0.90, 0.95), (0.80, 0.90, 0.95, 0.98)
 _SPARSITIES = {1: _FEW, 16: _FEW, 128: _MANY, 784: _MANY}
+_GRID_SIZES, _GRID_COLUMNS = (512, 1024, 2048, 4096), (1, 8, 32, 128, 1024)
+# (output channels, input channels, pixels) of the 1x1 layers of MobileNetV1, then two products.
+_SPARSERT = (
+    *((64, 32, 12544), (128, 64, 3136), (128, 128, 3136), (256, 128, 784), (256, 256, 784), (512, 256, 196)),
+    *((512, 512, 196), (1024, 512, 49), (1024, 1024, 49), (512, 512, 1024), (1024, 1024, 512)),
+)
+_SPARSERT_3X3 = ((64, 56), (128, 28), (256, 14))  # channels, height and width
 _TOKENS = 128  # columns of X where nothing else is said: one sequence of a transformer
 
 
@@ -51,7 +61,7 @@ def find_cases(
     elif suite.endswith(".npz"):
         cases = even_sample(file_cases("file", Path(suite), columns), limit)
     elif suite in SUITES:
-        made = {"anchors": anchors, "conv": lambda: convolutions(target), "patterns": pattern_kinds}[suite]()
+        made = _makers(target)[suite]()
         made = [case for case in made if not columns or case.n in columns]
         cases = even_sample([case for case in made if _asked(case, sparsities)], limit)
     else:
@@ -59,6 +69,40 @@ def find_cases(
             f"--suite {suite}: unknown suite{did_you_mean(suite, SUITES)}", hint=f"use {', '.join(SUITES)} or FILE.npz"
         )
     return [case for case in cases if _asked(case, sparsities)]
+
+
+def _makers(target: Target) -> dict[str, Callable[[], list[Case]]]:
+    return {
+        "anchors": anchors, "conv": lambda: convolutions(target), "patterns": pattern_kinds, "grid": grid,
+        "sparsert": sparsert,
+    }  # fmt: skip
+
+
+def grid() -> list[Case]:
+    """Square products; the summary has a mean for each N and sparsity."""
+    return [
+        _random_case("grid", (size, size), n, sparsity, "unstructured", f"n={n},s={sparsity:.2f}")
+        for n in _GRID_COLUMNS
+        for sparsity in _FEW
+        for size in _GRID_SIZES
+    ]
+
+
+def sparsert() -> list[Case]:
+    """SparseRT's cases at 90 and 95 %."""
+    cases = [
+        _random_case("sparsert", (rows, columns), n, sparsity, "unstructured", f"product,s={sparsity:.2f}")
+        for sparsity in _FEW
+        for rows, columns, n in _SPARSERT
+    ]
+    for sparsity in _FEW:
+        for channels, size in _SPARSERT_3X3:
+            name = f"conv 3x3 {channels}ch {size}x{size} s={sparsity:.2f}"
+            conv = ConvGeometry(channels, size, size, (3, 3), pads=(1, 1, 1, 1))
+            weight = partial(random_weight, (channels, 9 * channels), sparsity, _seed(name))
+            task = partial(conv_task, name, conv, weight)
+            cases.append(Case("sparsert", name, f"conv 3x3,s={sparsity:.2f}", size * size, sparsity, task))
+    return cases
 
 
 def anchors() -> list[Case]:

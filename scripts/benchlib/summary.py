@@ -21,7 +21,8 @@ def summarize_kernels(rows: Sequence[Row]) -> dict[str, Any]:
     """Geometric means by group, and how many rows are slower than the best dense competitor or failed.
 
     geomean_speedup: over the best dense competitor of each row. geomean_speedup_packed: the same with packing from and
-    to row-major matrices inside. geomean_vs_random: time over that of a random pattern, of groups that have one.
+    to row-major matrices inside. geomean_vs: on a GPU, over each competitor. geomean_vs_random: time over that of a
+    random pattern, of groups that have one.
     """
     good = [row for row in rows if "error" not in row]
     summary: dict[str, Any] = {"geomean_speedup": _means(good, lambda row: row["speedup"])}
@@ -30,9 +31,19 @@ def summarize_kernels(rows: Sequence[Row]) -> dict[str, Any]:
     random = [row for row in good if "ratio_to_random" in row]
     if random:
         summary["geomean_vs_random"] = _means(random, lambda row: row["ratio_to_random"])
+    gpu = [row for row in good if any(name.startswith("torch-") for name in row.get("baselines_us", ()))]
+    if gpu:
+        names = dict.fromkeys(name for row in gpu for name in row["baselines_us"])
+        summary["geomean_vs"] = {name: _means_over(gpu, name) for name in names}
     summary["slower_than_dense"] = sum(row["speedup"] < _SLOWER for row in good)
     summary["failed"] = len(rows) - len(good)
     return summary
+
+
+def _means_over(rows: Sequence[Row], name: str) -> dict[str, float]:
+    """Group -> geometric mean of the speed-up over one competitor."""
+    known = [row for row in rows if name in row["baselines_us"]]
+    return _means(known, lambda row: row["baselines_us"][name] / row["ours_us"])
 
 
 def by_group(rows: Sequence[Row]) -> dict[str, list[Row]]:

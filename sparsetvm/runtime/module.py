@@ -105,14 +105,25 @@ class Module:
         """A call that runs on `inputs`, for benchmarks: `run`, or on a GPU a run without any copy, waited for."""
         if self._gpu is None:
             return lambda: self.run(inputs)
-        gpu = self._gpu
-        gpu.load(self._as_arrays(self._in_order(inputs)))
+        gpu, launch = self._gpu, self.launcher(inputs)
 
         def call() -> None:
-            gpu.launch()
+            launch()
             gpu.wait()
 
         return call
+
+    def launcher(self, inputs: Mapping[str, Any]) -> Callable[[], None]:
+        """Copy `inputs` to the GPU; the call that comes back starts a run on them and does not wait for it.
+
+        Raises UsageError for a model that runs on the CPU.
+        """
+        if self._gpu is None:
+            raise UsageError("only models for a GPU can be launched", hint="use run()")
+        self._gpu.load(self._as_arrays(self._in_order(inputs)))
+        self._gpu.launch()  # the first run captures the graph
+        self._gpu.wait()
+        return self._gpu.launch
 
     def _in_order(self, inputs: Mapping[str, Any]) -> list[Any]:
         names = [info.name for info in self.inputs]

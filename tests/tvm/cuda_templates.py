@@ -30,7 +30,7 @@ class Rows(Template):
         return Space(self.name, (Ordered("block", (64, 128, 256)),))
 
     def default(self, workload: Workload, target: Target) -> Config:
-        return Config.of(self.name, block=128)
+        return Config.of(self.name, block=64)
 
     def pack(
         self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target

@@ -28,18 +28,20 @@ def driver(tmp_path_factory) -> Path:
     return folder
 
 
-def measure(driver: Path, jobs: int, mode: str) -> list[list]:
+def run(driver: Path, script: str, *arguments: str) -> str:
+    """Standard output of a script of this folder on the test GPU."""
     paths = [str(HERE), *(path for path in sys.path if path)]
     environment = {**os.environ, "LD_LIBRARY_PATH": str(driver), "PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, str(HERE / "measure_on_fake_gpu.py"), str(jobs), mode]
+    command = [sys.executable, str(HERE / script), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return done.stdout
 
 
 @pytest.mark.parametrize(("jobs", "mode"), [(1, "warm"), (2, "warm"), (1, "cold")])
 def test_gpu_candidates_are_checked_timed_and_survived(driver, jobs, mode):
-    *results, device = measure(driver, jobs, mode)
+    lines = run(driver, "measure_on_fake_gpu.py", str(jobs), mode).splitlines()
+    *results, device = map(json.loads, lines)
     good, overrun, lost, again, good_final, overrun_final, lost_final = results
     for result in (good, again, good_final):
         assert result[0] == "ok", result
@@ -50,3 +52,15 @@ def test_gpu_candidates_are_checked_timed_and_survived(driver, jobs, mode):
         assert result[0] == "crash"
         assert "CUDA_ERROR_ILLEGAL_ADDRESS" in result[2]
     assert device == ["Test GPU", "sm_90", 132, "1980/2619 MHz"]
+
+
+def test_kernel_bench_times_layers_on_the_gpu(driver, tmp_path):
+    options = ["--target", "cuda", "--suite", "grid", "--n", "1", "--limit", "1", "--against", "none"]
+    result = json.loads(run(driver, "bench_on_fake_gpu.py", *options, "--log-dir", str(tmp_path)))
+    (row,) = result["rows"]
+    assert (row["m"], row["k"], row["n"]) == (512, 512, 1)
+    assert row["ours_us"] == pytest.approx(3.0, rel=1e-3)
+    assert row["ours_cold_us"] == pytest.approx(3.0, rel=1e-3)
+    assert row["baselines_us"] == {"sparsetvm-dense": row["ours_us"]}
+    assert result["machine"]["device"] == "Test GPU"
+    assert result["machine"]["fma_peak_gflops"] == pytest.approx(132 * 256 * 1.98)

@@ -1,0 +1,135 @@
+"""One row of bench_kernels on a GPU: a layer of ours and its competitors, each in CUDA graphs, timed in turn."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+from sparsetvm.schedules.base import template
+
+from benchlib.case import Case
+from benchlib.configs import ConfigSource
+from benchlib.kernel_row import OURS_DENSE, Failed, time_in_turn
+from sparsetvm.core.config import Config
+from sparsetvm.core.target import Target
+from sparsetvm.core.task import Task
+from sparsetvm.core.workload import Epilogue
+from sparsetvm.measure.cuda_candidate import CudaTrial, build_cuda
+from sparsetvm.measure.cuda_timing import L2Flush
+from sparsetvm.measure.reference import Reference, input_shape, make_reference, to_physical
+from sparsetvm.measure.timing import time_repeats
+
+if TYPE_CHECKING:
+    from benchlib.gpu_competitors import GpuCompetitor
+
+_OURS = "ours"
+# Relative L2 error that a competitor may have; inputs are standard normal.
+_TOLERANCES = {"torch-fp32": 1e-5, "torch-tf32": 3e-3, "torch-fp16": 3e-3, "cusparse": 1e-5}
+_EXACT = ("torch-fp32", OURS_DENSE)  # competitors that compute what ours computes
+_COLD_SECONDS = 0.2
+
+
+class GpuKernelBench:
+    """Times cases on one GPU. names: competitors; peak: GFLOP/s of its float32 FMAs at the highest clock."""
+
+    def __init__(self, target: Target, configs: ConfigSource, names: list[str], peak: float) -> None:
+        self._target, self._configs, self._names, self._peak = target, configs, names, peak
+        self._flush = L2Flush(target.l2)
+
+    def row(self, case: Case) -> dict[str, Any]:
+        """The row of a case. Raises Failed."""
+        task = case.task(self._target)
+        config, source = self._configs.choose(task)
+        workload = task.workload
+        x = np.random.default_rng(0).standard_normal(input_shape(workload)).astype(np.float32)
+        reference = make_reference(workload, task.weight, task.bias, 0, x)
+        ours, error = self._trial(task, config, reference)
+        dense = [
+            (other, self._trial(task, other, reference)[0]) for other in self._configs.dense(task) if other != config
+        ]
+        timers = {_OURS: ours.timer(None), **{str(other): trial.timer(None) for other, trial in dense}}
+        others = self._competitors(task, x)
+        for number, other in enumerate(others):
+            timers[f"{other.name} {number}"] = other.timer
+        times = time_in_turn(timers)
+        us = {name: statistics.median(values) for name, values in times.items()}
+        if ours.check().status != "ok":
+            raise Failed(f"{config}: wrong after it was timed")
+        baselines: dict[str, float] = {}
+        for number, other in enumerate(others):
+            baselines[other.name] = min(us[f"{other.name} {number}"], baselines.get(other.name, np.inf))
+        is_dense = template(config.template).dense
+        own = [us[str(other)] for other, _ in dense] + ([us[_OURS]] if is_dense else [])
+        if own:
+            baselines[OURS_DENSE] = min(own)
+        best = min((name for name in _EXACT if name in baselines), key=lambda name: baselines[name], default=_OURS)
+        cold = time_repeats(ours.timer(self._flush), 3, _COLD_SECONDS)
+        done = workload.dense_flops if is_dense else 2 * workload.nnz * workload.n
+        best_us = baselines.get(best, us[_OURS])
+        return {
+            "suite": case.suite,
+            "case": case.name,
+            "group": case.group,
+            "op": workload.op,
+            "m": workload.m,
+            "k": workload.k,
+            "n": workload.n,
+            "sparsity": round(workload.pattern.sparsity, 4),
+            "pattern": workload.pattern.describe(),
+            "row_imbalance": round(workload.pattern.row_imbalance, 2),
+            "dtype": workload.dtype,
+            "ours_us": us[_OURS],
+            "ours_cold_us": statistics.median(cold),
+            "ours_packed_us": None,
+            "baselines_us": baselines,
+            "best_dense": best,
+            "best_dense_us": best_us,
+            "speedup": best_us / us[_OURS],
+            "effective_gflops": workload.dense_flops / us[_OURS] / 1e3,
+            "peak_fraction": done / us[_OURS] / 1e3 / self._peak,
+            "rel_error": error,
+            "template": config.template,
+            "config": str(config),
+            "source": source,
+            "sm_mhz": current_clock(self._target.device),
+        }
+
+    def _competitors(self, task: Task, x: np.ndarray) -> list[GpuCompetitor]:
+        """PyTorch's, which run the layer without bias, residual and activation. Raises Failed when one is wrong."""
+        if not self._names:
+            return []
+        from benchlib.gpu_competitors import gpu_competitors
+
+        bare = msgspec.structs.replace(task.workload, epilogue=Epilogue(), layout_residual=None)
+        expected = make_reference(bare, task.weight, None, 0, x)
+        found = gpu_competitors(task, x, self._names)
+        for other in found:
+            error = expected.error(to_physical(bare.layout_out, other.y))
+            if not error <= _TOLERANCES[other.name]:
+                raise Failed(f"{other.name}: relative L2 error {error:.2e}")
+        return found
+
+    def _trial(self, task: Task, config: Config, reference: Reference) -> tuple[CudaTrial, float]:
+        trial = CudaTrial(build_cuda(task, config, self._target, template), reference, self._target)
+        checked = trial.check()
+        if checked.status != "ok" or checked.error is None:
+            raise Failed(f"{config}: {checked.status}: {checked.message}")
+        return trial, checked.error
+
+
+def peak_gflops(target: Target, clock_mhz: int) -> float:
+    """Float32 operations of all multiprocessors: 128 FMAs a clock each."""
+    return target.sms * 128 * 2 * clock_mhz / 1e3
+
+
+def current_clock(device: int) -> int | None:
+    """Clock of the multiprocessors in MHz right now, None when nvidia-smi does not say."""
+    command = ["nvidia-smi", f"--id={device}", "--query-gpu=clocks.sm", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        return int(done.stdout.strip())
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        return None
