@@ -47,7 +47,7 @@ def wake_compiler(target: Target) -> None:
     import tvm
     from tvm.script import tirx as T
 
-    @T.prim_func(s_tir=True)
+    @T.prim_func(s_tir=True)  # type: ignore[untyped-decorator]
     def nothing(Y: T.Buffer((1,), "float32")):  # type: ignore[no-untyped-def,valid-type]
         T.func_attr({"tirx.noalias": True, "global_symbol": SYMBOL})
         for i in T.serial(1):

@@ -92,8 +92,8 @@ def doubt(times_us: Sequence[float], limits: Limits) -> str:
 def settle(first: Sequence[float], second: Sequence[float], limits: Limits) -> tuple[float, ...]:
     """The series that counts, of a doubted one and its repetition."""
     if statistics.median(first) < limits.surprising:
-        return tuple(max(first, second, key=statistics.median))
-    return tuple(min(first, second, key=spread))
+        return tuple(first if statistics.median(first) > statistics.median(second) else second)
+    return tuple(first if spread(first) < spread(second) else second)
 
 
 def relative_difference(first: Sequence[float], second: Sequence[float]) -> float:
