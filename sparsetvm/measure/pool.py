@@ -155,12 +155,14 @@ class Measurer:
         return self._tasks.spawn(memory_limit=self._memory_limit, pin=pin)
 
     def _ready_runner(self) -> WorkerProcess:
-        pin = self.target.threads == 1
         if self._runner is None:
-            self._runner, self._spare = self._spare or self._spawn(pin=pin), None
-        if self._spare is None:
-            self._spare = self._spawn(pin=pin)
+            self._runner, self._spare = self._spare or self._spawn(pin=self.target.threads == 1), None
         return self._runner
+
+    def _keep_spare(self) -> None:
+        """Between two trials, when nothing is timed."""
+        if self._spare is None:
+            self._spare = self._spawn(pin=self.target.threads == 1)
 
     def _limit(self, stage: str) -> float:
         return self._run_timeout if stage == "run" else self._build_timeout
@@ -178,6 +180,7 @@ class Measurer:
                 if isinstance(response, Stage):
                     stage = response.name
                 elif isinstance(response, Reply):
+                    self._keep_spare()
                     return _measured(config, response, 0.0 if built is None else built.build_seconds)
         except WorkerTimedOut:
             self._runner = None
@@ -199,6 +202,7 @@ class Measurer:
                 while isinstance(response, Stage):
                     at, stage = response.index, response.name
                     response = runner.receive(self._limit(stage))
+                self._keep_spare()
                 if isinstance(response, Replies):
                     for index, reply in zip(waiting, response.replies, strict=True):
                         results[index] = _measured(configs[index], reply, 0.0)
