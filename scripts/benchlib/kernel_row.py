@@ -107,7 +107,7 @@ class KernelBench:
 
     def _trial(self, task: Task, config: Config, reference: Reference) -> Trial:
         try:
-            return Trial(build(task, config, self._target, template), reference)
+            return Trial(build(task, config, self._target, template), [reference])
         except Exception as problem:
             # Anything may come out of a compiler; it costs this row and not the others.
             raise Failed(f"{config}: {type(problem).__name__}: {problem}") from problem

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from sparsetvm.measure.compile import SYMBOL, Built, FindTemplate, InvalidConfig
 from sparsetvm.measure.conditions import read_conditions
 from sparsetvm.measure.doubt import doubt, relative_difference, settle
 from sparsetvm.measure.protocol import Build, Replies, Reply, Response, Retime, Run, SetTask, Stage, tells_of_memory
-from sparsetvm.measure.reference import TOLERANCE, Reference, make_reference, output_shape
+from sparsetvm.measure.reference import TOLERANCE, Reference, make_references, output_shape
 from sparsetvm.measure.timing import (
     CacheFlush,
     TimeCalls,
@@ -40,17 +40,15 @@ _SHARE_ALL_CORES = -3  # TVM's ThreadGroup::kSpecifyThreadShareAllCore
 class Trial:
     """A built candidate with its buffers. x, y: the tensors that it reads and writes, in their physical layouts."""
 
-    def __init__(self, built: Built, reference: Reference) -> None:
+    def __init__(self, built: Built, references: Sequence[Reference]) -> None:
         import tvm
 
-        workload = reference.workload
+        first = references[0]
+        workload = first.workload
         shape_y = workload.layout_out.physical_shape(output_shape(workload))
         self._built = built
-        self._reference = reference
-        self._x = GuardedBuffer.of(reference.x)
-        self._inputs = [self._x]
-        if reference.residual is not None:
-            self._inputs.append(GuardedBuffer.of(reference.residual))
+        self._references = references
+        self._inputs = [GuardedBuffer.of(array) for array in _inputs(first)]
         self._y = GuardedBuffer(shape_y, np.float32)
         self._arrays = [GuardedBuffer.of(array) for array in built.arrays]
         self._buffers = [*self._inputs, *self._arrays, self._y]
@@ -62,10 +60,21 @@ class Trial:
         self._built.function(*self._arguments)
 
     def check(self) -> Reply:
-        """Run once on poisoned output and compare everything that can be compared."""
-        self._y.array[...] = _POISON
-        self.call()
-        return self._verdict()
+        """Run on the inputs of each reference and poisoned output, and compare everything that can be compared.
+
+        The inputs of the first are left in the buffers.
+        """
+        worst = Reply("ok", error=0.0)
+        for reference in reversed(self._references):
+            for buffer, array in zip(self._inputs, _inputs(reference), strict=True):
+                buffer.array[...] = array
+            self._y.array[...] = _POISON
+            self.call()
+            verdict = self._verdict(reference)
+            if verdict.status != "ok":
+                return verdict
+            worst = max(worst, verdict, key=lambda reply: reply.error or 0.0)
+        return worst
 
     def timer(self, flush: CacheFlush | None) -> TimeCalls:
         """Times warm calls in TVM's loop, or with `flush` cold ones."""
@@ -73,18 +82,17 @@ class Trial:
             return time_cold(self._built.function, self._arguments, flush, [buffer.array for buffer in self._inputs])
         return time_evaluator(self._built.module, SYMBOL, self._arguments)
 
-    def _verdict(self) -> Reply:
+    def _verdict(self, reference: Reference) -> Reply:
         if not all(buffer.intact() for buffer in self._buffers):
             return Reply("wrong_answer", message="the kernel wrote outside its buffers")
-        given = [self._reference.x, self._reference.residual]
-        if not all(map(_same, self._inputs, (array for array in given if array is not None))):
+        if not all(map(_same, self._inputs, _inputs(reference))):
             return Reply("wrong_answer", message="the kernel changed its input")
         if not all(map(_same, self._arrays, self._built.arrays)):
             return Reply("wrong_answer", message="the kernel changed its weights")
-        fault = self._reference.fault(self._y.array)
+        fault = reference.fault(self._y.array)
         if fault:
             return Reply("wrong_answer", message=fault)
-        error = self._reference.error(self._y.array)
+        error = reference.error(self._y.array)
         if not error <= TOLERANCE:
             return Reply("wrong_answer", error=error, message=f"relative L2 error {error:.2e} > {TOLERANCE:.0e}")
         return Reply("ok", error=error)
@@ -97,15 +105,15 @@ class Prepared:
     task: Task
     target: Target
     seed: int
-    reference: Reference
+    references: tuple[Reference, ...]
 
 
 def prepare(request: SetTask) -> Prepared:
-    """Load the weights and compute the reference."""
+    """Load the weights and compute the references."""
     weight = np.load(request.weight, allow_pickle=False)
     bias = None if request.bias is None else np.load(request.bias, allow_pickle=False)
-    reference = make_reference(request.workload, weight, bias, request.seed)
-    return Prepared(Task("", request.workload, weight, bias), request.target, request.seed, reference)
+    references = make_references(request.workload, weight, bias, request.seed)
+    return Prepared(Task("", request.workload, weight, bias), request.target, request.seed, references)
 
 
 class Session:
@@ -115,7 +123,7 @@ class Session:
         self._find = find
         self._respond = respond
         self._task, self._target = prepared.task, prepared.target
-        self._seed, self._reference = prepared.seed, prepared.reference
+        self._seed, self._references = prepared.seed, prepared.references
         self._cache_flush: CacheFlush | None = None
         _use_threads(self._target.threads)
 
@@ -188,7 +196,7 @@ class Session:
             replies[index] = replace(verdict, build_seconds=replies[index].build_seconds)
 
     def _trial(self, built: Built) -> Trial:
-        return Trial(built, self._reference)
+        return Trial(built, self._references)
 
     def _built(self, config: Config, library: str | None) -> Built:
         if library is not None:
@@ -226,6 +234,10 @@ class Session:
             # Anything may come out of a candidate; it becomes a record with its status, never an error of the search.
             failed: Status = "out_of_memory" if tells_of_memory(str(problem)) else status
             return Reply(failed, message=f"{type(problem).__name__}: {_first_line(problem)}")
+
+
+def _inputs(reference: Reference) -> list[np.ndarray]:
+    return [array for array in (reference.x, reference.residual) if array is not None]
 
 
 def _same(buffer: GuardedBuffer, original: np.ndarray) -> bool:

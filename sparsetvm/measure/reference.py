@@ -4,6 +4,8 @@ Tolerance: relative L2 error <= 1e-5. A float32 sum of k products in any order i
 terms, 4e-6 for the longest sums of common networks (k = 4608); one wrong element in 200,000 already gives 2e-3.
 The whole of a large Y hides one small weight with the wrong sign or in the wrong column. So each row (output feature or
 channel) must agree by itself, to 4e-7 * sqrt(non-zeros of the row) of its terms and never less than 5e-6.
+A ReLU hides what happens to a row while the row is negative. Among many positions it is not, for few there are several
+inputs, each also negated and larger.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from sparsetvm.core.layout import Layout, Plain, Planes, PlaneTiles, Tiled
 from sparsetvm.core.workload import ConvGeometry, Epilogue, Workload
 
 TOLERANCE = 1e-5
+_POSITIONS = 16
+_SCALES = (1.0, -1.0, 4.0, -4.0)
 _ROW_TOLERANCE, _ROW_PER_TERM = 5e-6, 4e-7
 # Beyond these a sample of positions is compared, so that a reference costs about 50 ms on one core.
 _SPARSE_FLOPS = 60_000_000
@@ -103,6 +107,24 @@ def make_reference(
         positions,
         expected,
         scale * np.maximum(_ROW_TOLERANCE, _ROW_PER_TERM * np.sqrt(np.count_nonzero(weight, axis=1))),
+    )
+
+
+def make_references(
+    workload: Workload, weight: np.ndarray, bias: np.ndarray | None, seed: int = 0
+) -> tuple[Reference, ...]:
+    """As many references as it takes to see each row at work: one for 16 positions and more, 16 for a single one."""
+    if workload.n >= _POSITIONS:
+        return (make_reference(workload, weight, bias, seed),)
+    shape = input_shape(workload)
+    inputs = [
+        np.random.default_rng(seed + number).standard_normal(shape).astype(np.float32)
+        for number in range(-(-_POSITIONS // (len(_SCALES) * workload.n)))
+    ]
+    return tuple(
+        make_reference(workload, weight, bias, seed + number, np.float32(scale) * x)
+        for number, x in enumerate(inputs)
+        for scale in _SCALES
     )
 
 

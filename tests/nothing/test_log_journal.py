@@ -218,7 +218,7 @@ def test_records_of_schema_1_are_still_read() -> None:
 
 
 def test_records_of_schema_1_with_conditions_are_still_read() -> None:
-    """Fields that version 0.2.0 added without a new schema."""
+    """Fields that were added without a new schema."""
     read = journal.read_records(DATA / "records-v1-conditions.jsonl")
     assert read.bad == []
     first, second, third = read.records

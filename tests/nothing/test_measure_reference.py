@@ -11,7 +11,15 @@ from sparsetvm.core.layout import PLAIN, Planes, Tiled
 from sparsetvm.core.pattern import PatternSummary
 from sparsetvm.core.workload import ConvGeometry, Epilogue, Workload
 from sparsetvm.measure.buffers import ALIGNMENT, GUARD, GuardedBuffer
-from sparsetvm.measure.reference import TOLERANCE, activate, make_reference, output_shape, to_logical, to_physical
+from sparsetvm.measure.reference import (
+    TOLERANCE,
+    activate,
+    make_reference,
+    make_references,
+    output_shape,
+    to_logical,
+    to_physical,
+)
 from sparsetvm.measure.timing import plan_repeats, time_interleaved, time_repeats
 
 PATTERN = PatternSummary("unstructured", (1, 1), 0.2, 1.2, 0, "d")
@@ -167,6 +175,17 @@ def test_reference_notices_a_small_weight_with_the_wrong_sign_in_a_large_product
     assert reference.fault(right) == ""
     assert reference.error(wrong) < TOLERANCE
     assert f"1 of 512 rows are wrong, the first is row {at[0]}" in reference.fault(wrong)
+
+
+@pytest.mark.parametrize(("n", "count"), [(1, 16), (3, 8), (4, 4), (15, 4), (16, 1), (500, 1)])
+def test_few_positions_are_compared_on_several_inputs(n: int, count: int) -> None:
+    workload = matmul(n=n, tiled=False, epilogue=Epilogue(bias=True, activation="relu"))
+    weight, bias = weights(13, 17)
+    references = make_references(workload, weight, bias)
+    assert len(references) == count
+    # No ReLU hides a row that has weights: it is positive for some input, unless its bias says otherwise.
+    seen = np.concatenate([reference.expected for reference in references], axis=1).max(axis=1)
+    assert (seen[np.count_nonzero(weight, axis=1) > 0] > 0).all()
 
 
 def test_reference_lets_no_stretch_of_a_large_task_pass_unseen() -> None:
