@@ -85,7 +85,8 @@ def tune(
     from sparsetvm.search.run import TuneRun
 
     begun = time.monotonic()
-    tell = progress or _silent
+    warnings: list[str] = []
+    tell = _collect(warnings, progress or _silent)
     where = parse_target(target, threads)
     if output is not None:
         check_can_write(Path(output))  # fail before the search, not after it
@@ -96,7 +97,7 @@ def tune(
         tell(Event(kind="note", message=note))
 
     def open_measurer(repeats: int) -> Measurer:
-        return Measurer(where, jobs=jobs or default_jobs(where), repeats=repeats, seed=seed)
+        return Measurer(where, jobs=jobs or default_jobs(where), repeats=repeats, seed=seed, progress=tell)
 
     run = TuneRun(
         str(prepared.path), prepared.unique_tasks(), where, options, records, log_dir, seed, open_measurer, tell
@@ -108,6 +109,7 @@ def tune(
         _write(prepared, where, choices, Path(output))
         report.output = str(output)
     report.seconds = time.monotonic() - begun
+    report.warnings = warnings
     tell(Event(kind="end", message="done"))
     return report
 
@@ -151,6 +153,7 @@ def compile(
             "workload": prepared.tasks[name].workload.describe(),
             "config": str(choice.config),
             "source": choice.source,
+            "why": choice.why,
             "best_us": choice.best_us,
         }
         for name, choice in choices.items()
@@ -263,6 +266,17 @@ def doctor() -> DoctorReport:
     from sparsetvm.report.doctor import run_doctor
 
     return run_doctor()
+
+
+def _collect(warnings: list[str], progress: Progress) -> Progress:
+    """`progress`, which also notes the messages of warnings."""
+
+    def tell(event: Event) -> None:
+        if event.kind == "warning":
+            warnings.append(f"{event.task}: {event.message}")
+        progress(event)
+
+    return tell
 
 
 def _silent(_: Event) -> None:

@@ -113,7 +113,7 @@ class GpuKernelBench:
         return found
 
     def _trial(self, task: Task, config: Config, reference: Reference) -> tuple[CudaTrial, float]:
-        trial = CudaTrial(build_cuda(task, config, self._target, template), reference, self._target)
+        trial = CudaTrial(build_cuda(task, config, self._target, template), [reference], self._target)
         checked = trial.check()
         if checked.status != "ok" or checked.error is None:
             raise Failed(f"{config}: {checked.status}: {checked.message}")

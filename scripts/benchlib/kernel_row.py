@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sparsetvm.schedules.base import template
 
 from benchlib.case import Case
 from benchlib.competitors import competitors_of
@@ -33,6 +32,7 @@ from sparsetvm.measure.reference import (
     to_physical,
 )
 from sparsetvm.measure.timing import TimeCalls, time_interleaved
+from sparsetvm.schedules.base import template
 
 OURS_DENSE = "sparsetvm-dense"
 _ROUNDS = 25
@@ -83,7 +83,7 @@ class KernelBench:
             times = time_in_turn(timers)
         us = {name: statistics.median(values) for name, values in times.items()}
         for built in (layer, twin):
-            if built is not None and built.trial.check_again().status != "ok":
+            if built is not None and built.trial.check().status != "ok":
                 raise Failed(f"{built.config}: wrong after it was timed")
         baselines = {other.name: us[other.name] for other in others}
         # Where a dense config is ours, it is its own competitor.
@@ -107,7 +107,7 @@ class KernelBench:
 
     def _trial(self, task: Task, config: Config, reference: Reference) -> Trial:
         try:
-            return Trial(build(task, config, self._target, template), reference, self._target.threads)
+            return Trial(build(task, config, self._target, template), [reference])
         except Exception as problem:
             # Anything may come out of a compiler; it costs this row and not the others.
             raise Failed(f"{config}: {type(problem).__name__}: {problem}") from problem

@@ -39,7 +39,8 @@ def choose(
             continue
         outcome = tuned.get(id(task))
         if outcome is not None:
-            made[id(task)] = LayerChoice(outcome.config, outcome.source, outcome.best_us, outcome.dense_us)
+            why = outcome.why or f"the fastest of {sum(outcome.statuses.values())} candidates that were measured here"
+            made[id(task)] = LayerChoice(outcome.config, outcome.source, outcome.best_us, outcome.dense_us, why)
         else:
             made[id(task)] = _from_log(task, target, index, device, reuse)
     return {name: made[id(task)] for name, task in tasks.items()}
@@ -54,9 +55,11 @@ def _from_log(task: Task, target: Target, index: RecordIndex, device: DeviceFing
     decision = index.best(task.workload, device, validator(candidates), reuse)
     if decision.record is not None and decision.kind in ("exact", "compatible"):
         source = "shipped" if decision.source == "shipped" else decision.kind
-        return LayerChoice(decision.record.config, source, decision.record.best_us)
+        return LayerChoice(decision.record.config, source, decision.record.best_us, why=decision.why[0])
     default = candidates.default
-    return LayerChoice(default, "dense" if candidates.is_dense(default) and not candidates.dense_only else "default")
+    dense = candidates.is_dense(default) and not candidates.dense_only
+    why = "no record may be used" + (f": {decision.why[0]}" if decision.why else "")
+    return LayerChoice(default, "dense" if dense else "default", why=why)
 
 
 def choose_dense(tasks: Mapping[str, Task], target: Target) -> dict[str, LayerChoice]:
@@ -67,7 +70,7 @@ def choose_dense(tasks: Mapping[str, Task], target: Target) -> dict[str, LayerCh
         dense = next((choice.default for choice in candidates.choices if choice.dense), None)
         if dense is None:
             raise NoCandidateError(f"no dense template matches {task.workload.describe()}", layer=name, hint=_REPORT)
-        chosen[name] = LayerChoice(dense, "dense")
+        chosen[name] = LayerChoice(dense, "dense", why="dense kernels were asked for")
     return chosen
 
 

@@ -27,12 +27,13 @@ _COMPILERS = ("c++", "g++", "clang++")
 
 
 class LayerChoice(msgspec.Struct, frozen=True):
-    """Which config a layer got and where it came from (TaskReport.source); times in microseconds."""
+    """Which config a layer got, where it came from (TaskReport.source) and why; times in microseconds."""
 
     config: Config
     source: str
     best_us: float | None = None
     dense_us: float | None = None
+    why: str = ""
 
 
 def find_cxx() -> str:
@@ -149,6 +150,7 @@ def _layer(name: str, task: Task, choice: LayerChoice) -> dict[str, Any]:
         "sparsity": round(task.workload.pattern.sparsity, 6),
         "config": str(choice.config),
         "source": choice.source,
+        "why": choice.why,
         "best_us": choice.best_us,
         "dense_us": choice.dense_us,
         "speedup": speedup,

@@ -1,10 +1,10 @@
-"""`sparsetvm log`: ls, best, check, merge, export."""
+"""`sparsetvm log`: ls, best, check, compact, merge, export."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -23,7 +23,7 @@ _SHIPPED = click.option("--shipped", is_flag=True, help="Also the records that c
 
 @click.group("log")
 def command() -> None:
-    """List, explain, check, merge and export tuning records.
+    """List, explain, check, compact, merge and export tuning records.
 
     PATH is a .jsonl file or a folder with such files; without one it is the log folder that `tune` writes to.
     """
@@ -103,8 +103,7 @@ def check(session: Session, *, paths: tuple[str, ...], log_dir: str | None, repa
     from sparsetvm.log.location import log_dir as find_log_dir
     from sparsetvm.log.maintenance import check as check_log
 
-    folders = [Path(path) for path in paths] or [folder for folder in [find_log_dir(log_dir)] if folder.exists()]
-    reports = [report for path in folders for report in check_log(path, repair)]
+    reports = [report for path in _logs(paths, find_log_dir(log_dir)) for report in check_log(path, repair)]
     files = [
         {
             "path": str(report.path),
@@ -127,6 +126,11 @@ def check(session: Session, *, paths: tuple[str, ...], log_dir: str | None, repa
         raise click.exceptions.Exit(LogError.exit_code)
 
 
+def _logs(paths: tuple[str, ...], folder: Path) -> list[Path]:
+    """What the user named, or the log folder once there is one."""
+    return [Path(path) for path in paths] or [found for found in [folder] if found.exists()]
+
+
 def _print_check(session: Session, reports: list[CheckReport]) -> None:
     if not reports:
         session.echo("no tuning log yet")
@@ -140,6 +144,40 @@ def _print_check(session: Session, reports: list[CheckReport]) -> None:
             session.echo(f"  repaired; the old file is {report.backup}")
 
 
+@command.command("compact", short_help="Drop what no decision depends on.")
+@_PATHS
+@_LOG_DIR
+@common_options
+@pass_session
+def compact(session: Session, *, paths: tuple[str, ...], log_dir: str | None) -> None:
+    """Rewrite logs without damaged and repeated lines and without search timings that later ones of the same config
+    replaced; no decision changes. Files of writers that could not lock are folded in. The old files stay as .bak.
+    """
+    from sparsetvm.log.compact import compact as compact_log
+    from sparsetvm.log.location import log_dir as find_log_dir
+
+    reports = [report for path in _logs(paths, find_log_dir(log_dir)) for report in compact_log(path)]
+    files = [
+        {
+            "path": str(report.path),
+            "before": report.before,
+            "after": report.after,
+            "bad": report.bad,
+            "backups": [str(backup) for backup in report.backups],
+        }
+        for report in reports
+    ]
+
+    def render() -> None:
+        if not reports:
+            session.echo("no tuning log yet")
+        for report in reports:
+            kept = f"; the old file is {report.backups[0]}" if report.backups else ""
+            session.echo(f"{report.path}: {report.before} records, {report.after} left{kept}")
+
+    session.emit_json(_as_json(files=files), render)
+
+
 @command.command("merge", short_help="Merge logs into one.")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(), metavar="PATH...")
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False), help="The .jsonl to write or extend.")
@@ -149,26 +187,47 @@ def merge(session: Session, *, paths: tuple[str, ...], output: str) -> None:
     """Merge logs into one, each record once; merging again changes nothing."""
     from sparsetvm.log.maintenance import merge as merge_logs
 
-    count = merge_logs(paths, output)
-    session.emit_json(_as_json(output=output, records=count), lambda: session.echo(f"{output} holds {count} records"))
+    report = merge_logs(paths, output)
+    for path, count in report.skipped.items():
+        session.say(f"note: {path}: {count} damaged lines were skipped; `sparsetvm log check` names them")
+    session.emit_json(
+        _as_json(output=output, records=report.records, skipped=sum(report.skipped.values())),
+        lambda: session.echo(f"{output} holds {report.records} records"),
+    )
 
 
-@command.command("export", short_help="Write records as CSV.")
+@command.command("export", short_help="Write records as CSV or in the T4 format.")
 @_PATHS
 @_LOG_DIR
 @_SHIPPED
-@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False), help="The .csv to write.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["csv", "t4"]),
+    default="csv",
+    show_default=True,
+    help="csv: a table. t4: the JSON results format that autotuning frameworks share.",
+)
+@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False), help="The file to write.")
 @common_options
 @pass_session
-def export(session: Session, *, paths: tuple[str, ...], log_dir: str | None, shipped: bool, output: str) -> None:
-    """Write records as CSV, one line each."""
-    from sparsetvm.log.maintenance import export as export_records
+def export(
+    session: Session,
+    *,
+    paths: tuple[str, ...],
+    log_dir: str | None,
+    shipped: bool,
+    form: Literal["csv", "t4"],
+    output: str,
+) -> None:
+    """Write records for other programs."""
+    from sparsetvm.log.export import export as export_records
 
     index = _open(paths, log_dir, shipped)
     records = index.records()
     skipped = _say_skipped(session, index)
-    export_records(records, output)
+    export_records(records, output, form)
     session.emit_json(
-        _as_json(output=output, records=len(records), skipped=skipped),
+        _as_json(output=output, format=form, records=len(records), skipped=skipped),
         lambda: session.echo(f"wrote {len(records)} records to {output}"),
     )

@@ -22,7 +22,21 @@ Status = Literal[
     "out_of_memory",
 ]
 STATUSES: tuple[str, ...] = Status.__args__  # type: ignore[attr-defined]
+# Fields with defaults may be added without a new version: readers ignore what they do not know.
 SCHEMA_VERSION = 1
+
+
+class Conditions(msgspec.Struct, frozen=True):
+    """The machine as it was right after a measurement. What cannot be read is "" or None.
+
+    governor: policy that sets the core's clock, as Linux names it. mhz: the core's clock. load: processes that ran or
+    waited, mean of the last minute. noise: relative difference of two timings of one kernel in the same rounds.
+    """
+
+    governor: str = ""
+    mhz: float | None = None
+    load: float | None = None
+    noise: float | None = None
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,6 +47,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     message: first line of what went wrong, "" when ok.
     template_version, space: version of the template and fingerprint of the search space the config comes from.
     stage: "search" (first timing), "final" (re-timed interleaved with dense) or "check" (re-measured before reuse).
+    remeasured: why the first times were doubted and taken again, "" when they were not.
+    conditions: None in records of versions that did not note them, and when nothing was timed.
     """
 
     workload: Workload
@@ -50,6 +66,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
     run: str = ""
     time: str = ""
+    remeasured: str = ""
+    conditions: Conditions | None = None
     schema: int = SCHEMA_VERSION
 
     @property

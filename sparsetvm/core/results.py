@@ -77,6 +77,7 @@ class TuneReport(Result, kw_only=True):
     tasks: list[TaskReport]
     interrupted: bool = False
     output: str | None = None
+    warnings: list[str] = []
 
 
 class CompileReport(Result, kw_only=True):
@@ -141,7 +142,9 @@ class DoctorReport(Result, kw_only=True):
 
 
 class Event(msgspec.Struct, kw_only=True):
-    """Progress of a long call. kind: "start", "task_start", "trial", "task_end", "note", "compile", "end"."""
+    """Progress of a long call. kind: "start", "task_start", "trial", "task_end", "note", "warning", "compile",
+    "end".
+    """
 
     kind: str
     task: str = ""

@@ -2,27 +2,33 @@
 
 A record is appended under a file lock and flushed to the disk before `append` returns. A torn tail (power cut, full
 disk) costs one line: the next writer starts on a fresh one, and readers skip and count what they cannot read.
+
+Where the file system has no locks each writer appends to a file of its own, `NAME.writer-ID.jsonl` beside `NAME.jsonl`.
+Readers take all files of a folder, and `NAME.jsonl` stands for its writers' files too (`location`).
 """
 
 from __future__ import annotations
 
+import errno
+import functools
 import os
 import re
 import tempfile
+import threading
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
-
-import filelock
 
 from sparsetvm.core.record import SCHEMA_VERSION, Record
 from sparsetvm.core.target import DeviceFingerprint
 from sparsetvm.errors import LogError
 from sparsetvm.log.line import MAX_LINE, BadLine, NewerSchema, decode_line, encode_line
+from sparsetvm.log.lock import NoLocks, locked
 
-_LOCK_SECONDS = 60.0
+WRITER = ".writer-"  # in the name of a writer's own file
+_ATTEMPTS = 5
 _ELSEWHERE = "choose a writable folder with --log-dir DIR or SPARSETVM_LOG_DIR"
 
 
@@ -60,40 +66,69 @@ def check_writable(folder: Path) -> None:
         raise LogError(f"cannot write tuning logs to {folder}: {error.strerror or error}", hint=_ELSEWHERE) from error
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the writers' lock of the log `path`. Raises LogError when it cannot be had within a minute."""
-    lock = filelock.FileLock(f"{path}.lock", timeout=_LOCK_SECONDS)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise LogError(f"{path} is locked by another process", hint="wait for it to end, then try again") from None
-    except OSError as error:
-        raise LogError(f"cannot lock {path}: {error.strerror or error}", hint=_ELSEWHERE) from error
-    try:
-        yield
-    finally:
-        lock.release()
+def append(path: Path, *records: Record) -> Path:
+    """Append records, flush them to the disk and return the file that holds them: `path` or this writer's own.
 
-
-def append(path: Path, *records: Record) -> None:
-    """Append records and flush them to the disk. Raises LogError when the log cannot be written.
-
-    Raises ValueError for a record that could not be read back (a time that is not positive, for instance).
+    Raises LogError when the log cannot be written, ValueError for a record that could not be read back (a time that is
+    not positive, for instance).
     """
-    data = b"".join(map(encode_line, records))
+    path, data = Path(path), b"".join(map(encode_line, records))
     try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with locked(path), open(path, "ab+") as file:
-            size = file.seek(0, os.SEEK_END)
-            if size:
-                file.seek(size - 1)
-                data = data if file.read(1) == b"\n" else b"\n" + data
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with locked(path):
+                _write(path, data)
+        except NoLocks:
+            path = writer_path(path)
+            # A `log compact` may take the file away between opening and writing; then it has to be written again.
+            if not any(_write(path, data) for _ in range(_ATTEMPTS)):
+                raise LogError(f"{path} vanishes while it is written", hint=_ELSEWHERE) from None
     except OSError as error:
         raise LogError(f"cannot append to {path}: {error.strerror or error}", hint=_ELSEWHERE) from error
+    return path
+
+
+def writer_path(path: Path) -> Path:
+    """The own file of this thread of this process beside the log `path`."""
+    return path.with_name(f"{path.stem}{WRITER}{_writer_id(os.getpid(), threading.get_ident())}{path.suffix}")
+
+
+@functools.cache
+def _writer_id(process: int, thread: int) -> str:
+    """No two writers have the same, on any machine, not even forks of one process."""
+    return uuid.uuid4().hex[:16]
+
+
+def _write(path: Path, data: bytes) -> bool:
+    """Append to the file on the disk; False when it was renamed or deleted meanwhile."""
+    new = not path.exists()
+    with open(path, "ab+", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        if size:
+            file.seek(size - 1)
+            data = data if file.read(1) == b"\n" else b"\n" + data
+        left = memoryview(data)
+        while left:
+            left = left[file.write(left) :]
+        os.fsync(file.fileno())
+        if new:
+            sync_folder(path.parent)
+        try:
+            return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+        except FileNotFoundError:
+            return False
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder last: without it a power cut may take a new file away, however well it was flushed."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # file systems that cannot, and need not
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def read_records(path: Path) -> ReadResult:

@@ -16,7 +16,7 @@ import msgspec
 from msgspec.structs import astuple
 
 from sparsetvm.core.layout import AnyLayout, Planes, PlaneTiles, Tiled
-from sparsetvm.core.record import SCHEMA_VERSION, Record
+from sparsetvm.core.record import SCHEMA_VERSION, Conditions, Record
 from sparsetvm.core.workload import ConvGeometry, Workload
 
 MAX_LINE = 1 << 20
@@ -121,6 +121,8 @@ def _problem(record: Record) -> str:
         return "negative error"
     if not (math.isfinite(record.build_seconds) and record.build_seconds >= 0):
         return "build time is not a number"
+    if record.conditions is not None and not _conditions_ok(record.conditions):
+        return "a number of the conditions is out of range"
     if not _printable(record):
         return "a text holds control characters"
     if not all(map(str.isidentifier, (*record.config.template.split("."), *dict(record.config.knobs)))):
@@ -135,11 +137,17 @@ def _problem(record: Record) -> str:
 
 def _printable(record: Record) -> bool:
     """No text can move the cursor or break the line of whoever prints it."""
-    texts = [record.message, record.space, record.run, record.time, record.config.template]
+    texts = [record.message, record.space, record.run, record.time, record.config.template, record.remeasured]
+    texts += [] if record.conditions is None else [record.conditions.governor]
     texts += [value for _, value in record.config.knobs if isinstance(value, str)]
     texts += [t for t in (*astuple(record.device), *astuple(record.toolchain)) if isinstance(t, str)]
     texts += [record.workload.dtype, record.workload.pattern.digest]
     return all(map(str.isprintable, texts))
+
+
+def _conditions_ok(conditions: Conditions) -> bool:
+    numbers = (conditions.mhz, conditions.load, conditions.noise)
+    return all(number is None or (math.isfinite(number) and number >= 0) for number in numbers)
 
 
 def _workload_problem(workload: Workload) -> str:

@@ -17,6 +17,7 @@ from typing import Literal
 import platformdirs
 
 from sparsetvm.errors import LogError
+from sparsetvm.log.journal import WRITER
 from sparsetvm.settings import read_settings
 
 Source = Literal["records", "log", "shipped"]
@@ -64,7 +65,10 @@ def log_files(folder: Path | None, extra: Sequence[Path | str] = (), *, shipped:
 
 
 def expand(paths: Sequence[Path | str]) -> list[Path]:
-    """Log files named by files and folders, each once. Raises LogError for a path that does not exist."""
+    """Log files named by files and folders, each once; a file brings those of its writers along.
+
+    Raises LogError for a path that does not exist.
+    """
     files = [f.path for path in paths for f in _expand(Path(path).expanduser(), "records", "argument")]
     return list(dict.fromkeys(files))
 
@@ -80,9 +84,15 @@ def shipped_logs() -> tuple[Path, ...]:
 def _expand(path: Path, source: Source, where: str) -> list[LogFile]:
     if path.is_dir():
         return [LogFile(p, source) for p in _journals(path)]
-    if not path.is_file():
+    files = [p for p in (path, *writers_files(path)) if p.is_file()]
+    if not files:
         raise LogError(f"{where}: no tuning log at {path}", hint="give a .jsonl file or a folder with such files")
-    return [LogFile(path, source)]
+    return [LogFile(p, source) for p in files]
+
+
+def writers_files(path: Path) -> list[Path]:
+    """The files of writers that could not lock the log `path`."""
+    return [p for p in _journals(path.parent) if p.name.startswith(f"{path.stem}{WRITER}")]
 
 
 def _journals(folder: Path) -> list[Path]:

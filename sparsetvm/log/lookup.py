@@ -42,7 +42,7 @@ class Decision:
 
     kind: "exact" (use), "compatible" (use, measure once), "near" (only seeds for a search are known) or "none".
     record, source: of the exact or compatible choice, else None.
-    why: a line for every config considered, and one for each group of records that were not.
+    why: a line for every config considered, the choice first, and one for each group of records that were not.
     """
 
     kind: DecisionKind
@@ -145,7 +145,7 @@ class RecordIndex:
             if lost_to is not None:
                 old = f"{lost_to.config.template} version {lost_to.template_version} took {lost_to.best_us:.4g} us"
                 return Decision("near", why=[f"{old}, less than what is left: its new version has to be measured"])
-            why += _explain(group, chosen)
+            why = [*_explain(group, chosen), *why] if chosen is not None else why + _explain(group, None)
             if chosen is not None:
                 others = sum(map(len, groups[at + 1 :]))
                 why += [f"{_count(others, 'config')} of records that fit less: not needed"] if others else []
@@ -279,8 +279,8 @@ def _outdated_winner(related: Iterable[tuple[Known, Relation]], valid: Valid, ch
 
 
 def _explain(group: list[Standing], chosen: Standing | None) -> list[str]:
-    """One line per config of a group, best first."""
-    ordered = sorted(group, key=lambda s: (bool(s.failure), s.score))
+    """One line per config of a group, the choice first, then the best."""
+    ordered = sorted(group, key=lambda s: (s is not chosen, bool(s.failure), s.score))
     kind, reason = ordered[0].relation.kind, ordered[0].relation.reason
     lines = []
     for standing in ordered[:_WHY_LINES]:

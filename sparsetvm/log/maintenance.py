@@ -1,9 +1,7 @@
-"""Care of tuning logs: check and repair, merge, list, export."""
+"""Care of tuning logs: check and repair, merge, list."""
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import tempfile
 from collections import defaultdict
@@ -15,8 +13,9 @@ from pathlib import Path
 from sparsetvm.core.record import Record
 from sparsetvm.core.workload import Workload
 from sparsetvm.errors import LogError
-from sparsetvm.log.journal import Entry, locked, scan
+from sparsetvm.log.journal import Entry, scan, sync_folder
 from sparsetvm.log.location import Source, expand
+from sparsetvm.log.lock import rewriting
 from sparsetvm.log.relation import Relation
 from sparsetvm.log.standing import standings
 
@@ -77,18 +76,18 @@ def _check(path: Path) -> tuple[CheckReport, list[bytes]]:
 
 
 def _repair(path: Path) -> CheckReport:
-    with locked(path):
+    with rewriting(path):
         report, good = _check(path)
         if report.bad or report.duplicates:
             try:
-                report.backup = _keep(path)
+                report.backup = keep(path)
             except OSError as error:
                 raise LogError(f"cannot keep a copy of {path}: {error.strerror or error}") from error
-            _replace(path, b"".join(line + b"\n" for line in good))
+            replace(path, b"".join(line + b"\n" for line in good))
     return report
 
 
-def _keep(path: Path) -> Path:
+def keep(path: Path) -> Path:
     """A hard link (or copy) of the file under a free .bak name."""
     number = 1
     while (backup := path.with_name(f"{path.name}.bak{number if number > 1 else ''}")).exists():
@@ -100,7 +99,7 @@ def _keep(path: Path) -> Path:
     return backup
 
 
-def _replace(path: Path, data: bytes) -> None:
+def replace(path: Path, data: bytes) -> None:
     """Write the file in one step: readers see the old content or the new, never a part."""
     try:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -111,34 +110,46 @@ def _replace(path: Path, data: bytes) -> None:
                 os.fsync(file.fileno())
             os.chmod(temporary, path.stat().st_mode & 0o777 if path.exists() else 0o644)
             os.replace(temporary, path)
+            sync_folder(path.parent)
         except BaseException:
-            os.unlink(temporary)
+            Path(temporary).unlink(missing_ok=True)
             raise
     except OSError as error:
         raise LogError(f"cannot write {path}: {error.strerror or error}", hint="choose another output file") from error
 
 
-def merge(paths: Sequence[Path | str], out: Path | str) -> int:
-    """Merge logs (files or folders) into `out`, each record once, and return how many it holds then.
+@dataclass(frozen=True)
+class MergeReport:
+    """records: how many the output holds. skipped: lines of the inputs that could not be read, by file."""
+
+    records: int
+    skipped: dict[Path, int]
+
+
+def merge(paths: Sequence[Path | str], out: Path | str) -> MergeReport:
+    """Merge logs (files or folders) into `out`, each record once.
 
     Records that `out` holds already are kept. The result does not depend on the order of `paths`, and merging again
     changes nothing. Raises LogError like `check`.
     """
     out = Path(out)
     lines: dict[str, tuple[str, bytes]] = {}
+    skipped: dict[Path, int] = {}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise LogError(f"cannot write {out}: {error.strerror or error}", hint="choose another output file") from error
-    with locked(out):
+    with rewriting(out):
         for path in expand([*paths, out] if out.exists() else paths):
             for item in scan(path):
                 if isinstance(item, Entry):
                     line = (item.record.time, item.raw)
                     lines[item.sum] = min(line, lines.get(item.sum, line))
+                else:
+                    skipped[path] = skipped.get(path, 0) + 1
         ordered = sorted((time, key, raw) for key, (time, raw) in lines.items())
-        _replace(out, b"".join(raw + b"\n" for _, _, raw in ordered))
-    return len(lines)
+        replace(out, b"".join(raw + b"\n" for _, _, raw in ordered))
+    return MergeReport(len(lines), skipped)
 
 
 @dataclass(frozen=True)
@@ -184,30 +195,3 @@ def age(time: str, now: datetime | None = None) -> str:
         if seconds >= length:
             return f"{int(seconds // length)} {unit}"
     return "just now"
-
-
-_COLUMNS = (
-    "time", "workload_id", "workload", "pattern", "density", "device", "isa", "threads", "template", "version",
-    "config", "stage", "status", "best_us", "error", "build_seconds", "message",
-)  # fmt: skip
-
-
-def export(records: Sequence[Record], out: Path | str) -> None:
-    """Write records as CSV, one line each, for spreadsheets and data frames. Raises LogError when it cannot."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(_COLUMNS)
-    for r in records:
-        w = r.workload
-        row = (
-            r.time, w.id, w.describe(), w.pattern.describe(), w.pattern.density, r.device.model, r.device.isa,
-            w.threads, r.config.template, r.template_version, str(r.config), r.stage, r.status,
-            r.best_us if r.times_us else "", "" if r.error is None else r.error, r.build_seconds, r.message,
-        )  # fmt: skip
-        table.writerow([_inert(cell) for cell in row])
-    _replace(Path(out), text.getvalue().encode())
-
-
-def _inert(cell: object) -> object:
-    """A text cell that no spreadsheet takes for a formula."""
-    return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@") else cell

@@ -1,16 +1,16 @@
-"""Aligned buffers with guard zones, so that a write past either end is seen."""
+"""Aligned buffers with guard zones, so that a write past either end is seen and a read past it spoils the result."""
 
 from __future__ import annotations
 
 import numpy as np
 
 ALIGNMENT = 64  # what TVM's from_dlpack asks for: one cache line
-GUARD = 256  # bytes on either side, a multiple of ALIGNMENT
-_FILL = 0xA5
+GUARD = 4096  # bytes on either side, a multiple of ALIGNMENT
+_FILL = 0xFF  # not a number as float, -1 as index
 
 
 class GuardedBuffer:
-    """A C-contiguous array at a 64-byte boundary between two guard zones of 256 bytes."""
+    """A C-contiguous array at a 64-byte boundary between two guard zones of 4096 bytes."""
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype | type) -> None:
         dtype = np.dtype(dtype)

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.record import Status
+from sparsetvm.core.target import Target
 from sparsetvm.core.task import Task
 from sparsetvm.measure.buffers import GuardedBuffer
 from sparsetvm.measure.compile import SYMBOL, Built, FindTemplate, InvalidConfig, build, build_library, load_library
+from sparsetvm.measure.conditions import read_conditions
+from sparsetvm.measure.doubt import doubt, relative_difference, settle
 from sparsetvm.measure.protocol import Build, Replies, Reply, Response, Retime, Run, SetTask, Stage, tells_of_memory
-from sparsetvm.measure.reference import TOLERANCE, Reference, make_reference, output_shape
+from sparsetvm.measure.reference import TOLERANCE, Reference, inputs_of, make_references, output_shape
 from sparsetvm.measure.timing import (
     CacheFlush,
     TimeCalls,
@@ -34,20 +40,18 @@ _SHARE_ALL_CORES = -3  # TVM's ThreadGroup::kSpecifyThreadShareAllCore
 class Trial:
     """A built candidate with its buffers. x, y: the tensors that it reads and writes, in their physical layouts."""
 
-    def __init__(self, built: Built, reference: Reference, threads: int) -> None:
+    def __init__(self, built: Built, references: Sequence[Reference]) -> None:
         import tvm
 
-        workload = reference.workload
+        first = references[0]
+        workload = first.workload
         shape_y = workload.layout_out.physical_shape(output_shape(workload))
         self._built = built
-        self._reference = reference
-        self._threads = threads
-        self._x = GuardedBuffer.of(reference.x)
-        self._inputs = [self._x]
-        if reference.residual is not None:
-            self._inputs.append(GuardedBuffer.of(reference.residual))
+        self._references = references
+        self._inputs = [GuardedBuffer.of(array) for array in inputs_of(first)]
         self._y = GuardedBuffer(shape_y, np.float32)
-        self._buffers = [*self._inputs, *map(GuardedBuffer.of, built.arrays), self._y]
+        self._arrays = [GuardedBuffer.of(array) for array in built.arrays]
+        self._buffers = [*self._inputs, *self._arrays, self._y]
         self._arguments = [tvm.runtime.from_dlpack(buffer.array) for buffer in self._buffers]
         self.x, self.y = self._arguments[0], self._arguments[-1]
 
@@ -56,10 +60,21 @@ class Trial:
         self._built.function(*self._arguments)
 
     def check(self) -> Reply:
-        """Run once on poisoned output and compare everything that can be compared."""
-        self._y.array[...] = _POISON
-        self.call()
-        return self._verdict()
+        """Run on the inputs of each reference and poisoned output, and compare everything that can be compared.
+
+        The inputs of the first are left in the buffers.
+        """
+        worst = Reply("ok", error=0.0)
+        for reference in reversed(self._references):
+            for buffer, array in zip(self._inputs, inputs_of(reference), strict=True):
+                buffer.array[...] = array
+            self._y.array[...] = _POISON
+            self.call()
+            verdict = self._verdict(reference)
+            if verdict.status != "ok":
+                return verdict
+            worst = max(worst, verdict, key=lambda reply: reply.error or 0.0)
+        return worst
 
     def timer(self, flush: CacheFlush | None) -> TimeCalls:
         """Times warm calls in TVM's loop, or with `flush` cold ones."""
@@ -67,38 +82,51 @@ class Trial:
             return time_cold(self._built.function, self._arguments, flush, [buffer.array for buffer in self._inputs])
         return time_evaluator(self._built.module, SYMBOL, self._arguments)
 
-    def check_again(self) -> Reply:
-        """After timing: threads that race may be right once and wrong later."""
-        return self.check() if self._threads > 1 else self._verdict()
-
-    def _verdict(self) -> Reply:
+    def _verdict(self, reference: Reference) -> Reply:
         if not all(buffer.intact() for buffer in self._buffers):
             return Reply("wrong_answer", message="the kernel wrote outside its buffers")
-        given = [self._reference.x, self._reference.residual]
-        for buffer, original in zip(self._inputs, given, strict=False):
-            if original is not None and not np.array_equal(buffer.array, original):
-                return Reply("wrong_answer", message="the kernel changed its input")
-        fault = self._reference.fault(self._y.array)
+        if not all(map(_same, self._inputs, inputs_of(reference))):
+            return Reply("wrong_answer", message="the kernel changed its input")
+        if not all(map(_same, self._arrays, self._built.arrays)):
+            return Reply("wrong_answer", message="the kernel changed its weights")
+        fault = reference.fault(self._y.array)
         if fault:
             return Reply("wrong_answer", message=fault)
-        error = self._reference.error(self._y.array)
+        error = reference.error(self._y.array)
         if not error <= TOLERANCE:
             return Reply("wrong_answer", error=error, message=f"relative L2 error {error:.2e} > {TOLERANCE:.0e}")
         return Reply("ok", error=error)
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What all workers of a task share: they are forks of the process that made it."""
+
+    task: Task
+    target: Target
+    seed: int
+    references: tuple[Reference, ...]
+
+
+def prepare(request: SetTask) -> Prepared:
+    """Load the weights and compute the references."""
+    weight = np.load(request.weight, allow_pickle=False)
+    bias = None if request.bias is None else np.load(request.bias, allow_pickle=False)
+    references = make_references(request.workload, weight, bias, request.seed)
+    return Prepared(Task("", request.workload, weight, bias), request.target, request.seed, references)
+
+
 class Session:
     """The requests that one worker answers, all about one task."""
 
-    def __init__(self, task: SetTask, find: FindTemplate, respond: Callable[[Response], None]) -> None:
+    def __init__(self, prepared: Prepared, find: FindTemplate, respond: Callable[[Response], None]) -> None:
         self._find = find
         self._respond = respond
-        weight = np.load(task.weight, allow_pickle=False)
-        bias = None if task.bias is None else np.load(task.bias, allow_pickle=False)
-        self._task = Task("", task.workload, weight, bias)
-        self._target, self._seed = task.target, task.seed
-        self._reference: Reference | None = None
+        self._task, self._target = prepared.task, prepared.target
+        self._seed, self._references = prepared.seed, prepared.references
         self._cache_flush: CacheFlush | None = None
+        if self._target.kind == "cpu":
+            _use_threads(self._target.threads)
 
     def _flush(self) -> CacheFlush | None:
         """What makes the task's timings cold; None when it is timed warm."""
@@ -108,14 +136,13 @@ class Session:
 
     def run(self, request: Run) -> Reply:
         """Build or load, check, time."""
-        self._need_reference()
         self._respond(Stage("build"))
         built = self._guarded("compile_error", lambda: self._built(request.config, request.library))
         if isinstance(built, Reply):
             return built
         self._respond(Stage("run"))
-        outcome = self._guarded("run_error", lambda: self._checked_and_timed(built, request))
-        return _with_build_time(outcome, built.seconds)
+        outcome: Reply = self._guarded("run_error", lambda: self._checked_and_timed(built, request))
+        return replace(outcome, build_seconds=built.seconds)
 
     def build(self, request: Build) -> Reply:
         """Build into a library."""
@@ -126,9 +153,9 @@ class Session:
 
     def retime(self, request: Retime) -> Replies:
         """Build and check all, then time in rounds."""
-        self._need_reference()
         replies: list[Reply] = []
         trials: dict[int, Trial] = {}
+        twin: Trial | None = None
         for index, config in enumerate(request.configs):
             self._respond(Stage("build", index))
             built = self._guarded("compile_error", lambda config=config: self._built(config, None))  # type: ignore[misc]
@@ -139,40 +166,35 @@ class Session:
             trial = self._trial(built)
             checked = self._guarded("run_error", trial.check)
             if checked.status == "ok":
+                twin = self._trial(built) if twin is None else twin
                 trials[index] = trial
-            replies.append(_with_build_time(checked, built.seconds))
-        self._time_rounds(request, trials, replies)
+            replies.append(replace(checked, build_seconds=built.seconds))
+        if twin is not None:
+            self._time_rounds(request, trials, twin, replies)
         return Replies(tuple(replies))
 
-    def _time_rounds(self, request: Retime, trials: dict[int, Trial], replies: list[Reply]) -> None:
-        if not trials:
-            return
+    def _time_rounds(self, request: Retime, trials: dict[int, Trial], twin: Trial, replies: list[Reply]) -> None:
+        """Fill in the times of `trials`. `twin` is the first of them once more, with buffers of its own."""
         indices = list(trials)
-        timers = [trials[index].timer(self._flush()) for index in indices]
+        timers = [trial.timer(self._flush()) for trial in (*trials.values(), twin)]
         rng = random.Random(self._seed)  # noqa: S311
         orders = [rng.sample(range(len(timers)), len(timers)) for _ in range(request.rounds)]
-        times: dict[int, list[float]] = {index: [] for index in indices}
+        times: list[list[float]] = [[] for _ in timers]
         for at, microseconds in time_interleaved(timers, orders, request.seconds):
             if microseconds is None:
-                self._respond(Stage("run", indices[at]))
+                self._respond(Stage("run", indices[at] if at < len(indices) else indices[0]))
             else:
-                times[indices[at]].append(microseconds)
-        for index in indices:
-            verdict = trials[index].check_again()
-            error, seconds = replies[index].error, replies[index].build_seconds
+                times[at].append(microseconds)
+        conditions = replace(read_conditions(), noise=relative_difference(times[0], times[-1]))
+        for index, series in zip(indices, times, strict=False):
+            self._respond(Stage("run", index))
+            verdict = trials[index].check()
             if verdict.status == "ok":
-                verdict = Reply("ok", tuple(times[index]), error)
-            replies[index] = _with_build_time(verdict, seconds)
-
-    def _need_reference(self) -> Reference:
-        if self._reference is None:
-            self._respond(Stage("reference"))
-            _use_threads(self._target.threads)
-            self._reference = make_reference(self._task.workload, self._task.weight, self._task.bias, self._seed)
-        return self._reference
+                verdict = Reply("ok", tuple(series), replies[index].error, conditions=conditions)
+            replies[index] = replace(verdict, build_seconds=replies[index].build_seconds)
 
     def _trial(self, built: Built) -> Trial:
-        return Trial(built, self._need_reference(), self._target.threads)
+        return Trial(built, self._references)
 
     def _built(self, config: Config, library: str | None) -> Built:
         if library is not None:
@@ -187,9 +209,19 @@ class Session:
         first = trial.check()
         if first.status != "ok":
             return first
-        times = time_repeats(trial.timer(self._flush()), request.repeats, request.seconds)
-        verdict = trial.check_again()
-        return verdict if verdict.status != "ok" else Reply("ok", times, first.error)
+        timer = trial.timer(self._flush())
+        times = time_repeats(timer, request.repeats, request.seconds)
+        reason = doubt(times, request.limits)
+        if reason:
+            times = settle(times, time_repeats(timer, request.repeats, request.seconds), request.limits)
+        # Again: what was right once may be wrong later, in threads that race or a kernel that keeps state.
+        verdict = trial.check()
+        if verdict.status != "ok":
+            return verdict
+        if statistics.median(times) < request.limits.impossible:
+            least = f"{request.limits.impossible:.4g} us that its multiplications take"
+            return Reply("run_error", message=f"timed at {statistics.median(times):.4g} us, below the {least}")
+        return Reply("ok", times, first.error, remeasured=reason, conditions=read_conditions())
 
     def _guarded(self, status: Status, step: Callable[[], Any]) -> Any:
         """The step's value, or the Reply that says how it failed."""
@@ -205,6 +237,10 @@ class Session:
             return Reply(failed, message=f"{type(problem).__name__}: {_first_line(problem)}")
 
 
+def _same(buffer: GuardedBuffer, original: np.ndarray) -> bool:
+    return np.array_equal(buffer.array, original)
+
+
 def _use_threads(count: int) -> None:
     """Set TVM's pool up as the deployed module will: `count` threads that share all cores, none bound to one."""
     import tvm
@@ -212,10 +248,6 @@ def _use_threads(count: int) -> None:
     if count > 1:
         cores = [str(core) for core in sorted(os.sched_getaffinity(0))]
         tvm.get_global_func("runtime.config_threadpool")(_SHARE_ALL_CORES, count, cores, len(cores))
-
-
-def _with_build_time(reply: Reply, seconds: float) -> Reply:
-    return Reply(reply.status, reply.times_us, reply.error, reply.message, seconds)
 
 
 def _first_line(problem: BaseException) -> str:

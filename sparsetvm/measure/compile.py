@@ -45,6 +45,20 @@ def tvm_target(target: Target) -> Any:
     return tvm.target.Target(host)
 
 
+def wake_compiler(target: Target) -> None:
+    """Compile and load an empty kernel: what TVM and LLVM set up on first use takes 400 ms, and forks inherit it."""
+    import tvm
+    from tvm.script import tirx as T
+
+    @T.prim_func(s_tir=True)  # type: ignore[untyped-decorator]
+    def nothing(Y: T.Buffer((1,), "float32")):  # type: ignore[no-untyped-def,valid-type]
+        T.func_attr({"tirx.noalias": True, "global_symbol": SYMBOL})
+        for i in T.serial(1):
+            Y[i] = T.float32(0)
+
+    tvm.compile(nothing, target=tvm_target(target))[SYMBOL]
+
+
 def packed_kernel(task: Task, config: Config, target: Target, find: FindTemplate) -> tuple[Any, Packed]:
     """The template's kernel and what it reads. Raises InvalidConfig."""
     workload = task.workload

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from sparsetvm.measure.cuda_device import Device, DeviceBuffer, Kernel
 from sparsetvm.measure.cuda_timing import L2Flush, time_cold_launches, time_graph
 from sparsetvm.measure.nvcc import compile_sources, kernel_symbol, launch_source
 from sparsetvm.measure.protocol import Reply
-from sparsetvm.measure.reference import TOLERANCE, Reference, output_shape
+from sparsetvm.measure.reference import TOLERANCE, Reference, inputs_of, output_shape
 from sparsetvm.measure.timing import TimeCalls
 
 
@@ -67,15 +68,15 @@ def open_device(number: int) -> Device:
 class CudaTrial:
     """A built candidate with its buffers on the device; the same interface as `candidate.Trial`."""
 
-    def __init__(self, built: CudaBuilt, reference: Reference, target: Target) -> None:
-        workload = reference.workload
-        self._reference = reference
+    def __init__(self, built: CudaBuilt, references: Sequence[Reference], target: Target) -> None:
+        first = references[0]
+        workload = first.workload
+        self._references = references
         self._device = open_device(target.device)
-        given = [reference.x, *([] if reference.residual is None else [reference.residual])]
-        self._originals = [(DeviceBuffer.of(array), array) for array in (*given, *built.arrays)]
-        self._inputs = [buffer for buffer, _ in self._originals[: len(given)]]
+        self._inputs = [DeviceBuffer.of(array) for array in inputs_of(first)]
         self._y = DeviceBuffer(workload.layout_out.physical_shape(output_shape(workload)), np.float32)
-        self._buffers = [*(buffer for buffer, _ in self._originals), self._y]
+        self._arrays = [(DeviceBuffer.of(array), array) for array in built.arrays]
+        self._buffers = [*self._inputs, *(buffer for buffer, _ in self._arrays), self._y]
         launch = built.launch
         self._kernel = Kernel(
             self._device,
@@ -90,11 +91,22 @@ class CudaTrial:
         )
 
     def check(self) -> Reply:
-        """Run once on poisoned output and compare everything that can be compared."""
-        self._y.poison()
-        self._kernel.launch()
-        self._device.wait()
-        return self.check_again()
+        """Run on the inputs of each reference and poisoned output, and compare everything that can be compared.
+
+        The inputs of the first are left in the buffers. Called again after timing: blocks that race may be right once.
+        """
+        worst = Reply("ok", error=0.0)
+        for reference in reversed(self._references):
+            for buffer, array in zip(self._inputs, inputs_of(reference), strict=True):
+                buffer.write(array)
+            self._y.poison()
+            self._kernel.launch()
+            self._device.wait()
+            verdict = self._verdict(reference)
+            if verdict.status != "ok":
+                return verdict
+            worst = max(worst, verdict, key=lambda reply: reply.error or 0.0)
+        return worst
 
     def timer(self, flush: L2Flush | None) -> TimeCalls:
         """Times warm calls in a CUDA graph, or with `flush` cold ones."""
@@ -102,14 +114,14 @@ class CudaTrial:
             return time_cold_launches(self._device, self._kernel, flush, self._inputs)
         return time_graph(self._device, self._kernel)
 
-    def check_again(self) -> Reply:
-        """After timing: blocks that race may be right once and wrong later."""
+    def _verdict(self, reference: Reference) -> Reply:
         if not all(buffer.intact() for buffer in self._buffers):
             return Reply("wrong_answer", message="the kernel wrote outside its buffers")
-        if not all(np.array_equal(buffer.read(), array) for buffer, array in self._originals):
+        originals = [*zip(self._inputs, inputs_of(reference), strict=True), *self._arrays]
+        if not all(np.array_equal(buffer.read(), array) for buffer, array in originals):
             return Reply("wrong_answer", message="the kernel changed what it reads")
         y = self._y.read()
-        fault, error = self._reference.fault(y), self._reference.error(y)
+        fault, error = reference.fault(y), reference.error(y)
         if fault:
             return Reply("wrong_answer", message=fault)
         if not error <= TOLERANCE:

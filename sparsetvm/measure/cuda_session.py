@@ -32,7 +32,7 @@ class CudaSession(Session):
         return self._l2_flush
 
     def _trial(self, built: Any) -> Any:
-        return CudaTrial(built, self._need_reference(), self._target)
+        return CudaTrial(built, self._references, self._target)
 
     def _built(self, config: Config, library: str | None) -> Any:
         if library is not None:

@@ -2,6 +2,7 @@
 
 With one job, one worker builds and runs each candidate in turn: on few cores a parallel build would disturb the timing.
 With more jobs, builders compile a whole batch into a temporary folder first, and then one runner times it.
+A second worker stands by while one runs: when a candidate takes its worker down, the next one starts at once.
 """
 
 from __future__ import annotations
@@ -18,14 +19,16 @@ import psutil
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.record import Status
+from sparsetvm.core.results import Event, Progress
 from sparsetvm.core.target import Target, default_threads
 from sparsetvm.core.task import Task
 from sparsetvm.errors import UsageError
-from sparsetvm.measure.process import ForkServer, WorkerDied, WorkerProcess, WorkerTimedOut
+from sparsetvm.measure.doubt import Expectation, noise_warning
+from sparsetvm.measure.process import ForkServer, TaskServer, WorkerDied, WorkerProcess, WorkerTimedOut
 from sparsetvm.measure.protocol import Build, Replies, Reply, Response, Retime, Run, SetTask, Stage
 from sparsetvm.search.trial import Measured, OnResult
 
-_TIMING_SHARE = 0.25  # of the run limit; the rest is room for the check, warm-up and a busy machine
+_TIMING_SHARE = 0.25  # of the run limit, twice for doubted times; the rest is for checks and a busy machine
 
 
 class Measurer:
@@ -33,7 +36,8 @@ class Measurer:
 
     build_timeout, run_timeout: seconds for one candidate. repeats: timings of a candidate, each at least 2 ms long.
     memory_limit: bytes a candidate may allocate, half of the machine's memory by default, 0 (no limit) beside a GPU.
-    templates: name of a module with further templates, for tests.
+    templates: name of a module with further templates, for tests. progress: told by an event of kind "warning" when
+    timings cannot be trusted.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class Measurer:
         memory_limit: int | None = None,
         seed: int = 0,
         templates: str = "",
+        progress: Progress | None = None,
     ) -> None:
         if jobs < 1:
             raise UsageError(f"--jobs {jobs}: must be at least 1")
@@ -63,9 +68,12 @@ class Measurer:
         self._memory_limit = _memory_limit(target) if memory_limit is None else memory_limit
         self._seed = seed
         self._server = ForkServer(target, templates)
+        self._progress = progress
+        self._told = 0.0
+        self._tasks: TaskServer | None = None
         self._runner: WorkerProcess | None = None
+        self._spare: WorkerProcess | None = None
         self._task: Task | None = None
-        self._request: SetTask | None = None
         self._home: tempfile.TemporaryDirectory[str] | None = None
         self._batches = 0
 
@@ -83,6 +91,8 @@ class Measurer:
                 built = libraries.get(index)
                 measured = built if isinstance(built, Measured) and not built.ok else self._run(config, index, built)
                 results.append(measured)
+                if measured.ok:
+                    self._expectation.note(measured.best_us)
                 if on_result is not None:
                     on_result(measured)
         except BaseException:
@@ -101,9 +111,8 @@ class Measurer:
 
     def close(self) -> None:
         """Stop all processes and remove temporary files. The measurer starts again when it is used again."""
-        self._runner = None
+        self._drop_task()
         self._server.close()
-        self._task = None
         if self._home is not None:
             self._home.cleanup()
             self._home = None
@@ -117,40 +126,52 @@ class Measurer:
         self.close()
 
     def _set_task(self, task: Task) -> None:
-        """Hand the weights over once per task; a new task gets a new worker."""
+        """Hand the weights over once per task; a new task gets new workers."""
         if self._task is task:
             return
         if self._home is None:
             self._home = tempfile.TemporaryDirectory(prefix="sparsetvm-measure-")
-        if self._runner is not None:
-            self._runner.kill()
-            self._runner = None
+        self._drop_task()
         weight, bias = Path(self._home.name, "weight.npy"), Path(self._home.name, "bias.npy")
         np.save(weight, task.weight, allow_pickle=False)
         if task.bias is not None:
             np.save(bias, task.bias, allow_pickle=False)
-        self._request = SetTask(
-            task.workload, self.target, str(weight), None if task.bias is None else str(bias), self._seed
+        self._tasks = self._server.open_task(
+            SetTask(task.workload, self.target, str(weight), None if task.bias is None else str(bias), self._seed)
         )
+        self._expectation = Expectation(task.workload, self.target)
         self._task = task
 
+    def _drop_task(self) -> None:
+        for worker in (self._runner, self._spare):
+            if worker is not None:
+                worker.forget()
+        if self._tasks is not None:
+            self._tasks.close()
+        self._runner = self._spare = self._tasks = self._task = None
+
     def _spawn(self, *, pin: bool) -> WorkerProcess:
-        worker = self._server.spawn(memory_limit=self._memory_limit, pin=pin)
-        if self._request is not None:
-            worker.send(self._request)
-        return worker
+        if self._tasks is None:
+            raise RuntimeError("no task is set")
+        return self._tasks.spawn(memory_limit=self._memory_limit, pin=pin)
 
     def _ready_runner(self) -> WorkerProcess:
         if self._runner is None:
-            self._runner = self._spawn(pin=self.target.threads == 1)
+            self._runner, self._spare = self._spare or self._spawn(pin=self.target.threads == 1), None
         return self._runner
+
+    def _keep_spare(self) -> None:
+        """Between two trials, when nothing is timed."""
+        if self._spare is None:
+            self._spare = self._spawn(pin=self.target.threads == 1)
 
     def _limit(self, stage: str) -> float:
         return self._run_timeout if stage == "run" else self._build_timeout
 
     def _run(self, config: Config, index: int, built: Measured | None) -> Measured:
         library = None if built is None else str(self._library(index))
-        request = Run(config, self._repeats, self._run_timeout * _TIMING_SHARE, library)
+        seconds = self._run_timeout * _TIMING_SHARE
+        request = Run(config, self._repeats, seconds, library, self._expectation.limits())
         stage = "build"
         try:
             runner = self._ready_runner()
@@ -160,6 +181,7 @@ class Measurer:
                 if isinstance(response, Stage):
                     stage = response.name
                 elif isinstance(response, Reply):
+                    self._keep_spare()
                     return _measured(config, response, 0.0 if built is None else built.build_seconds)
         except WorkerTimedOut:
             self._runner = None
@@ -181,6 +203,7 @@ class Measurer:
                 while isinstance(response, Stage):
                     at, stage = response.index, response.name
                     response = runner.receive(self._limit(stage))
+                self._keep_spare()
                 if isinstance(response, Replies):
                     for index, reply in zip(waiting, response.replies, strict=True):
                         results[index] = _measured(configs[index], reply, 0.0)
@@ -190,7 +213,15 @@ class Measurer:
             except WorkerDied as death:
                 self._runner = None
                 results[waiting[at]] = _died(configs[waiting[at]], death, stage)
+        self._warn_of_noise([results[index] for index in range(len(configs))])
         return [results[index] for index in range(len(configs))]
+
+    def _warn_of_noise(self, results: Sequence[Measured]) -> None:
+        noise = max((r.conditions.noise or 0.0 for r in results if r.conditions is not None), default=0.0)
+        warning = noise_warning(noise, self._told)
+        if warning and self._task is not None and self._progress is not None:
+            self._told = noise
+            self._progress(Event(kind="warning", task=self._task.name, message=warning, data={"noise": noise}))
 
     def _timed_out(self, config: Config, stage: str) -> Measured:
         status: Status = "run_timeout" if stage == "run" else "compile_timeout"
@@ -277,6 +308,8 @@ def _measured(config: Config, reply: Reply, build_seconds: float) -> Measured:
         error=reply.error,
         message=reply.message,
         build_seconds=max(reply.build_seconds, build_seconds),
+        remeasured=reply.remeasured,
+        conditions=reply.conditions,
     )
 
 

@@ -14,14 +14,25 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+import msgspec
+
 from sparsetvm.core.target import Target
 from sparsetvm.errors import EnvironmentProblem
 from sparsetvm.measure import protocol
-from sparsetvm.measure.protocol import Request, Response, receive_message, send_message, tells_of_memory
+from sparsetvm.measure.protocol import (
+    Reply,
+    Request,
+    Response,
+    SetTask,
+    receive_message,
+    send_message,
+    tells_of_memory,
+)
 
 _START_SECONDS = 120.0
 _STOP_SECONDS = 5.0
 _TAIL = 4096
+_DRAINED = 32  # reads of 64 KiB
 _TRACE = ('File "', "at ", "[bt]")  # lines of a stack trace say less than the line before it
 
 
@@ -50,14 +61,51 @@ class WorkerDied(Exception):
         return f"worker died of {self}" + (f": {last[-1][:200]}" if last else "")
 
 
-class ForkServer:
-    """The server process. Not thread-safe; `close` leaves no process behind."""
+class _Server:
+    """The measuring side of a process that forks others on request."""
+
+    def __init__(self) -> None:
+        self._control: socket.socket | None = None
+
+    def reap(self, pid: int, grace: float) -> tuple[int, bool]:
+        """Wait up to `grace` seconds for a fork, kill its process group, return (wait status, had to be killed)."""
+        if self._control is None:
+            return 0, True
+        self._control.sendall(protocol.REAP + protocol.REAP_FORMAT.pack(pid, grace))
+        status, killed = protocol.STATUS_FORMAT.unpack(self._answer(protocol.STATUS_FORMAT.size))
+        return int(status), bool(killed)
+
+    def _fork(self, message: bytes, descriptors: list[int]) -> int:
+        """Ask for a fork that gets the descriptors; its process id."""
+        if self._control is None:
+            raise self._stopped()
+        try:
+            socket.send_fds(self._control, [message], descriptors)
+        except OSError:
+            raise self._stopped() from None
+        return int(protocol.PID_FORMAT.unpack(self._answer(protocol.PID_FORMAT.size))[0])
+
+    def _answer(self, size: int) -> bytes:
+        try:
+            answer = b"" if self._control is None else self._control.recv(size, socket.MSG_WAITALL)
+        except OSError:
+            answer = b""
+        if len(answer) < size:
+            raise self._stopped()
+        return answer
+
+    def _stopped(self) -> EnvironmentProblem:
+        raise NotImplementedError
+
+
+class ForkServer(_Server):
+    """The first server, which has TVM imported. Not thread-safe; `close` leaves no process behind."""
 
     def __init__(self, target: Target, templates: str = "") -> None:
+        super().__init__()
         self._target = target
         self._templates = templates
         self._process: subprocess.Popen[bytes] | None = None
-        self._control: socket.socket | None = None
         self._ready = False
 
     def start(self) -> None:
@@ -66,9 +114,12 @@ class ForkServer:
             return
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-m", "sparsetvm.measure.worker", "--control", str(theirs.fileno())]
+        command += ["--target", msgspec.json.encode(self._target).decode()]
         if self._templates:
             command += ["--templates", self._templates]
+        # The package last: when it runs from its source folder, the worker's own folder does not lead to it.
         paths = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+        paths.append(str(Path(protocol.__file__).parents[2]))
         environment = {
             **os.environ,
             "TVM_NUM_THREADS": str(self._target.threads),
@@ -92,26 +143,17 @@ class ForkServer:
             )
         self._control = ours
 
-    def spawn(self, *, memory_limit: int, pin: bool) -> WorkerProcess:
-        """A fresh worker. Raises EnvironmentProblem when the server cannot start."""
-        control = self._connected()
+    def open_task(self, request: SetTask) -> TaskServer:
+        """A server of workers for the task. Raises EnvironmentProblem when it cannot start."""
+        self.start()
+        if self._control is not None and not self._ready:
+            self._control.settimeout(_START_SECONDS)
+            self._answer(1)
+            self._ready = True
         ours, theirs = socket.socketpair()
-        read_end, write_end = os.pipe()
-        os.set_blocking(read_end, False)
         with theirs:
-            message = protocol.SPAWN + protocol.SPAWN_FORMAT.pack(memory_limit, pin)
-            socket.send_fds(control, [message], [theirs.fileno(), write_end])
-        os.close(write_end)
-        (pid,) = protocol.PID_FORMAT.unpack(self._answer(protocol.PID_FORMAT.size))
-        return WorkerProcess(self, pid, ours, read_end)
-
-    def reap(self, pid: int, grace: float) -> tuple[int, bool]:
-        """Wait up to `grace` seconds for a worker, kill its process group, return (wait status, had to be killed)."""
-        if self._control is None:
-            return 0, True
-        self._control.sendall(protocol.REAP + protocol.REAP_FORMAT.pack(pid, grace))
-        status, killed = protocol.STATUS_FORMAT.unpack(self._answer(protocol.STATUS_FORMAT.size))
-        return int(status), bool(killed)
+            pid = self._fork(protocol.TASK, [theirs.fileno()])
+        return TaskServer(self, pid, ours, request)
 
     def close(self) -> None:
         """Stop the server and all its workers."""
@@ -129,35 +171,70 @@ class ForkServer:
         self._ready = False
         self._home.cleanup()
 
-    def _connected(self) -> socket.socket:
-        self.start()
-        if self._control is None:
-            raise EnvironmentProblem("the measuring process is closed")
-        if not self._ready:
-            self._control.settimeout(_START_SECONDS)
-            self._answer(1)
-            self._ready = True
-        return self._control
+    def _stopped(self) -> EnvironmentProblem:
+        text = self._errors.read_text(errors="replace").strip()
+        last = text.splitlines()[-1] if text else "no message"
+        return EnvironmentProblem(
+            f"the process that measures candidates stopped: {last}",
+            hint="run `sparsetvm doctor` to check TVM and the Python packages",
+        )
 
-    def _answer(self, size: int) -> bytes:
+
+class TaskServer(_Server):
+    """A server that holds the inputs and the reference of one task and forks the workers that measure it."""
+
+    def __init__(self, parent: ForkServer, pid: int, control: socket.socket, request: SetTask) -> None:
+        super().__init__()
+        self._parent = parent
+        self._pid = pid
+        self._control = control
+        control.settimeout(_START_SECONDS)
         try:
-            answer = b"" if self._control is None else self._control.recv(size, socket.MSG_WAITALL)
-        except OSError:
-            answer = b""
-        if len(answer) < size:
-            text = self._errors.read_text(errors="replace").strip()
-            last = text.splitlines()[-1] if text else "no message"
+            send_message(control, request)
+            reply: Reply = receive_message(control, Reply)
+        except (EOFError, OSError, ValueError):
+            self.close()
+            raise self._stopped() from None
+        if reply.status != "ok":
+            self.close()
             raise EnvironmentProblem(
-                f"the process that measures candidates stopped: {last}",
-                hint="run `sparsetvm doctor` to check TVM and the Python packages",
+                f"the reference of {request.workload.describe()} cannot be computed: {reply.message}",
+                hint="report the model; if memory ran out, tune on a machine with more",
             )
-        return answer
+
+    def spawn(self, *, memory_limit: int, pin: bool) -> WorkerProcess:
+        """A fresh worker, ready for requests. Raises EnvironmentProblem when the server is gone."""
+        ours, theirs = socket.socketpair()
+        read_end, write_end = os.pipe()
+        os.set_blocking(read_end, False)
+        message = protocol.SPAWN + protocol.SPAWN_FORMAT.pack(memory_limit, pin)
+        try:
+            with theirs:
+                pid = self._fork(message, [theirs.fileno(), write_end])
+        except BaseException:
+            ours.close()
+            os.close(read_end)
+            raise
+        finally:
+            os.close(write_end)
+        return WorkerProcess(self, pid, ours, read_end)
+
+    def close(self) -> None:
+        """Stop the server and all its workers."""
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+            with contextlib.suppress(EnvironmentProblem, OSError):  # the parent may be gone, and everything with it
+                self._parent.reap(self._pid, _STOP_SECONDS)
+
+    def _stopped(self) -> EnvironmentProblem:
+        return self._parent._stopped()
 
 
 class WorkerProcess:
     """One worker: a channel, the end of what it printed, and a watchdog on every answer."""
 
-    def __init__(self, server: ForkServer, pid: int, channel: socket.socket, output: int) -> None:
+    def __init__(self, server: TaskServer, pid: int, channel: socket.socket, output: int) -> None:
         self.pid = pid
         self._server = server
         self._channel = channel
@@ -214,14 +291,19 @@ class WorkerProcess:
     def drain(self) -> bool:
         """Read what the worker printed, keep the end of it; False when its output is closed."""
         with contextlib.suppress(BlockingIOError):
-            while True:
+            for _ in range(_DRAINED):  # who prints faster than this reads must not keep the watchdog from its clock
                 text = os.read(self._output_fd, 1 << 16)
                 if not text:
                     return False
                 self._output = (self._output + text)[-_TAIL:]
-                if len(text) < 1 << 12:
-                    break
         return True
+
+    def forget(self) -> None:
+        """Close the descriptors only: the server is about to be closed and buries its workers itself."""
+        if self._open:
+            self._open = False
+            self._channel.close()
+            os.close(self._output_fd)
 
     def kill(self) -> None:
         """Kill the worker's process group and bury it."""

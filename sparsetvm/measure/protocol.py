@@ -9,12 +9,13 @@ from typing import TypeVar
 import msgspec
 
 from sparsetvm.core.config import Config
-from sparsetvm.core.record import Status
+from sparsetvm.core.record import Conditions, Status
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
+from sparsetvm.measure.doubt import Limits
 
-# Requests to the fork server; descriptors travel beside SPAWN.
-SPAWN, REAP, READY = b"S", b"R", b"!"
+# Requests to a fork server; descriptors travel beside TASK and SPAWN.
+TASK, SPAWN, REAP, READY = b"T", b"S", b"R", b"!"
 SPAWN_FORMAT = struct.Struct("<q?")  # memory limit in bytes (0: none), pin to one core
 REAP_FORMAT = struct.Struct("<id")  # process id, seconds to wait before it is killed
 PID_FORMAT = struct.Struct("<i")
@@ -25,7 +26,7 @@ _LIMIT = 64 << 20
 
 
 class SetTask(msgspec.Struct, frozen=True, tag=True):
-    """What the following requests are about. weight, bias: paths of .npy files."""
+    """What all requests to the workers of a task server are about. weight, bias: paths of .npy files."""
 
     workload: Workload
     target: Target
@@ -35,12 +36,16 @@ class SetTask(msgspec.Struct, frozen=True, tag=True):
 
 
 class Run(msgspec.Struct, frozen=True, tag=True):
-    """Build the config (or load `library`, a .so built earlier), check it and time it within `seconds`."""
+    """Build the config (or load `library`, a .so built earlier), check it and time it within `seconds`.
+
+    limits: times in microseconds that are doubted and that are impossible, see measure/doubt.py.
+    """
 
     config: Config
     repeats: int
     seconds: float
     library: str | None = None
+    limits: Limits = Limits()
 
 
 class Build(msgspec.Struct, frozen=True, tag=True):
@@ -51,7 +56,10 @@ class Build(msgspec.Struct, frozen=True, tag=True):
 
 
 class Retime(msgspec.Struct, frozen=True, tag=True):
-    """Build and check all configs, then time them in `rounds` rounds, each in another order."""
+    """Build and check all configs, then time them in `rounds` rounds, each in another order.
+
+    The first that works is timed as two kernels: what their times differ by is the noise of the machine.
+    """
 
     configs: tuple[Config, ...]
     rounds: int
@@ -66,13 +74,15 @@ class Stage(msgspec.Struct, frozen=True, tag=True):
 
 
 class Reply(msgspec.Struct, frozen=True, tag=True):
-    """Result of Run or Build, or of one config of Retime."""
+    """Result of Run or Build, or of one config of Retime. remeasured, conditions: as in a Record."""
 
     status: Status
     times_us: tuple[float, ...] = ()
     error: float | None = None
     message: str = ""
     build_seconds: float = 0.0
+    remeasured: str = ""
+    conditions: Conditions | None = None
 
 
 class Replies(msgspec.Struct, frozen=True, tag=True):
@@ -81,7 +91,7 @@ class Replies(msgspec.Struct, frozen=True, tag=True):
     replies: tuple[Reply, ...]
 
 
-Request = SetTask | Run | Build | Retime
+Request = Run | Build | Retime
 Response = Stage | Reply | Replies
 
 _MEMORY_WORDS = (
@@ -101,7 +111,7 @@ def tells_of_memory(text: str) -> bool:
     return any(word in text for word in _MEMORY_WORDS)
 
 
-def send_message(channel: socket.socket, message: Request | Response) -> None:
+def send_message(channel: socket.socket, message: SetTask | Request | Response) -> None:
     """Write one message. Raises OSError when the other side is gone."""
     body = msgspec.msgpack.encode(message)
     channel.sendall(_HEADER.pack(len(body)) + body)

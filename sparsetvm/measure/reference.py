@@ -2,10 +2,15 @@
 
 Tolerance: relative L2 error <= 1e-5. A float32 sum of k products in any order is off by about sqrt(k) * 6e-8 of its
 terms, 4e-6 for the longest sums of common networks (k = 4608); one wrong element in 200,000 already gives 2e-3.
+The whole of a large Y hides one small weight with the wrong sign or in the wrong column. So each row (output feature or
+channel) must agree by itself, to 4e-7 * sqrt(non-zeros of the row) of its terms and never less than 5e-6.
+A ReLU hides what happens to a row while the row is negative. Among many positions it is not, for few there are several
+inputs, each also negated and larger.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +21,9 @@ from sparsetvm.core.layout import Layout, Plain, Planes, PlaneTiles, Tiled
 from sparsetvm.core.workload import ConvGeometry, Epilogue, Workload
 
 TOLERANCE = 1e-5
+_POSITIONS = 16
+_SCALES = (1.0, -1.0, 4.0, -4.0)
+_ROW_TOLERANCE, _ROW_PER_TERM = 5e-6, 4e-7
 # Beyond these a sample of positions is compared, so that a reference costs about 50 ms on one core.
 _SPARSE_FLOPS = 60_000_000
 _DENSE_FLOPS = 400_000_000
@@ -28,6 +36,7 @@ class Reference:
     """Inputs in their physical layouts, and what Y must be at some positions.
 
     x, residual: float32. positions: sorted indices into the n positions. expected: float64 (m, len(positions)).
+    row_limits: float64 (m,), what the L2 norm of each row's error may be.
     """
 
     workload: Workload
@@ -35,20 +44,26 @@ class Reference:
     residual: np.ndarray | None
     positions: np.ndarray
     expected: np.ndarray
+    row_limits: np.ndarray
 
     def error(self, physical: np.ndarray) -> float:
         """Relative L2 error of a physical Y at the compared positions; infinity when any value of Y is not finite."""
         if not np.isfinite(physical).all():
             return float("inf")
-        y = _by_position(self.workload, physical)[self.positions].T
         norm = float(np.linalg.norm(self.expected))
-        return float(np.linalg.norm(y - self.expected)) / max(norm, 1e-30)
+        return float(np.linalg.norm(self._difference(physical))) / max(norm, 1e-30)
+
+    def _difference(self, physical: np.ndarray) -> np.ndarray:
+        return np.asarray(_by_position(self.workload, physical)[self.positions].T - self.expected)
 
     def fault(self, physical: np.ndarray) -> str:
-        """What is wrong beside the values, "" if nothing: values never written, borders of planes that are not zero."""
+        """What is wrong, "" if nothing: values never written, rows that are off, borders of planes that are not 0."""
         bad = int(np.count_nonzero(~np.isfinite(physical)))
         if bad:
             return f"{bad} of {physical.size} output values were never written or are not finite"
+        off = np.linalg.norm(self._difference(physical), axis=1) > self.row_limits
+        if off.any():
+            return f"{np.count_nonzero(off)} of {off.size} rows are wrong, the first is row {np.argmax(off)}"
         layout = self.workload.layout_out
         if isinstance(layout, Planes):
             border = ~_image_mask(layout)
@@ -61,6 +76,11 @@ class Reference:
         if dirty:
             return f"{dirty} values outside the image are not zero; the next convolution reads them as padding"
         return ""
+
+
+def inputs_of(reference: Reference) -> list[np.ndarray]:
+    """X, and the residual where there is one: what a kernel is given first."""
+    return [array for array in (reference.x, reference.residual) if array is not None]
 
 
 def make_reference(
@@ -76,16 +96,40 @@ def make_reference(
     residual = rng.standard_normal(shape_y).astype(np.float32) if workload.epilogue.residual else None
     positions = _positions(workload, weight, rng)
     total = _sums(workload, weight, x, positions)
+    terms = np.sqrt(np.square(weight.astype(np.float64)).sum(axis=1)) * math.sqrt(np.square(x, dtype=np.float64).mean())
     if workload.epilogue.bias and bias is not None:
         total += bias.astype(np.float64)[:, None]
+        terms += np.abs(bias)
     if residual is not None:
         total += _matrix(workload, residual)[positions].T
+        terms += 1.0
+    expected = activate(total, workload.epilogue)
+    scale = math.sqrt(len(positions)) * terms + np.linalg.norm(expected, axis=1)
     return Reference(
         workload,
         to_physical(workload.layout_in, x),
         None if residual is None else to_physical(workload.residual_layout, residual),
         positions,
-        activate(total, workload.epilogue),
+        expected,
+        scale * np.maximum(_ROW_TOLERANCE, _ROW_PER_TERM * np.sqrt(np.count_nonzero(weight, axis=1))),
+    )
+
+
+def make_references(
+    workload: Workload, weight: np.ndarray, bias: np.ndarray | None, seed: int = 0
+) -> tuple[Reference, ...]:
+    """As many references as it takes to see each row at work: one for 16 positions and more, 16 for a single one."""
+    if workload.n >= _POSITIONS:
+        return (make_reference(workload, weight, bias, seed),)
+    shape = input_shape(workload)
+    inputs = [
+        np.random.default_rng(seed + number).standard_normal(shape).astype(np.float32)
+        for number in range(-(-_POSITIONS // (len(_SCALES) * workload.n)))
+    ]
+    return tuple(
+        make_reference(workload, weight, bias, seed + number, np.float32(scale) * x)
+        for number, x in enumerate(inputs)
+        for scale in _SCALES
     )
 
 
@@ -165,7 +209,7 @@ def _image_mask(layout: Planes) -> np.ndarray:
 
 
 def _positions(workload: Workload, weight: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """All positions, or as many as the limits at the top allow: both ends and a random choice of the rest."""
+    """All positions, or as many as the limits at the top allow: both ends and a spread of the rest."""
     n = workload.n
     sparse = _is_sparse(weight)
     groups = 1 if workload.conv is None else workload.conv.groups
@@ -176,8 +220,10 @@ def _positions(workload: Workload, weight: np.ndarray, rng: np.random.Generator)
     count = max(affordable, 4 * _EDGE)
     if count >= n:
         return np.arange(n)
-    inner = rng.choice(n - 2 * _EDGE, count - 2 * _EDGE, replace=False) + _EDGE
-    return np.concatenate([np.arange(_EDGE), np.sort(inner), np.arange(n - _EDGE, n)])
+    # One of each of equally long stretches: a wrong tile is missed only where a stretch is longer than the tile.
+    bounds = np.linspace(_EDGE, n - _EDGE, count - 2 * _EDGE + 1).astype(np.int64)
+    inner = rng.integers(bounds[:-1], bounds[1:])
+    return np.concatenate([np.arange(_EDGE), inner, np.arange(n - _EDGE, n)])
 
 
 def _is_sparse(weight: np.ndarray) -> bool:

@@ -77,6 +77,8 @@ class RecordMaker:
             seed=self.seed,
             run=self.run,
             time=datetime.now(timezone.utc).isoformat(timespec="microseconds"),
+            remeasured=measured.remeasured,
+            conditions=measured.conditions,
         )
 
 

@@ -9,7 +9,7 @@ from typing import Protocol
 import msgspec
 
 from sparsetvm.core.config import Config
-from sparsetvm.core.record import Record, Status
+from sparsetvm.core.record import Conditions, Record, Status
 from sparsetvm.core.target import DeviceFingerprint
 from sparsetvm.core.task import Task
 from sparsetvm.core.workload import Workload
@@ -19,7 +19,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     """One config after it was built, run, checked and timed (or failed on the way).
 
     times_us: medians of the repeats in microseconds per call. error: relative L2 error against the float64 reference,
-    None when the outputs were not compared. message: what went wrong, one line.
+    None when the outputs were not compared. message: what went wrong, one line. remeasured, conditions: as in a Record.
     """
 
     config: Config
@@ -28,6 +28,8 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     error: float | None = None
     message: str = ""
     build_seconds: float = 0.0
+    remeasured: str = ""
+    conditions: Conditions | None = None
 
     @property
     def ok(self) -> bool:

@@ -127,6 +127,16 @@ def test_manifest_says_what_was_built_from_what(tuned: Tuned) -> None:
     assert (manifest["threads"], manifest["tolerances"]["rel_l2_error"]) == (1, 1e-5)
     chosen = {task.name: (task.config, task.source) for task in tuned.report.tasks}
     assert {layer["name"]: (layer["config"], layer["source"]) for layer in manifest["layers"]} == chosen
+    assert all("candidates that were measured here" in layer["why"] for layer in manifest["layers"])
+
+
+def test_manifest_says_why_each_record_was_or_was_not_used(tuned: Tuned, tmp_path: Path) -> None:
+    for name, reuse, reason in (("a", True, ": taken"), ("b", False, "no record may be used: reuse is off")):
+        library = tmp_path / f"{name}.so"
+        report = sparsetvm.compile(tuned.model, library, threads=1, log_dir=tuned.log, reuse=reuse)
+        layers = json.loads(manifest_path(library).read_text())["layers"]
+        assert all(reason in layer["why"] for layer in layers)
+        assert [layer["why"] for layer in layers] == [layer["why"] for layer in report.layers]
 
 
 def test_second_tune_runs_no_trial(tuned: Tuned) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sparsetvm.core.config import Config
 from sparsetvm.core.layout import PLAIN, Planes, Tiled
 from sparsetvm.core.pattern import PatternSummary
-from sparsetvm.core.record import STATUSES, Record
+from sparsetvm.core.record import STATUSES, Conditions, Record
 from sparsetvm.core.target import DeviceFingerprint, ToolchainFingerprint
 from sparsetvm.core.workload import ConvGeometry, Epilogue, Workload
 
@@ -114,6 +114,7 @@ configs = st.dictionaries(_name, st.integers(-(1 << 31), 1 << 31) | _text, max_s
 )
 _devices = st.builds(DeviceFingerprint, st.just("cpu"), _text, _text, st.sampled_from(["avx512", "avx2"]), _size, _text)
 _toolchains = st.builds(ToolchainFingerprint, _text, _text, _text, _text)
+_conditions = st.builds(Conditions, _text, st.none() | _positive, st.none() | _positive, st.none() | st.floats(0, 10))
 
 
 @st.composite
@@ -136,4 +137,6 @@ def records(draw: st.DrawFn) -> Record:
         seed=draw(st.integers(0, 1 << 31)),
         run=draw(_text),
         time=draw(_text),
+        remeasured=draw(_text),
+        conditions=draw(st.none() | _conditions),
     )

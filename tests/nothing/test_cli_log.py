@@ -95,6 +95,28 @@ def test_export_writes_csv(log, tmp_path):
     assert [row["status"] for row in rows] == ["ok", "ok", "crash"]
 
 
+def test_export_writes_t4(log, tmp_path):
+    assert json.loads(run("log export --format t4 -o out.json --json -").stdout)["format"] == "t4"
+    results = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert [result["invalidity"] for result in results] == ["correct", "correct", "runtime"]
+
+
+def test_merge_counts_the_lines_it_skips(log):
+    log.write_bytes(log.read_bytes() + b"junk\n")
+    result = run("log merge tuning_logs -o all.jsonl --json -")
+    assert json.loads(result.stdout)["skipped"] == 1
+    assert "1 damaged lines" in result.stderr
+
+
+def test_compact_says_what_is_left_and_keeps_the_old_file(log):
+    result = run("log compact")
+    assert result.exit_code == 0
+    assert "3 records, 2 left" in result.stdout
+    assert log.with_name("cpu.jsonl.bak").exists()
+    document = json.loads(run("log compact --json -").stdout)
+    assert (document["files"][0]["before"], document["files"][0]["backups"]) == (2, [])
+
+
 def test_best_of_an_id_explains_its_decision(log):
     name = record().workload.id
     task = json.loads(run(f"log best {name[:8]} --json -").stdout)["tasks"][0]

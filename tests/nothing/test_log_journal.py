@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
+import os
 from pathlib import Path
 
-import filelock
 import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from log_samples import CONFIG, DEVICE, OTHER_DEVICE, record, records
 
 from sparsetvm.core.layout import Planes
-from sparsetvm.core.record import Record
+from sparsetvm.core.record import Conditions, Record
 from sparsetvm.errors import LogError
 from sparsetvm.log import journal
 from sparsetvm.log.line import MAX_LINE, encode_line
@@ -70,6 +71,29 @@ def test_torn_tail_costs_one_line(tmp_path: Path, data: st.DataObject) -> None:
     read = journal.read_records(path)
     assert [r.best_us for r in read.records] == [1.0, 3.0]
     assert [number for number, _ in read.bad] == [2]
+
+
+def test_log_that_ends_anywhere_in_its_last_three_records_loads(log: Path) -> None:
+    lines = [encode_line(record(float(t), config=CONFIG.replace(rows=t))) for t in range(1, 4)]
+    whole = b"".join(lines)
+    log.parent.mkdir()
+    log.write_bytes(whole)
+    starts = [sum(map(len, lines[:count])) for count in range(len(lines) + 1)]
+    for end in range(len(whole), -1, -1):
+        os.truncate(log, end)
+        read = journal.read_records(log)
+        # A record is there from its last brace on; the newline may be missing.
+        complete = sum(end >= start - 1 for start in starts[1:])
+        assert [r.best_us for r in read.records] == [float(t) for t in range(1, complete + 1)]
+        assert len(read.bad) == (end not in starts and end + 1 not in starts)
+
+
+def test_new_log_is_made_to_last_with_its_name(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(journal, "sync_folder", synced.append)
+    journal.append(log, record())
+    journal.append(log, record())
+    assert synced == [log.parent]
 
 
 def test_line_that_lacks_only_its_newline_is_kept(log: Path) -> None:
@@ -138,10 +162,24 @@ def test_unwritable_folder_is_an_error_with_the_next_step(tmp_path: Path) -> Non
 
 
 def test_locked_log_is_an_error_after_a_while(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal, "_LOCK_SECONDS", 0.05)
+    monkeypatch.setattr("sparsetvm.log.lock.LOCK_SECONDS", 0.05)
     log.parent.mkdir()
-    with filelock.FileLock(f"{log}.lock"), pytest.raises(LogError, match="locked by another process"):
-        journal.append(log, record())
+    with open(f"{log}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(LogError, match="locked by another process"):
+            journal.append(log, record())
+    journal.append(log, record())
+
+
+def test_lock_file_that_somebody_deletes_protects_nobody(log: Path) -> None:
+    """Who waits for the old file must not take its lock for that of the new one."""
+    journal.append(log, record(1.0))
+    lock = Path(f"{log}.lock")
+    with lock.open() as old:
+        fcntl.flock(old, fcntl.LOCK_EX)
+        lock.unlink()
+        journal.append(log, record(2.0))
+    assert len(journal.read_records(log).records) == 2
 
 
 def _write(path: Path, writer: int, count: int) -> None:
@@ -176,3 +214,14 @@ def test_records_of_schema_1_are_still_read() -> None:
     assert third.config.int("rows") == 24
     assert fourth.workload.pattern.describe() == "block 4x1"
     assert fourth.device == DEVICE
+    assert [(r.remeasured, r.conditions) for r in read.records] == [("", None)] * 4
+
+
+def test_records_of_schema_1_with_conditions_are_still_read() -> None:
+    """Fields that were added without a new schema."""
+    read = journal.read_records(DATA / "records-v1-conditions.jsonl")
+    assert read.bad == []
+    first, second, third = read.records
+    assert first.conditions == Conditions("performance", 3712.5, 0.25, 0.011)
+    assert (second.remeasured, second.conditions.noise) == ("times vary by 14%", None)
+    assert (third.status, third.conditions) == ("crash", None)

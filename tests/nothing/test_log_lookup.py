@@ -157,6 +157,16 @@ def test_exact_goes_before_a_faster_compatible_record() -> None:
     assert (decision.kind, decision.record) == ("exact", record(50.0))
 
 
+def test_why_names_the_choice_first_whatever_was_considered_before_it() -> None:
+    broken = record(None)  # of this very task
+    slow = record(60.0, workload=workload(digest="far", density=0.108), config=OTHER_CONFIG, stage="final", run="a")
+    fluke = record(20.0, workload=slow.workload, config=DENSE, run="a")
+    decision = best(index_of(broken, fluke, slow))
+    assert decision.record == slow
+    assert f"{OTHER_CONFIG} 60 us (final): taken, to be measured once" in decision.why[0]
+    assert any("not taken: crash" in line for line in decision.why[1:])
+
+
 def test_closest_compatible_workload_goes_first() -> None:
     far = record(10.0, workload=workload(digest="far", density=0.108), config=OTHER_CONFIG)
     near = record(20.0, workload=workload(digest="near", density=0.101))

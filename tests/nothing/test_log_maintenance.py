@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import csv
 from datetime import datetime, timezone
 from itertools import permutations
 from pathlib import Path
@@ -14,7 +13,7 @@ from sparsetvm.core.record import Record
 from sparsetvm.errors import LogError
 from sparsetvm.log import journal
 from sparsetvm.log.line import encode_line
-from sparsetvm.log.maintenance import age, check, export, list_records, merge
+from sparsetvm.log.maintenance import age, check, list_records, merge
 
 
 def test_check_counts_records_and_names_bad_lines(tmp_path: Path) -> None:
@@ -66,10 +65,10 @@ def test_merge_is_commutative_and_idempotent(tmp_path: Path, samples: list[Recor
     merged = set()
     for number, order in enumerate(permutations(parts)):
         out = tmp_path / f"out{number}.jsonl"
-        count = merge(order, out)
+        count = merge(order, out).records
         merged.add(out.read_bytes())
-        assert merge([*order, out], out) == count
-        assert merge([out], out) == count
+        assert merge([*order, out], out).records == count
+        assert merge([out], out).records == count
         merged.add(out.read_bytes())
     assert len(merged) == 1
     expected = {encode_line(r) for part in parts for r in journal.read_records(part).records}
@@ -80,12 +79,14 @@ def test_merge_keeps_what_the_output_holds(tmp_path: Path) -> None:
     out = tmp_path / "all.jsonl"
     journal.append(out, record(1.0))
     journal.append(tmp_path / "new.jsonl", record(2.0))
-    assert merge([tmp_path / "new.jsonl"], out) == 2
+    assert merge([tmp_path / "new.jsonl"], out).records == 2
 
 
-def test_merge_drops_bad_lines(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_bytes(b"junk\n" + encode_line(record()))
-    assert merge([tmp_path / "a.jsonl"], tmp_path / "out.jsonl") == 1
+def test_merge_drops_and_counts_bad_lines(tmp_path: Path) -> None:
+    source = tmp_path / "a.jsonl"
+    source.write_bytes(b"junk\n" + encode_line(record()) + b"{")
+    report = merge([source], tmp_path / "out.jsonl")
+    assert (report.records, report.skipped) == (1, {source: 2})
     assert journal.read_records(tmp_path / "out.jsonl").bad == []
 
 
@@ -128,13 +129,3 @@ def test_list_has_one_row_per_task_and_device() -> None:
 )
 def test_age_in_words(time: str, words: str) -> None:
     assert age(time, datetime(2026, 1, 10, 12, tzinfo=timezone.utc)) == words
-
-
-def test_export_is_csv_without_formulas(tmp_path: Path) -> None:
-    export([record(2.5), record(None, message="=HYPERLINK(1), or\tnot")], tmp_path / "log.csv")
-    with (tmp_path / "log.csv").open(newline="") as file:
-        good, bad = csv.DictReader(file)
-    assert (good["workload"], good["pattern"], good["best_us"]) == ("matmul 512x256 n=128", "unstructured", "2.5")
-    assert good["config"] == str(CONFIG)
-    assert (bad["status"], bad["best_us"]) == ("crash", "")
-    assert bad["message"].startswith("'=HYPERLINK")

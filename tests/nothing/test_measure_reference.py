@@ -11,7 +11,15 @@ from sparsetvm.core.layout import PLAIN, Planes, Tiled
 from sparsetvm.core.pattern import PatternSummary
 from sparsetvm.core.workload import ConvGeometry, Epilogue, Workload
 from sparsetvm.measure.buffers import ALIGNMENT, GUARD, GuardedBuffer
-from sparsetvm.measure.reference import TOLERANCE, make_reference, output_shape, to_logical, to_physical
+from sparsetvm.measure.reference import (
+    TOLERANCE,
+    activate,
+    make_reference,
+    make_references,
+    output_shape,
+    to_logical,
+    to_physical,
+)
 from sparsetvm.measure.timing import plan_repeats, time_interleaved, time_repeats
 
 PATTERN = PatternSummary("unstructured", (1, 1), 0.2, 1.2, 0, "d")
@@ -152,6 +160,55 @@ def test_reference_samples_positions_of_large_tasks_and_keeps_both_ends() -> Non
     assert reference.error(y) < 1e-6
     y[-1, 3] += 100
     assert reference.error(y) > TOLERANCE
+
+
+def test_reference_notices_a_small_weight_with_the_wrong_sign_in_a_large_product() -> None:
+    """Its share of the whole result is far below the tolerance of that."""
+    workload = matmul(n=64, m=512, k=512, tiled=False)
+    weight, _ = weights(512, 512, 0.1)
+    at = tuple(np.argwhere(weight)[1000])
+    weight[at] = 2e-4
+    reference = make_reference(workload, weight, None)
+    mutant = weight.copy()
+    mutant[at] *= -1
+    right, wrong = ((reference.x.astype(np.float64) @ w.T).astype(np.float32) for w in (weight, mutant))
+    assert reference.fault(right) == ""
+    assert reference.error(wrong) < TOLERANCE
+    assert f"1 of 512 rows are wrong, the first is row {at[0]}" in reference.fault(wrong)
+
+
+@pytest.mark.parametrize(("n", "count"), [(1, 16), (3, 8), (4, 4), (15, 4), (16, 1), (500, 1)])
+def test_few_positions_are_compared_on_several_inputs(n: int, count: int) -> None:
+    workload = matmul(n=n, tiled=False, epilogue=Epilogue(bias=True, activation="relu"))
+    weight, bias = weights(13, 17)
+    references = make_references(workload, weight, bias)
+    assert len(references) == count
+    # No ReLU hides a row that has weights: it is positive for some input, unless its bias says otherwise.
+    seen = np.concatenate([reference.expected for reference in references], axis=1).max(axis=1)
+    assert (seen[np.count_nonzero(weight, axis=1) > 0] > 0).all()
+
+
+def test_reference_lets_no_stretch_of_a_large_task_pass_unseen() -> None:
+    workload = matmul(n=50_000, m=64, k=256, tiled=False)
+    weight, _ = weights(64, 256)
+    positions = make_reference(workload, weight, None).positions
+    assert np.diff(positions).max() <= 2 * -(-50_000 // len(positions))
+
+
+@pytest.mark.parametrize("activation", ["none", "relu", "gelu", "sigmoid", "silu"])
+@pytest.mark.parametrize(("n", "k", "density"), [(1, 4608, 1.0), (1, 64, 0.05), (200, 512, 0.1), (7, 4608, 0.3)])
+def test_float32_in_any_order_is_within_the_limits_of_all_rows(n: int, k: int, density: float, activation: str) -> None:
+    workload = matmul(n=n, m=200, k=k, tiled=False, epilogue=Epilogue(bias=True, activation=activation))
+    weight, bias = weights(200, k, density)
+    weight[3] = 0
+    weight[4] *= 1e-4
+    reference = make_reference(workload, weight, bias)
+    total = np.zeros((n, 200), np.float32)
+    for column in np.random.default_rng(1).permutation(k):  # one by one, the worst order that kernels have
+        total += reference.x[:, column, None] * weight[None, :, column]
+    y = activate((total + bias).astype(np.float32), workload.epilogue).astype(np.float32)
+    assert reference.fault(y) == ""
+    assert reference.error(y) < TOLERANCE
 
 
 def test_reference_is_the_same_for_a_seed() -> None:

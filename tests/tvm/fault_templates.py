@@ -9,18 +9,20 @@ import time
 
 import numpy as np
 import tvm
-from sparsetvm.schedules.base import Packed, Template
 from tvm.script import tirx as T
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
+from sparsetvm.schedules.base import Packed, Template
 from sparsetvm.space.knobs import Choice
 from sparsetvm.space.space import Space
 
 AT_BUILD = ("build_invalid", "build_error", "build_crash", "build_hang")
-AT_RUN = ("run_error", "segfault", "abort", "hang", "memory_hog", "flood", "children")
-IN_KERNEL = ("good", "slow", "wrong", "unwritten", "overrun", "underrun", "changes_input", "gone")
+AT_RUN = ("run_error", "segfault", "abort", "hang", "memory_hog", "flood", "flood_forever", "children", "daemon")
+OUTSIDE = ("overrun", "underrun", "overrun_input", "underrun_input", "overrun_weight", "underrun_weight")
+IN_KERNEL = ("good", "slow", "wrong", "unwritten", *OUTSIDE, "changes_input", "changes_weight", "gone", "lazy")
+COPIES = 2000  # of each kind, so that a search finds enough configs
 
 
 @tvm.register_global_func("sparsetvm.test.fault", override=True)
@@ -34,11 +36,15 @@ def fault(name: str) -> None:
         sys.stderr.write("LLVM ERROR: test abort\n")
         sys.stderr.flush()
         os.abort()
-    if name in ("hang", "children"):
-        if name == "children" and os.fork() == 0:
+    if name in ("hang", "children", "daemon"):
+        if name != "hang" and os.fork() == 0:
+            if name == "daemon":  # out of reach of a signal to the worker's process group
+                os.setsid()
             time.sleep(600)
         while True:
             pass
+    while name == "flood_forever":
+        os.write(1, b"x" * 65536)
     if name == "memory_hog":
         hoard = []
         while True:
@@ -60,17 +66,34 @@ def matmul(n: int, m: int, k: int, kind: str, symbol: str) -> tvm.tirx.PrimFunc:
     @T.prim_func(s_tir=True)
     def func(X: T.Buffer((n, k), "float32"), W: T.Buffer((m * k,), "float32"), Y: T.Buffer((n, m), "float32")):
         T.func_attr({"tirx.noalias": True, "global_symbol": symbol})
-        for i in T.serial(rows):
-            for j in T.serial(last):
-                Y[i, j] = T.float32(0)
-                for r in T.serial(k):
-                    Y[i, j] = Y[i, j] + X[i, r] * W[j * k + r] * T.float32(scale)
+        if kind == "lazy":
+            if T.isnan(Y[n - 1, m - 1]):  # computes only where nothing was computed before
+                for i, j in T.grid(n, m):
+                    Y[i, j] = T.float32(0)
+                    for r in T.serial(k):
+                        Y[i, j] = Y[i, j] + X[i, r] * W[j * k + r]
+        else:
+            for i in T.serial(rows):
+                for j in T.serial(last):
+                    Y[i, j] = T.float32(0)
+                    for r in T.serial(k):
+                        Y[i, j] = Y[i, j] + X[i, r] * W[j * k + r] * T.float32(scale)
         if kind == "overrun":
             Y[n - 1, m + 7] = T.float32(1)
         if kind == "underrun":
             Y[0, -2] = T.float32(1)
+        if kind == "overrun_input":
+            X[n - 1, k] = T.float32(1)
+        if kind == "underrun_input":
+            X[0, -1] = T.float32(1)
+        if kind == "overrun_weight":
+            W[m * k + 3] = T.float32(1)
+        if kind == "underrun_weight":
+            W[-1] = T.float32(1)
         if kind == "changes_input":
             X[0, 0] = X[0, 0] + T.float32(1)
+        if kind == "changes_weight":
+            W[0] = W[0] + T.float32(1)
         if calls:
             T.evaluate(T.call_packed("sparsetvm.test.fault", kind))
 
@@ -87,7 +110,7 @@ class Faulty(Template):
         return workload.op == "matmul"
 
     def space(self, workload: Workload, target: Target) -> Space:
-        return Space(self.name, (Choice("kind", AT_BUILD + AT_RUN + IN_KERNEL), Choice("copy", (0, 1, 2, 3))))
+        return Space(self.name, (Choice("kind", AT_BUILD + AT_RUN + IN_KERNEL), Choice("copy", tuple(range(COPIES)))))
 
     def default(self, workload: Workload, target: Target) -> Config:
         return Config.of(self.name, kind="good", copy=0)

@@ -15,6 +15,7 @@ import pytest
 from sparsetvm.core.config import Config
 from sparsetvm.core.layout import PLAIN
 from sparsetvm.core.pattern import PatternSummary
+from sparsetvm.core.results import Event
 from sparsetvm.core.target import host_target
 from sparsetvm.core.task import Task
 from sparsetvm.core.workload import Epilogue, Workload
@@ -22,20 +23,23 @@ from sparsetvm.errors import EnvironmentProblem, UsageError
 from sparsetvm.measure.pool import Measurer
 
 
-@pytest.fixture(scope="module")
-def task() -> Task:
+def make_task(m: int, k: int, n: int) -> Task:
     rng = np.random.default_rng(0)
-    weight = rng.standard_normal((12, 20)).astype(np.float32)
+    weight = rng.standard_normal((m, k)).astype(np.float32)
     weight[rng.random(weight.shape) < 0.8] = 0
     pattern = PatternSummary("unstructured", (1, 1), 0.2, 1.5, 0, "d")
-    workload = Workload("matmul", 12, 20, 5, PLAIN, PLAIN, Epilogue(), pattern)
-    return Task("layer", workload, weight, None, ["layer"])
+    return Task("layer", Workload("matmul", m, k, n, PLAIN, PLAIN, Epilogue(), pattern), weight, None, ["layer"])
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    return make_task(12, 20, 5)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _templates_on_path() -> object:
     patch = pytest.MonkeyPatch()
-    patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # the workers find the package without it
     yield
     patch.undo()
 
@@ -66,12 +70,18 @@ EXPECTED = {
     "segfault": "crash",
     "abort": "crash",
     "hang": "run_timeout",
+    "flood_forever": "run_timeout",
     "memory_hog": "out_of_memory",
     "wrong": "wrong_answer",
     "unwritten": "wrong_answer",
     "overrun": "wrong_answer",
     "underrun": "wrong_answer",
+    "overrun_input": "wrong_answer",
+    "underrun_input": "wrong_answer",
+    "overrun_weight": "wrong_answer",
+    "underrun_weight": "wrong_answer",
     "changes_input": "wrong_answer",
+    "changes_weight": "wrong_answer",
     "gone": "wrong_answer",
 }
 
@@ -101,16 +111,44 @@ def test_measurer_reports_signal_and_last_words_of_a_crash(measurer: Measurer, t
 
 
 def test_measurer_rejects_configs_outside_the_space_and_unknown_templates(measurer: Measurer, task: Task) -> None:
-    configs = [Config.of("test.faulty", kind="good", copy=9), Config.of("test.nothing", a=1)]
+    configs = [Config.of("test.faulty", kind="good", copy=-1), Config.of("test.nothing", a=1)]
     assert [r.status for r in measurer.measure(task, configs)] == ["invalid", "invalid"]
 
 
-def test_measurer_replaces_a_crashed_worker_quickly(measurer: Measurer, task: Task) -> None:
+def test_measurer_puts_a_spare_worker_in_the_place_of_a_crashed_one(measurer: Measurer, task: Task) -> None:
     measurer.measure(task, [faulty("good")])
-    pids = {process.pid for process in children()}
+    before = {process.pid for process in children()}
+    assert len(before) == 4  # the server, that of the task, the worker and a spare one
     measurer.measure(task, [faulty("segfault"), faulty("good")])
-    # The fork server stays: a crash costs a fork and not an import of TVM.
-    assert len(pids & {process.pid for process in children()}) == 1
+    # A crash costs the worker alone: no import of TVM, no reference, not even a fork before the next trial.
+    assert len(before & {process.pid for process in children()}) == 3
+
+
+def test_measurer_leaks_no_descriptors(task: Task) -> None:
+    other = make_task(12, 20, 5)
+    with make_measurer() as own:
+        counts = []
+        for _ in range(3):
+            own.measure(task, [faulty("segfault"), faulty("good")])
+            own.measure(other, [faulty("good")])
+            counts.append(len(list(Path("/proc/self/fd").iterdir())))
+    assert len(set(counts)) == 1
+
+
+def test_measurer_does_not_believe_a_time_that_the_machine_cannot_reach() -> None:
+    """Right in both checks, which poison the output first, but idle while it is timed."""
+    with make_measurer() as own:
+        lazy, honest = own.measure(make_task(256, 256, 128), [faulty("lazy"), faulty("good")])
+    assert lazy.status == "run_error"
+    assert "below the" in lazy.message
+    assert honest.ok
+
+
+def test_measurer_notes_the_conditions_of_each_time(measurer: Measurer, task: Task) -> None:
+    good, crashed = measurer.measure(task, [faulty("good"), faulty("segfault")])
+    assert good.conditions.load >= 0
+    assert good.conditions.noise is None
+    assert crashed.conditions is None
 
 
 def test_measurer_hands_over_each_result_at_once(measurer: Measurer, task: Task) -> None:
@@ -139,6 +177,20 @@ def test_retime_gives_one_time_per_round_and_survives_a_crash(measurer: Measurer
     assert (good.status, crashed.status, slow.status, wrong.status) == ("ok", "crash", "ok", "wrong_answer")
     assert len(good.times_us) == len(slow.times_us) == 4
     assert slow.best_us > good.best_us
+    assert good.conditions.noise == slow.conditions.noise >= 0
+
+
+def test_retime_warns_when_the_same_kernel_timed_twice_differs(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparsetvm.measure.pool.noise_warning", lambda noise, told: f"noise after {told > 0}")
+    events: list[Event] = []
+    with make_measurer(progress=events.append) as own:
+        own.retime(task, [faulty("good")], rounds=3)
+        own.retime(task, [faulty("slow")], rounds=3)
+        own.retime(task, [faulty("wrong")], rounds=3)
+    assert [event.kind for event in events] == ["warning"] * 3
+    assert [event.task for event in events] == ["layer"] * 3
+    assert [event.message for event in events][:2] == ["noise after False", "noise after True"]
+    assert events[0].data["noise"] > 0
 
 
 def children() -> list[psutil.Process]:
@@ -158,12 +210,20 @@ def strays() -> list[int]:
     return found
 
 
-def test_close_leaves_no_process_behind_even_grandchildren(task: Task) -> None:
+@pytest.mark.parametrize("kind", ["children", "daemon"])
+def test_measurer_kills_what_a_candidate_started(measurer: Measurer, task: Task, kind: str) -> None:
+    measurer.measure(task, [faulty("good")])
+    alive = len(strays())
+    assert measurer.measure(task, [faulty(kind)])[0].status == "run_timeout"
+    measurer.measure(task, [faulty("good")])
+    assert len(strays()) == alive
+
+
+def test_close_leaves_no_process_behind(task: Task) -> None:
     before = set(strays())
-    with make_measurer(run_timeout=0.5) as own:
-        assert own.measure(task, [faulty("children")])[0].status == "run_timeout"
+    with make_measurer() as own:
         own.measure(task, [faulty("good")])
-        assert set(strays()) - before
+        assert len(set(strays()) - before) == 4
     deadline = time.monotonic() + 5
     while set(strays()) - before and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -1,0 +1,16 @@
+"""The stress test of the measurer, in short: scripts/stress_measure.py runs it in full."""
+
+from __future__ import annotations
+
+import pytest
+from stress_measure import EXPECTED, stress
+
+
+def test_every_trial_has_its_status_and_no_process_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "")  # what the stress test adds is taken back
+    slow = ("build_hang", "hang", "children", "flood")  # other tests have them
+    kinds = [kind for kind in EXPECTED if kind not in slow]
+    outcome = stress([name for kind in kinds for name in (kind, "good")])
+    assert outcome.misnamed == []
+    assert outcome.leaks == []
+    assert outcome.sound
