@@ -35,6 +35,7 @@ _TEMPLATES: dict[str, tuple[str, str]] = {
     "cuda.spmv": ("sparsetvm.schedules.cuda.spmv", "Spmv"),
     "cuda.spmm_data": ("sparsetvm.schedules.cuda.spmm_data", "SpmmData"),
     "cuda.spmm_rows": ("sparsetvm.schedules.cuda.spmm_rows", "SpmmRows"),
+    "cuda.spmm_code": ("sparsetvm.schedules.cuda.spmm_code", "SpmmCode"),
     "cuda.dense_gemv": ("sparsetvm.schedules.cuda.dense_gemv", "DenseGemv"),
     "cuda.dense": ("sparsetvm.schedules.cuda.dense", "Dense"),
 }

@@ -61,7 +61,7 @@ class SpmmRows(Template):
 
     def default(self, workload: Workload, target: Target) -> Config:
         """The config that takes the fewest cycles by a coarse model of waves, L1 wavefronts and traffic from L2."""
-        costs = []
+        costs: list[tuple[float, int, Config]] = []
         for nt in (16, 32, 64, 128):
             for rows in (32, 64, 128, 256, 512):
                 for parts in (1, 2, 4, 8):

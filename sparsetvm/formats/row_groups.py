@@ -1,9 +1,9 @@
 """Sparse rows dealt to the blocks and warps of a GPU: groups of rows of like length, walked side by side.
 
-Rows are dealt to row tiles so that tiles have equal work; each tile's columns fall into `parts` parts (one per block) of
-`slices` pieces. In a block, pieces are sorted by length, every `group` of them share a warp and are padded to the longest,
-and groups go to the warp that has the least to do (longest first). Sorting rows by length so that neighbours pad little is
-row swizzling as in Sputnik (Gale et al., SC 2020) and SELL-C-sigma (Kreutzer et al., 2014).
+Rows are dealt to row tiles so that tiles have equal work; each tile's columns fall into `parts` parts (one per block)
+of `slices` pieces. In a block, pieces are sorted by length, every `group` of them share a warp and are padded to the
+longest, and groups go to the warp that has the least to do (longest first). Sorting rows by length so that neighbours
+pad little is row swizzling as in Sputnik (Gale et al., SC 2020) and SELL-C-sigma (Kreutzer et al., 2014).
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def pack_row_groups(weight: np.ndarray, offsets: np.ndarray, deal: Dealing) -> R
     exists = (members >= 0) & np.take_along_axis(real, np.maximum(members, 0), 1)
     sizes = np.where(exists, np.take_along_axis(lengths, np.maximum(members, 0), 1), 0)
     batches = -(-sizes.reshape(blocks, per_block, deal.group).max(2) // u)
-    used = exists.reshape(blocks, per_block, deal.group).any(2)
+    used: np.ndarray = np.any(exists.reshape(blocks, per_block, deal.group), axis=2)
     warp = _deal_groups(batches, used, deal.warps)
 
     # Step 3. Streams: the groups of a warp one after another.
@@ -92,32 +92,43 @@ def pack_row_groups(weight: np.ndarray, offsets: np.ndarray, deal: Dealing) -> R
     groups[:, :, 1] = np.append(sorted_batches, 0)[:, None]
 
     # Step 4. Entries, each at its step of its piece's stream.
-    stream_of = np.zeros(lengths.size, np.int64)  # number of the group among all
-    lane_of = np.zeros(lengths.size, np.int64)
-    flat = chosen + (order // per_block)[:, None] * count
-    stream_of[flat[chosen >= 0]] = np.nonzero(chosen >= 0)[0]
-    lane_of[flat[chosen >= 0]] = np.nonzero(chosen >= 0)[1]
-    start = np.zeros(piece.size, np.int64)
+    own_block = (order // per_block)[:, None]
+    streams = _Streams(np.where(chosen >= 0, chosen + own_block * count, -1), first_batch, lengths.ravel())
+    start = np.zeros(order.size, np.int64)
     if deal.rotate:
-        start = warp.ravel()[order][stream_of[piece]] * slice_columns // deal.warps
-    sort = np.lexsort(((within % slice_columns - start) % slice_columns, piece))
-    piece, row, column = piece[sort], row[sort], column[sort]
-    ends = np.cumsum(lengths.ravel())
-    step = np.arange(piece.size) - (ends - lengths.ravel())[piece]
-    entry_offset = offsets[row // (m // len(offsets)), column].astype(np.uint32)
-    last = np.zeros(lengths.size, np.uint32)
-    last[piece] = entry_offset  # of equal pieces the last one stays
-    padding = np.where(chosen >= 0, last[np.maximum(flat, 0)], 0).astype(np.uint32)  # rows read only what they use
-    entries = np.zeros((int(first_batch[-1]) * u // 2, deal.group, 2, 2), np.uint32)
-    entries[..., 1] = np.repeat(padding, sorted_batches * u // 2, axis=0)[:, :, None]
-    stream, lane = stream_of[piece], lane_of[piece]
-    step += first_batch[stream] * u
-    entries[step // 2, lane, step % 2, 0] = weight[row, column].astype(np.float32).view(np.uint32)
-    entries[step // 2, lane, step % 2, 1] = entry_offset
-    ahead = np.zeros(READ_AHEAD * 4, np.uint32)
-    return RowGroups(
-        heads.ravel(), groups.ravel(), np.concatenate((entries.ravel(), ahead)).view(np.float32), rows.ravel()
-    )
+        start = warp.ravel()[order] * slice_columns // deal.warps
+    key = (within % slice_columns - start[streams.number[piece]]) % slice_columns
+    sort = np.lexsort((key, piece))
+    row, column = row[sort], column[sort]
+    offset = offsets[row // (m // len(offsets)), column]
+    entries = streams.entries(piece[sort], weight[row, column], offset, deal)
+    return RowGroups(heads.ravel(), groups.ravel(), entries, rows.ravel())
+
+
+class _Streams:
+    """Which stream and lane a piece is in, and where the stream begins.
+
+    members: (streams, group) piece numbers, -1 for none; first_batch: (streams + 1,); lengths: of all pieces.
+    """
+
+    def __init__(self, members: np.ndarray, first_batch: np.ndarray, lengths: np.ndarray) -> None:
+        self.members, self.first_batch, self.lengths = members, first_batch, lengths
+        self.number, self.lane = (np.zeros(lengths.size, np.int64) for _ in range(2))
+        self.number[members[members >= 0]], self.lane[members[members >= 0]] = np.nonzero(members >= 0)
+
+    def entries(self, piece: np.ndarray, value: np.ndarray, offset: np.ndarray, deal: Dealing) -> np.ndarray:
+        """The entries in the kernel's order; `piece` rises. What fills batches up reads what its own row reads."""
+        last = np.zeros(self.lengths.size, np.uint32)
+        last[piece] = offset  # of equal pieces the last one stays
+        padding = np.where(self.members >= 0, last[np.maximum(self.members, 0)], 0).astype(np.uint32)
+        pairs = np.diff(self.first_batch) * deal.unroll // 2
+        found = np.zeros((int(pairs.sum()), deal.group, 2, 2), np.uint32)
+        found[..., 1] = np.repeat(padding, pairs, axis=0)[:, :, None]
+        begin = np.cumsum(self.lengths) - self.lengths
+        step = np.arange(piece.size) - begin[piece] + self.first_batch[self.number[piece]] * deal.unroll
+        found[step // 2, self.lane[piece], step % 2, 0] = value.astype(np.float32).view(np.uint32)
+        found[step // 2, self.lane[piece], step % 2, 1] = offset
+        return np.concatenate((found.ravel(), np.zeros(READ_AHEAD * 4, np.uint32))).view(np.float32)
 
 
 def _deal_rows(lengths: np.ndarray, tiles: int, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

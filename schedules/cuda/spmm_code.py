@@ -1,0 +1,132 @@
+"""SpMM and sparse convolution with pattern and weights in code: straight-line FMAs with immediates, many positions.
+
+    block: `groups` groups of `rows` rows x `threads` * `v` positions, one thread a run of v positions:
+        for column that any row of the group uses: x = X[column] once; for row that uses it: sum[row] += immediate * x
+
+Requires: layouts that `supports_flat`, few non-zeros (compiling takes about half a millisecond each). `stage` > 0 (X
+through shared memory, cp.async) requires taps that are one row apart. Values are in the code: layers of equal patterns
+do not share a kernel (`meta["code"]` tells them apart).
+
+An FMA costs 28 to 30 bytes of instructions at 90 % and nothing else, so what bounds it is fetching instructions: it
+pays where blocks with many positions run the same few instructions, which then stay in the instruction cache (128 KB).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+from sparsetvm.schedules.base import Packed, Template
+from sparsetvm.schedules.cuda.epilogue import bias_array, epilogue_defines
+from sparsetvm.schedules.cuda.geometry import FlatGeometry, flat_geometry, supports_flat
+from sparsetvm.schedules.cuda.launch import Launch
+
+from sparsetvm.core.config import Config
+from sparsetvm.core.target import Target
+from sparsetvm.core.workload import Workload
+from sparsetvm.formats.cuda_code import CodeShape, Places, cuda_code
+from sparsetvm.space.knobs import Ordered
+from sparsetvm.space.space import Space
+
+_MOST = 120_000  # non-zeros: a minute of compiling
+_STAGES = 3
+_IN_FLIGHT = 24  # floats of X that a thread reads ahead
+
+
+class SpmmCode(Template):
+    """Template cuda.spmm_code."""
+
+    name = "cuda.spmm_code"
+    version = 1
+
+    def matches(self, workload: Workload, target: Target) -> bool:
+        if target.kind != "cuda" or workload.pattern.kind == "dense" or not supports_flat(workload):
+            return False
+        return 0 < workload.nnz <= _MOST
+
+    def preferred(self, workload: Workload, target: Target) -> bool:
+        """Only tuning can tell: a default should compile fast."""
+        return False
+
+    def space(self, workload: Workload, target: Target) -> Space:
+        return Space(
+            self.name,
+            (
+                *(Ordered("rows", (2, 4, 8, 16, 32)), Ordered("groups", (1, 2, 4, 8))),
+                *(Ordered("threads", (32, 64, 128, 256)), Ordered("v", (1, 2, 4)), Ordered("stage", (0, 16, 32, 64))),
+            ),
+        )
+
+    def default(self, workload: Workload, target: Target) -> Config:
+        """The config that fetches the fewest instructions by a coarse model."""
+        return candidates(workload, target)[0]
+
+    def pack(
+        self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target
+    ) -> Packed:
+        g, shape = flat_geometry(workload), _shape(config, workload)
+        text, blocks = cuda_code(weight, bias_array(bias, workload.m), shape, _places(g, workload.m))
+        return Packed((), {"text": text, "blocks": blocks, "code": hashlib.sha256(text.encode()).hexdigest()[:16]})
+
+    def kernel(self, workload: Workload, config: Config, packed: Packed, target: Target, symbol: str) -> Any:
+        g, shape = flat_geometry(workload), _shape(config, workload)
+        stages = 4 * _STAGES * shape.stage * shape.columns
+        return Launch(
+            f"spmm_code_{packed.meta['code']}.cu",
+            "spmm_code",
+            (("SP_V", shape.v), *epilogue_defines(workload.epilogue)),
+            (-(-g.positions // shape.columns) * g.batch, packed.meta["blocks"], 1),
+            shape.block,
+            stages,
+            text=packed.meta["text"],
+        )
+
+
+def _shape(config: Config, workload: Workload) -> CodeShape:
+    """The shape of a config as far as the layer allows.
+
+    Taps off 16 bytes are read one float at a time and where they lie. A thread has at most 64 sums; a block at most 512
+    threads, 1024 when they need few registers, so that the code need not spill.
+    """
+    g = flat_geometry(workload)
+    aligned = g.x_row != 0 and len(g.taps) == 1
+    v = config.int("v") if aligned else 1
+    rows, threads = min(config.int("rows"), 64 // v), config.int("threads")
+    stage = min(config.int("stage"), -(-workload.k // 16) * 16) if aligned else 0
+    most = 1024 if stage and rows * v <= 16 else 512
+    groups = min(config.int("groups"), most // threads, -(-workload.m // rows))
+    stage = min(stage, (192 << 10) // (4 * _STAGES * threads * v) // 16 * 16)
+    return CodeShape(rows, groups, threads, v, stage, _STAGES, max(4, _IN_FLIGHT // v))
+
+
+def _places(g: FlatGeometry, m: int) -> Places:
+    before, after = (g.y0, g.borders[1][1] - g.borders[1][0]) if g.borders else (0, 0)
+    return Places(
+        np.stack(g.taps), g.rows_per_group, g.positions, g.valid, g.pitch, g.width, g.x0, g.x_batch, g.x_row,
+        g.y0, g.y_batch, g.y_row, (before, after), g.r0, g.r_batch, g.r_row,
+    )  # fmt: skip
+
+
+def candidates(workload: Workload, target: Target) -> list[Config]:
+    """Configs worth timing, the likeliest first."""
+    found: list[tuple[float, int, Config]] = []
+    for config in SpmmCode().space(workload, target):
+        shape = _shape(config, workload)
+        names = {"rows": shape.rows, "groups": shape.groups, "v": shape.v, "stage": shape.stage}
+        whole = all(config[name] == value for name, value in names.items())
+        if whole and (shape.groups > 1 or not shape.stage):  # a group alone gains nothing from shared memory
+            found.append((_cost(shape, workload, target), len(found), config))
+    return [config for _, _, config in sorted(found)]
+
+
+def _cost(shape: CodeShape, workload: Workload, target: Target) -> float:
+    """Estimated cycles: a multiprocessor fetches about one instruction a cycle, whatever cache it is in; a warp alone
+    takes eight cycles for one."""
+    g, density = flat_geometry(workload), workload.pattern.density
+    fmas = workload.k * density * shape.rows * shape.v
+    loads = workload.k * (1 - (1 - density) ** shape.rows)
+    instructions = fmas + loads + 4 * shape.rows
+    blocks = -(-g.positions // shape.columns) * g.batch * -(-workload.m // (shape.rows * shape.groups))
+    warps = -(-blocks // max(target.sms, 1)) * shape.block / 32
+    return instructions * (warps + 8)
