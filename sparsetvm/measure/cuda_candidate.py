@@ -9,7 +9,6 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from sparsetvm.schedules.cuda.launch import Launch
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.target import Target
@@ -22,6 +21,7 @@ from sparsetvm.measure.nvcc import compile_sources, kernel_symbol, launch_source
 from sparsetvm.measure.protocol import Reply
 from sparsetvm.measure.reference import TOLERANCE, Reference, output_shape
 from sparsetvm.measure.timing import TimeCalls
+from sparsetvm.schedules.cuda.launch import Launch
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-from sparsetvm.schedules.cuda.launch import Launch
 
 from sparsetvm.core.target import Target, version_of
 from sparsetvm.errors import EnvironmentProblem, SparseTvmError
+from sparsetvm.schedules.cuda.launch import Launch
 
 _HINT = "install NVIDIA's CUDA toolkit (nvcc on PATH or in CUDA_HOME), or pip install 'sparsetvm[cuda]'"
 _ELF = b"\x7fELF"
@@ -53,11 +53,16 @@ class Compiler(msgspec.Struct, frozen=True):
 def find_compiler() -> Compiler:
     """nvcc of CUDA_HOME, CUDA_PATH, PATH or the usual folders; else NVRTC. Raises EnvironmentProblem without either."""
     found = _find_nvcc(tuple(os.environ.get(name, "") for name in ("CUDA_HOME", "CUDA_PATH", "PATH")))
-    if found is None and version_of("cuda-bindings") != "missing":
-        found = Compiler("", _nvrtc_version())
-    if found is None:
-        raise EnvironmentProblem("no CUDA compiler found: neither nvcc nor the package cuda-bindings", hint=_HINT)
-    return found
+    if found is not None:
+        return found
+    reason = "neither nvcc nor the package cuda-bindings"
+    if version_of("cuda-bindings") != "missing":
+        try:
+            return Compiler("", _nvrtc_version())
+        except Exception as error:
+            # cuda-bindings looks the library up at the first call and has error types of its own.
+            reason = f"no nvcc, and NVRTC does not load ({str(error).splitlines()[0]})"
+    raise EnvironmentProblem(f"no CUDA compiler found: {reason}", hint=_HINT)
 
 
 @functools.cache
