@@ -29,6 +29,12 @@ _ELF = b"\x7fELF"
 _CUDA_MACHINE = 190  # e_machine of cubins
 _STANDARD = "-std=c++17"
 _SECONDS = 300.0
+# NVRTC comes without the headers of a C++ library.
+_CSTDINT = b"""#pragma once
+typedef signed char int8_t; typedef unsigned char uint8_t; typedef short int16_t; typedef unsigned short uint16_t;
+typedef int int32_t; typedef unsigned uint32_t; typedef long long int64_t; typedef unsigned long long uint64_t;
+typedef unsigned long long uintptr_t;
+"""
 
 
 class CompileError(SparseTvmError):
@@ -199,7 +205,7 @@ def _with_nvrtc(source: Source, arch: str) -> bytes:
     success = nvrtc.nvrtcResult.NVRTC_SUCCESS
     options = [f"--gpu-architecture={arch}", _STANDARD, *(f"-D{macro}" for macro in source.macros)]
     options += [f"--include-path={folder}" for folder in source.folders]
-    _, program = nvrtc.nvrtcCreateProgram(source.text.encode(), b"kernel.cu", 0, [], [])
+    _, program = nvrtc.nvrtcCreateProgram(source.text.encode(), b"kernel.cu", 1, [_CSTDINT], [b"cstdint"])
     encoded = [option.encode() for option in options]
     (result,) = nvrtc.nvrtcCompileProgram(program, len(encoded), encoded)
     if result != success:
