@@ -14,7 +14,8 @@ class Launch:
     macros (all named SP_...) that shape the code: equal (source, entry, defines) share one compiled kernel, so what
     differs from layer to layer (sizes, strides) is better a scalar. scalars: int32 arguments that follow the pointers.
     grid: blocks in x, y, z. block: threads of a block (x only). shared: bytes of dynamic shared memory. cluster: blocks
-    of a cluster along x (compiled into the kernel as SP_CLUSTER).
+    of a cluster along x (compiled into the kernel as SP_CLUSTER). text: CUDA C++ of a generated kernel; `source` then
+    only names it, and its includes are looked for beside this file.
 
     Arguments of the kernel: X, the residual (when the epilogue has one), the packed arrays, Y (all pointers), scalars.
     """
@@ -27,6 +28,7 @@ class Launch:
     shared: int = 0
     cluster: int = 1
     scalars: tuple[int, ...] = ()
+    text: str | None = None
 
     @property
     def path(self) -> Path:

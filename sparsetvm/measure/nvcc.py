@@ -35,6 +35,7 @@ typedef signed char int8_t; typedef unsigned char uint8_t; typedef short int16_t
 typedef int int32_t; typedef unsigned uint32_t; typedef long long int64_t; typedef unsigned long long uint64_t;
 typedef unsigned long long uintptr_t;
 """
+_ASKED_FOR = 48 << 10  # from here on the driver must be asked for dynamic shared memory
 
 
 class CompileError(SparseTvmError):
@@ -92,8 +93,13 @@ def _nvrtc_version() -> str:
 
 
 def kernel_symbol(launch: Launch) -> str:
-    """Name of the compiled kernel: equal for equal code, so that tuning and all models share what the cache holds."""
-    code = repr((launch.source, launch.entry, launch.defines, launch.cluster))
+    """Name of the compiled kernel: equal for equal code, so that tuning and all models share what the cache holds.
+
+    TVM asks the driver for more than 48 KB of shared memory at the first launch of a name, with what that launch needs:
+    launches that need other amounts must go by other names.
+    """
+    large = launch.shared if launch.shared >= _ASKED_FOR else 0
+    code = repr((launch.source, launch.entry, launch.defines, launch.cluster, large, launch.text))
     return f"sparsetvm_{launch.entry}_{hashlib.sha256(code.encode()).hexdigest()[:12]}"
 
 
@@ -102,7 +108,7 @@ def launch_source(launch: Launch) -> Source:
     macros = [f"{name}={macro_value(value)}" for name, value in launch.defines]
     macros.append(f"SP_CLUSTER={launch.cluster}")
     renamed = f"{launch.entry}={kernel_symbol(launch)}"
-    text = launch.path.read_text(encoding="utf-8")
+    text = launch.path.read_text(encoding="utf-8") if launch.text is None else launch.text
     return Source(text, (*dict.fromkeys(macros), renamed), tuple(map(str, launch.folders)))
 
 

@@ -134,3 +134,19 @@ def test_library_for_a_gpu_says_what_is_missing_without_a_driver(tmp_path, monke
     monkeypatch.setattr("sparsetvm.core.cuda_runtime._find_driver", lambda: None)
     with pytest.raises(EnvironmentProblem, match="driver"):
         sparsetvm.load(library)
+
+
+def test_launches_that_ask_for_other_amounts_of_shared_memory_have_names_of_their_own():
+    """TVM asks the driver once for each name, at its first launch: the others would fail."""
+    small, large, larger = (
+        Launch("copy.cu", "copy", (), (1, 1, 1), 32, shared=shared) for shared in (0, 64 << 10, 96 << 10)
+    )
+    assert len({nvcc.kernel_symbol(launch) for launch in (small, large, larger)}) == 3
+    below = Launch("copy.cu", "copy", (), (1, 1, 1), 32, shared=40 << 10)
+    assert nvcc.kernel_symbol(below) == nvcc.kernel_symbol(small)
+
+
+def test_generated_kernels_are_told_apart_by_their_text():
+    first, second = (Launch("made.cu", "made", (), (1, 1, 1), 32, text=f"// {number}") for number in (1, 2))
+    assert nvcc.kernel_symbol(first) != nvcc.kernel_symbol(second)
+    assert nvcc.launch_source(first).text == "// 1"
