@@ -24,7 +24,6 @@ from benchlib.machine import describe_machine, pin, use_threads
 from sparsetvm.core.target import Target, parse_target, version_of
 from sparsetvm.errors import EnvironmentProblem, SparseTvmError, UsageError, did_you_mean
 
-
 _AGAINST = (
     "numpy, ort, openvino, scipy, or none; on a GPU torch-fp32, torch-tf32, torch-fp16, cusparse or none (default: all)"
 )

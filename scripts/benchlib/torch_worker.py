@@ -22,10 +22,10 @@ os.environ["TVM_FFI_DISABLE_TORCH_C_DLPACK"] = "1"  # else TVM compiles an exten
 
 import numpy as np
 import torch
-from benchlib.torch_model import TorchModel
-from benchlib.torch_timing import capture, dtype_of, precision, time_replays
 
 import sparsetvm
+from benchlib.torch_model import TorchModel
+from benchlib.torch_timing import capture, dtype_of, precision, time_replays
 from sparsetvm.measure.timing import time_interleaved
 
 _ROUNDS = 20

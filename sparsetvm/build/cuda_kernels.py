@@ -12,12 +12,11 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sparsetvm.schedules.cuda.launch import Launch
-
 from sparsetvm.core.cuda_runtime import load_cuda_runtime
 from sparsetvm.core.target import Target
 from sparsetvm.errors import SparseTvmError
 from sparsetvm.measure.nvcc import Source, compile_sources, is_cubin, kernel_symbol, launch_source
+from sparsetvm.schedules.cuda.launch import Launch
 
 # Order of the arguments after the scalars; TVM wants the tag of the shared memory last.
 _LAUNCH_TAGS = ("blockIdx.x", "blockIdx.y", "blockIdx.z", "threadIdx.x", "tirx.use_dyn_shared_memory")

@@ -174,8 +174,9 @@ class Emission:
             packed = chosen.pack(node.attrs["weight"], node.attrs["bias"], task.workload, config, self.target)
         except (ValueError, KeyError) as error:
             raise SparseTvmError(f"cannot pack weights for {config}: {error}", layer=node.name) from error
-        # Layers of one task have their non-zeros in the same places, with values of their own: they share the kernel.
-        key = (task.workload.id, str(config))
+        # Layers of one task have their non-zeros in the same places, with values of their own: they share the kernel,
+        # unless their weights are in its code.
+        key = (task.workload.id, str(config), packed.meta.get("code"))
         symbol = self.symbols.get(key)
         if symbol is None:
             symbol = f"sparsetvm_layer_{len(self.symbols)}"

@@ -13,14 +13,14 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
-from sparsetvm.schedules.cuda.copy import copy_launch
-from sparsetvm.schedules.cuda.launch import Launch
 from tvm import relax
 
 from sparsetvm.build.cuda_kernels import CudaKernels, TensorSpec
 from sparsetvm.build.emit import Emission, Emitted, KernelCall
 from sparsetvm.core.graph import Node, Value
 from sparsetvm.core.manifest import STATIC_MAIN
+from sparsetvm.schedules.cuda.copy import copy_launch
+from sparsetvm.schedules.cuda.launch import Launch
 
 # TVM's CUDA graph rewriter takes parameters beyond the first `num_input` as fixed in memory.
 _ALL_FIXED = {"num_input": 0}

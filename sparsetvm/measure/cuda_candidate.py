@@ -10,7 +10,6 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from sparsetvm.schedules.cuda.launch import Launch
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.target import Target
@@ -23,6 +22,7 @@ from sparsetvm.measure.nvcc import compile_sources, kernel_symbol, launch_source
 from sparsetvm.measure.protocol import Reply
 from sparsetvm.measure.reference import TOLERANCE, Reference, inputs_of, output_shape
 from sparsetvm.measure.timing import TimeCalls
+from sparsetvm.schedules.cuda.launch import Launch
 
 
 @dataclass(frozen=True)

@@ -19,16 +19,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-from sparsetvm.schedules.cuda.launch import Launch
 
 from sparsetvm.core.target import Target, version_of
 from sparsetvm.errors import EnvironmentProblem, SparseTvmError
+from sparsetvm.schedules.cuda.launch import Launch
 
 _HINT = "install NVIDIA's CUDA toolkit (nvcc on PATH or in CUDA_HOME), or pip install 'sparsetvm[cuda]'"
 _ELF = b"\x7fELF"
 _CUDA_MACHINE = 190  # e_machine of cubins
 _STANDARD = "-std=c++17"
 _SECONDS = 300.0
+<<<<<<< HEAD
+=======
+# NVRTC comes without the headers of a C++ library.
+_CSTDINT = b"""#pragma once
+typedef signed char int8_t; typedef unsigned char uint8_t; typedef short int16_t; typedef unsigned short uint16_t;
+typedef int int32_t; typedef unsigned uint32_t; typedef long long int64_t; typedef unsigned long long uint64_t;
+typedef unsigned long long uintptr_t;
+"""
+>>>>>>> cuda-plumbing
 _ASKED_FOR = 48 << 10  # from here on the driver must be asked for dynamic shared memory
 
 
@@ -54,11 +63,16 @@ class Compiler(msgspec.Struct, frozen=True):
 def find_compiler() -> Compiler:
     """nvcc of CUDA_HOME, CUDA_PATH, PATH or the usual folders; else NVRTC. Raises EnvironmentProblem without either."""
     found = _find_nvcc(tuple(os.environ.get(name, "") for name in ("CUDA_HOME", "CUDA_PATH", "PATH")))
-    if found is None and version_of("cuda-bindings") != "missing":
-        found = Compiler("", _nvrtc_version())
-    if found is None:
-        raise EnvironmentProblem("no CUDA compiler found: neither nvcc nor the package cuda-bindings", hint=_HINT)
-    return found
+    if found is not None:
+        return found
+    reason = "neither nvcc nor the package cuda-bindings"
+    if version_of("cuda-bindings") != "missing":
+        try:
+            return Compiler("", _nvrtc_version())
+        except Exception as error:
+            # cuda-bindings looks the library up at the first call and has error types of its own.
+            reason = f"no nvcc, and NVRTC does not load ({str(error).splitlines()[0]})"
+    raise EnvironmentProblem(f"no CUDA compiler found: {reason}", hint=_HINT)
 
 
 @functools.cache
@@ -88,7 +102,11 @@ def kernel_symbol(launch: Launch) -> str:
     launches that need other amounts must go by other names.
     """
     large = launch.shared if launch.shared >= _ASKED_FOR else 0
+<<<<<<< HEAD
     code = repr((launch.source, launch.entry, launch.defines, launch.cluster, large))
+=======
+    code = repr((launch.source, launch.entry, launch.defines, launch.cluster, large, launch.text))
+>>>>>>> cuda-plumbing
     return f"sparsetvm_{launch.entry}_{hashlib.sha256(code.encode()).hexdigest()[:12]}"
 
 
@@ -97,7 +115,7 @@ def launch_source(launch: Launch) -> Source:
     macros = [f"{name}={macro_value(value)}" for name, value in launch.defines]
     macros.append(f"SP_CLUSTER={launch.cluster}")
     renamed = f"{launch.entry}={kernel_symbol(launch)}"
-    text = launch.path.read_text(encoding="utf-8")
+    text = launch.path.read_text(encoding="utf-8") if launch.text is None else launch.text
     return Source(text, (*dict.fromkeys(macros), renamed), tuple(map(str, launch.folders)))
 
 
@@ -200,7 +218,7 @@ def _with_nvrtc(source: Source, arch: str) -> bytes:
     success = nvrtc.nvrtcResult.NVRTC_SUCCESS
     options = [f"--gpu-architecture={arch}", _STANDARD, *(f"-D{macro}" for macro in source.macros)]
     options += [f"--include-path={folder}" for folder in source.folders]
-    _, program = nvrtc.nvrtcCreateProgram(source.text.encode(), b"kernel.cu", 0, [], [])
+    _, program = nvrtc.nvrtcCreateProgram(source.text.encode(), b"kernel.cu", 1, [_CSTDINT], [b"cstdint"])
     encoded = [option.encode() for option in options]
     (result,) = nvrtc.nvrtcCompileProgram(program, len(encoded), encoded)
     if result != success:

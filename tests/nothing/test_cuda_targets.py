@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import ctypes
 
-
 import pytest
+from models import ModelBuilder, bert, conv_net
 from sparsetvm.schedules import base
 from sparsetvm.schedules.cuda.launch import Launch
 
-from models import ModelBuilder, bert, conv_net
 from sparsetvm.analysis.roofline import expected_speedup
 from sparsetvm.core import cuda_driver
 from sparsetvm.core.layout import Plain, PlaneTiles, Tiled

@@ -144,3 +144,9 @@ def test_launches_that_ask_for_other_amounts_of_shared_memory_have_names_of_thei
     assert len({nvcc.kernel_symbol(launch) for launch in (small, large, larger)}) == 3
     below = Launch("copy.cu", "copy", (), (1, 1, 1), 32, shared=40 << 10)
     assert nvcc.kernel_symbol(below) == nvcc.kernel_symbol(small)
+
+
+def test_generated_kernels_are_told_apart_by_their_text():
+    first, second = (Launch("made.cu", "made", (), (1, 1, 1), 32, text=f"// {number}") for number in (1, 2))
+    assert nvcc.kernel_symbol(first) != nvcc.kernel_symbol(second)
+    assert nvcc.launch_source(first).text == "// 1"
