@@ -38,6 +38,8 @@ __device__ __forceinline__ void copy4_if(void* shared, const void* global, bool 
 __device__ __forceinline__ void copy_commit() { sp_emu::commit(); }
 template <int LEFT>
 __device__ __forceinline__ void copy_wait() { sp_emu::wait(LEFT); }
+__device__ __forceinline__ void wait_for_previous() {}
+__device__ __forceinline__ void start_next() {}
 __device__ __forceinline__ void cluster_sync() { sp_emu::cluster_barrier(); }
 __device__ __forceinline__ int cluster_rank() { return int(blockIdx.x) % sp_emu::cluster_size; }
 __device__ __forceinline__ float4 cluster_load4(const float* shared, int rank) {
@@ -70,6 +72,12 @@ __device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_gr
 // Waits for all of this thread's groups but the last LEFT. Other threads see the data after the next barrier.
 template <int LEFT>
 __device__ __forceinline__ void copy_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory"); }
+
+// Programmatic dependent launch (Launch.overlaps): blocks of this kernel may start before the kernel before it has ended.
+// All of its threads must call wait_for_previous() before they read activations or write anything; weights may be read
+// earlier. start_next() lets the kernel after this one start: it, too, waits for the end of this one before it reads.
+__device__ __forceinline__ void wait_for_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+__device__ __forceinline__ void start_next() { asm volatile("griddepcontrol.launch_dependents;"); }
 
 __device__ __forceinline__ void cluster_sync() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");

@@ -15,7 +15,8 @@ class Launch:
     differs from layer to layer (sizes, strides) is better a scalar. scalars: int32 arguments that follow the pointers.
     grid: blocks in x, y, z. block: threads of a block (x only). shared: bytes of dynamic shared memory. cluster: blocks
     of a cluster along x (compiled into the kernel as SP_CLUSTER). text: CUDA C++ of a generated kernel; `source` then
-    only names it, and its includes are looked for beside this file.
+    only names it, and its includes are looked for beside this file. overlaps: the kernel calls wait_for_previous()
+    (device.cuh) before it touches X, the residual or Y, so it may start while the kernel before it still runs.
 
     Arguments of the kernel: X, the residual (when the epilogue has one), the packed arrays, Y (all pointers), scalars.
     """
@@ -29,6 +30,7 @@ class Launch:
     cluster: int = 1
     scalars: tuple[int, ...] = ()
     text: str | None = None
+    overlaps: bool = False
 
     @property
     def path(self) -> Path:

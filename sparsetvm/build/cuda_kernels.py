@@ -19,7 +19,9 @@ from sparsetvm.measure.nvcc import Source, compile_sources, is_cubin, kernel_sym
 from sparsetvm.schedules.cuda.launch import Launch
 
 # Order of the arguments after the scalars; TVM wants the tag of the shared memory last.
-_LAUNCH_TAGS = ("blockIdx.x", "blockIdx.y", "blockIdx.z", "threadIdx.x", "tirx.use_dyn_shared_memory")
+_LAUNCH_TAGS = ("blockIdx.x", "blockIdx.y", "blockIdx.z", "threadIdx.x")
+_OVERLAPS_TAG = "tirx.use_programtic_dependent_launch"  # TVM's spelling; takes no argument
+_SHARED_TAG = "tirx.use_dyn_shared_memory"
 _OPAQUE = 8  # relax.OpPatternKind: nothing is fused with it
 
 _SOURCE_TEXT = b'extern "C" __global__'  # in all CUDA C++ that TVM writes, in no cubin
@@ -55,8 +57,8 @@ class CudaKernels:
         load_cuda_runtime(to_run=False)
         cubins = compile_sources([launch_source(launch) for launch, _ in self._kernels.values()], self._target)
         return [
-            _cuda_module(name, cubin, types)
-            for (name, (_, types)), cubin in zip(self._kernels.items(), cubins, strict=True)
+            _cuda_module(name, cubin, types, launch.overlaps)
+            for (name, (launch, types)), cubin in zip(self._kernels.items(), cubins, strict=True)
         ]
 
     def _kernel(self, launch: Launch, pointers: int) -> str:
@@ -68,11 +70,12 @@ class CudaKernels:
         return symbol
 
 
-def _cuda_module(name: str, cubin: bytes, types: Sequence[str]) -> Any:
+def _cuda_module(name: str, cubin: bytes, types: Sequence[str], overlaps: bool) -> Any:
     import tvm
     import tvm_ffi
 
-    info = {"name": name, "arg_types": list(types), "launch_param_tags": list(_LAUNCH_TAGS)}
+    tags = [*_LAUNCH_TAGS, *([_OVERLAPS_TAG] if overlaps else []), _SHARED_TAG]
+    info = {"name": name, "arg_types": list(types), "launch_param_tags": tags}
     text = json.dumps({"tvm_version": tvm.__version__, "func_info": {name: info}})
     functions = tvm_ffi.get_global_func("runtime.LoadMetaDataFromJSON")(text)
     return tvm_ffi.get_global_func("ffi.Module.create.cuda")(cubin, "cubin", functions, {})

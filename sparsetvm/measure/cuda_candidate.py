@@ -86,6 +86,7 @@ class CudaTrial:
             block=launch.block,
             shared=launch.shared,
             cluster=launch.cluster,
+            overlaps=launch.overlaps,
             pointers=[buffer.address for buffer in self._buffers],
             scalars=launch.scalars,
         )

@@ -19,6 +19,7 @@ _POISON = 0xFF  # four of them are a NaN
 _MAX_DYNAMIC_SHARED = 8  # CUfunction_attribute
 _NON_PORTABLE_CLUSTER = 14
 _PORTABLE_CLUSTER = 8  # blocks
+_PROGRAMMATIC_SERIALIZATION = 6  # CUlaunchAttributeID
 _BLOCKING = 0  # ordered with copies and fills, which go to the default stream
 _CAPTURE_THREAD = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
 
@@ -120,6 +121,29 @@ class Event:
             _drop("cuEventDestroy_v2", self._handle)
 
 
+class _LaunchAttribute(ctypes.Structure):
+    """CUlaunchAttribute: the value is a union of 64 bytes, of which only an int is used."""
+
+    _fields_ = (
+        ("id", ctypes.c_int),
+        ("padding", ctypes.c_int),
+        ("value", ctypes.c_int),
+        ("rest", ctypes.c_char * 60),
+    )
+
+
+class _LaunchConfig(ctypes.Structure):
+    """CUlaunchConfig."""
+
+    _fields_ = (
+        *((f"{kind}_{axis}", ctypes.c_uint) for kind in ("grid", "block") for axis in "xyz"),
+        ("shared", ctypes.c_uint),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.POINTER(_LaunchAttribute)),
+        ("count", ctypes.c_uint),
+    )
+
+
 class Kernel:
     """A kernel of a cubin, ready to be launched with fixed arguments."""
 
@@ -133,6 +157,7 @@ class Kernel:
         block: int,
         shared: int,
         cluster: int,
+        overlaps: bool,
         pointers: Sequence[int],
         scalars: Sequence[int],
     ) -> None:
@@ -145,13 +170,19 @@ class Kernel:
         if cluster > _PORTABLE_CLUSTER:
             call("cuFuncSetAttribute", self._function, _NON_PORTABLE_CLUSTER, 1)
         self._geometry = (*grid, block, 1, 1, shared)
+        # The driver reads the attribute at each launch.
+        self._attribute = _LaunchAttribute(_PROGRAMMATIC_SERIALIZATION, 0, 1) if overlaps else None
         values = [*map(_pointer, pointers), *map(ctypes.c_int, scalars)]
         self._values = values  # the driver reads them at each launch
         self._arguments = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
 
     def launch(self) -> None:
         """Put one run on the device's stream."""
-        call("cuLaunchKernel", self._function, *self._geometry, self._device.stream, self._arguments, None)
+        if self._attribute is None:
+            call("cuLaunchKernel", self._function, *self._geometry, self._device.stream, self._arguments, None)
+            return
+        config = _LaunchConfig(*self._geometry, self._device.stream, ctypes.pointer(self._attribute), 1)
+        call("cuLaunchKernelEx", ctypes.byref(config), self._function, self._arguments, None)
 
     def __del__(self) -> None:
         if self._module:

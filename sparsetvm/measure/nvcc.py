@@ -29,15 +29,12 @@ _ELF = b"\x7fELF"
 _CUDA_MACHINE = 190  # e_machine of cubins
 _STANDARD = "-std=c++17"
 _SECONDS = 300.0
-<<<<<<< HEAD
-=======
 # NVRTC comes without the headers of a C++ library.
 _CSTDINT = b"""#pragma once
 typedef signed char int8_t; typedef unsigned char uint8_t; typedef short int16_t; typedef unsigned short uint16_t;
 typedef int int32_t; typedef unsigned uint32_t; typedef long long int64_t; typedef unsigned long long uint64_t;
 typedef unsigned long long uintptr_t;
 """
->>>>>>> cuda-plumbing
 _ASKED_FOR = 48 << 10  # from here on the driver must be asked for dynamic shared memory
 
 
@@ -102,11 +99,7 @@ def kernel_symbol(launch: Launch) -> str:
     launches that need other amounts must go by other names.
     """
     large = launch.shared if launch.shared >= _ASKED_FOR else 0
-<<<<<<< HEAD
-    code = repr((launch.source, launch.entry, launch.defines, launch.cluster, large))
-=======
-    code = repr((launch.source, launch.entry, launch.defines, launch.cluster, large, launch.text))
->>>>>>> cuda-plumbing
+    code = repr((launch.source, launch.entry, launch.defines, launch.cluster, launch.overlaps, large, launch.text))
     return f"sparsetvm_{launch.entry}_{hashlib.sha256(code.encode()).hexdigest()[:12]}"
 
 
