@@ -25,9 +25,9 @@ from sparsetvm.core.workload import Workload
 from sparsetvm.space.knobs import Choice, Ordered
 from sparsetvm.space.space import Space
 
-# Tiles, as "BM x BN x BK - tile of a thread - slices - stages". Of 20 that were timed on an H200 over 36 layers of BERT,
-# ResNet-50 and MobileNet and square products, these hold one within 3 % of the fastest for every layer (0.1 % in the
-# geometric mean); tiles with BK 8 or 32 x 64 and 32 x 128 outputs were never needed.
+# Tiles, as "BM x BN x BK - tile of a thread - slices - stages". Of 20 timed on an H200 over 36 layers of BERT, ResNet,
+# MobileNet and square products, these hold one within 3 % of the fastest for every layer (0.1 % in the geometric mean);
+# tiles with BK 8 or 32 x 64 and 32 x 128 outputs were never needed.
 _SHAPES = (
     *("32x32x32-4x4-4-4", "32x32x32-8x4-4-4", "64x32x16-8x4-2-4", "64x32x32-8x4-4-3", "128x32x16-8x4-2-3"),
     *("64x64x16-8x4-1-4", "64x64x32-8x4-2-3", "64x64x16-8x8-1-4", "128x64x16-8x8-1-3", "64x128x16-8x8-1-3"),
@@ -118,8 +118,8 @@ class _Shape:
 
     @staticmethod
     def of(config: Config) -> _Shape:
-        sizes = (int(size) for size in config.str("shape").replace("x", "-").split("-"))
-        return _Shape(*sizes, config.int("split"))
+        bm, bn, bk, tm, tn, slices, stages = (int(size) for size in config.str("shape").replace("x", "-").split("-"))
+        return _Shape(bm, bn, bk, tm, tn, slices, stages, config.int("split"))
 
     @property
     def threads(self) -> int:
@@ -140,7 +140,7 @@ def _cost(shape: _Shape, workload: Workload, target: Target) -> float:
         return float("inf")
     share = -(-blocks // max(1, int(target.sms * (_SPREAD if shape.split >= 4 else 1))))
     resident = max(1, min(_RESIDENT[shape.tm * shape.tn] // shape.threads, target.shared // shape.shared))
-    area, steps = shape.bm * shape.bn, -(-(-(-workload.k // shape.bk)) // shape.split)
+    area, steps = shape.bm * shape.bn, -(-workload.k // (shape.bk * shape.split))
     column = area / (128 * _EFFICIENCY[shape.tm * shape.tn]) + (0 if g.x_row else _COPY * shape.bn)
     parts = shape.slices * shape.split
     alone = steps * _STEP + _FINISH * shape.tm * shape.tn + (_CLUSTER + _PART * parts if shape.split > 1 else 0)

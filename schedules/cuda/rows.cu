@@ -4,8 +4,8 @@
 //   SP_CLUSTER: blocks that share the features of the same tokens (layer norm only).
 #include "reduce.cuh"
 
-constexpr int kThreads = SP_THREADS, kTokens = SP_TOKENS, kKeep = SP_KEEP, kStep = kThreads / kTokens, kBlocks = SP_CLUSTER;
-constexpr int kGroups = SP_BLOCK / kThreads, kKept = kKeep > 0 ? kKeep : 1;
+constexpr int kThreads = SP_THREADS, kTokens = SP_TOKENS, kKeep = SP_KEEP, kStep = kThreads / kTokens;
+constexpr int kBlocks = SP_CLUSTER, kGroups = SP_BLOCK / kThreads, kKept = kKeep > 0 ? kKeep : 1;
 static_assert(kGroups == 1 || kThreads == 32, "groups in one block have no barrier of their own");
 
 // Over all threads of the group with the same token, in all of them. Lanes with equal token lie kTokens apart.

@@ -54,9 +54,8 @@ def attention_kernel(attention: Attention, target: Target, symbol: str) -> Launc
     )
     tokens = -(-a.batch * a.seq // 4) * 4
     grid = (-(-a.seq // queries_of_block), a.heads, a.batch)
-    return Launch(
-        "attention.cu", "attention", defines, grid, _THREADS, _shared(a, target), 1, (a.seq, readable, tokens, *mask_steps)
-    )
+    scalars = (a.seq, readable, tokens, *mask_steps)
+    return Launch("attention.cu", "attention", defines, grid, _THREADS, _shared(a, target), scalars=scalars)
 
 
 def _queries(attention: Attention, target: Target) -> int:
