@@ -1,19 +1,20 @@
-// softmax(scale * Q K^T + mask) V for 16 queries of one head, activations as [features][tokens].
+// softmax(scale * Q K^T + mask) V for 8 or 16 queries of one head, activations as [features][tokens].
 //   SP_DIM: features of a head. SP_SCALE. SP_MASK 0 | 1. SP_SLICES: shares of the features in the scores (short sequences).
-//   SP_BUFFERS: chunks of V in shared memory.
+//   SP_QUERIES: 8 | 16. SP_BUFFERS: chunks of V in shared memory.
 #include "device.cuh"
 #include "reduce.cuh"
 
-constexpr int kDim = SP_DIM, kSlices = SP_SLICES, kBuffers = SP_BUFFERS, kQueries = 16, kWarps = 8, kChunk = 128;
+constexpr int kDim = SP_DIM, kSlices = SP_SLICES, kBuffers = SP_BUFFERS, kQueries = SP_QUERIES, kWarps = 8, kChunk = 128;
 constexpr int kPerLane = (kDim + 15) / 16;     // features of a lane in the output
 constexpr int kRow = kChunk + 4;               // of V: rows a quarter of the banks apart
-constexpr int kShares = kWarps / 2;            // warps that share the keys of a chunk
+constexpr int kEights = kQueries / 8;          // of queries, one for a warp
+constexpr int kShares = kWarps / kEights;      // warps that share the keys of a chunk
 constexpr int kBuffer = kPerLane * 16 * kRow;  // floats
 
 __device__ __forceinline__ float4 load4(const float* p) { return *reinterpret_cast<const float4*>(p); }
 
-// 4 x 4 outer product of queries and keys, or (by its components) of anything else.
-__device__ __forceinline__ void outer(float (&sums)[4][4], float4 a, float4 b) {
+// Adds the outer product of 4 queries and 4 keys.
+__device__ __forceinline__ void outer(float (*sums)[4], float4 a, float4 b) {
   const float left[4] = {a.x, a.y, a.z, a.w}, right[4] = {b.x, b.y, b.z, b.w};
 #pragma unroll
   for (int i = 0; i < 4; i++)
@@ -31,21 +32,25 @@ __device__ __forceinline__ void fetch(float* buffer, const float* v, int tokens,
   sp::copy_commit();
 }
 
-// scores[q][key] = q . key over a share of the features, for 4 queries and 128 keys of every warp.
+// scores[q][key] = q . key over a share of the features, for 8 queries and 128 keys of every warp.
 __device__ __forceinline__ void score(float* scores, const float* q, const float* k, int tokens, int blocks, int keys,
                                       int readable) {
   const int lane = threadIdx.x % 32;
-  for (int item = threadIdx.x / 32; item < 4 * kSlices * blocks; item += kWarps) {
-    const int query = item % 4 * 4, share = item / 4 % kSlices, key = item / (4 * kSlices) * kChunk + 4 * lane;
-    float sums[4][4] = {};
+  for (int item = threadIdx.x / 32; item < kEights * kSlices * blocks; item += kWarps) {
+    const int query = item % kEights * 8, share = item / kEights % kSlices;
+    const int key = item / (kEights * kSlices) * kChunk + 4 * lane;
+    float sums[8][4] = {};
     const int begin = kDim * share / kSlices, end = kDim * (share + 1) / kSlices;
     if (key < readable) {
 #pragma unroll 8
-      for (int d = begin; d < end; d++)
-        outer(sums, load4(q + d * kQueries + query), load4(k + static_cast<size_t>(d) * tokens + key));
+      for (int d = begin; d < end; d++) {
+        const float4 four = load4(k + static_cast<size_t>(d) * tokens + key);
+        outer(sums, load4(q + d * kQueries + query), four);
+        outer(sums + 4, load4(q + d * kQueries + query + 4), four);
+      }
     }
 #pragma unroll
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < 8; i++)
       *reinterpret_cast<float4*>(scores + (share * kQueries + query + i) * keys + key) =
           make_float4(sums[i][0], sums[i][1], sums[i][2], sums[i][3]);
   }
@@ -120,8 +125,8 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps)
 #endif
   exponentials(scores, inverse, mask, query0, mask_query, seq, blocks, keys);
 
-  // A lane has 4 queries and every 16th feature; warps in pairs have 32 keys of each chunk.
-  const int query = warp % 2 * 8 + lane / 16 * 4, share = warp / 2, feature = lane % 16;
+  // A lane has 4 queries and every 16th feature; warps of equal queries share the keys of each chunk.
+  const int query = warp % kEights * 8 + lane / 16 * 4, share = warp / kEights, feature = lane % 16;
   float sums[kPerLane][4];
 #pragma unroll
   for (int i = 0; i < kPerLane; i++)

@@ -13,6 +13,7 @@ from sparsetvm.errors import SparseTvmError
 
 _RANDOM = np.random.default_rng(0)
 CASES = {
+    "many_short": Attention(4, 12, 40, 4, 0.3),
     "one_short": Attention(1, 13, 2, 8, 0.3),
     "two_images": Attention(2, 20, 2, 8, 0.3, (2, 1, 1, 20)),
     "mask_of_queries": Attention(1, 37, 3, 24, 0.2, (1, 3, 37, 37)),
@@ -41,6 +42,11 @@ def test_attention_matches_float64(name: str) -> None:
     y = run_remainder(attention_kernel(a, TARGET, "attention"), inputs, layout.physical_shape(()))
     assert np.isfinite(y).all()
     assert np.abs(layout.to_logical(y, q.shape) - _expected(a, q, k, v, mask)).max() < 1e-5
+
+
+def test_attention_takes_fewer_queries_where_blocks_are_few() -> None:
+    assert attention_kernel(Attention(1, 128, 12, 64, 0.125), TARGET, "attention").grid == (16, 12, 1)
+    assert attention_kernel(Attention(8, 128, 12, 64, 0.125), TARGET, "attention").grid == (8, 12, 8)
 
 
 def test_attention_refuses_what_it_cannot_do() -> None:

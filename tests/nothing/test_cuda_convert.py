@@ -69,4 +69,6 @@ def test_convert_refuses_tiles_to_planes() -> None:
 
 @needs_nvcc
 def test_convert_compiles_for_sm_90_without_spills(tmp_path: Path) -> None:
-    assert nvcc_faults(convert_kernel(PLAIN, Tiled(4, 4, 4), (4, 4), TARGET, "all"), tmp_path) == ""
+    assert nvcc_faults(convert_kernel(PLAIN, Tiled(4, 4, 4), (4, 4), TARGET, "others"), tmp_path) == ""
+    planes = Planes(1, 3, 2, 2, 1, 4, (2, 2))
+    assert nvcc_faults(convert_kernel(PLAIN, planes, (1, 3, 4, 4), TARGET, "planes"), tmp_path) == ""

@@ -35,6 +35,6 @@ def test_gemv_compiles_for_sm_90_without_spills(n: int, rows: int, tmp_path: Pat
         assert nvcc_faults(GEMV.kernel(workload, config, packed, TARGET, "kernel"), tmp_path) == ""
 
 
-def test_gemv_default_splits_short_matrices() -> None:
-    assert GEMV.default(matmul(1000, 2048, 1, plain=True), TARGET).int("split") == 8
-    assert GEMV.default(matmul(16384, 4096, 1, plain=True), TARGET).int("split") == 1
+def test_gemv_default_splits_short_and_wide_matrices() -> None:
+    for m, k, split in ((1000, 2048, 4), (768, 768, 8), (16384, 4096, 4), (16384, 512, 1)):
+        assert GEMV.default(matmul(m, k, 1, plain=True), TARGET).int("split") == split

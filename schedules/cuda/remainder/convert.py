@@ -15,6 +15,7 @@ from sparsetvm.core.target import Target
 from sparsetvm.errors import SparseTvmError
 
 _THREADS = 256
+_SQUARE = 16  # rows of X that a block transposes (kRows)
 
 
 def convert_kernel(
@@ -48,12 +49,8 @@ def convert_kernel(
     )
 
 
-def _launch(entry: str, items: int, scalars: tuple[int, ...]) -> Launch:
-    return Launch("convert.cu", entry, (), (-(-items // _THREADS), 1, 1), _THREADS, scalars=scalars)
-
-
 def _transpose(tiles: int, rows: int, columns: int, rows_in: int, rows_out: int) -> Launch:
-    grid = (-(-columns // 32), -(-rows // 32), tiles)
+    grid = (-(-columns // 32), -(-rows // _SQUARE), tiles)
     return Launch("convert.cu", "transpose", (), grid, _THREADS, scalars=(rows, columns, rows_in, rows_out))
 
 
@@ -67,21 +64,29 @@ def _tiles_to_rows(tiled: Tiled) -> Launch:
 
 def _columns(tiled: Tiled, to_tiles: bool) -> Launch:
     scalars = (tiled.rows, tiled.cols, tiled.lanes, tiled.tiles, int(to_tiles))
-    return _launch("columns", tiled.tiles * tiled.cols * tiled.lanes, scalars)
+    blocks = -(-tiled.tiles * tiled.cols * tiled.lanes // _THREADS)
+    return Launch("convert.cu", "columns", (), (blocks, 1, 1), _THREADS, scalars=scalars)
 
 
 def _to_planes(source: AnyLayout, planes: Planes, shape: tuple[int, ...], shift: tuple[int, int]) -> Launch:
     images, (sy, sx) = images_of(source, shape), planes.phases
-    count = planes.batch * sy * sx * planes.channels * planes.plane_stride // 4
     scalars = (
-        *(count, planes.channels, images.height, images.width, images.plane_stride, images.origin, images.row_stride),
-        *(planes.plane_stride, planes.origin, planes.height, planes.width, planes.row_stride, sy, sx, *shift),
+        *(images.height, images.width, images.plane_stride, images.origin, images.row_stride),
+        *(planes.plane_stride, planes.origin, planes.height, planes.width, planes.row_stride, *shift),
     )
-    return _launch("planes", count, scalars)
+    threads, pieces = _pieces(planes.plane_stride // 4)
+    grid = (planes.channels, pieces, planes.batch * sy * sx)
+    return Launch("convert.cu", "planes", (("SP_SY", sy), ("SP_SX", sx)), grid, threads, scalars=scalars)
 
 
 def _to_images(source: Planes, shape: tuple[int, ...]) -> Launch:
     images = images_of(source, shape)
-    count = images.planes * images.height * images.width
-    scalars = (count, images.height, images.width, images.plane_stride, images.origin, images.row_stride)
-    return _launch("images", count, scalars)
+    threads, pieces = _pieces(images.height * images.width)
+    scalars = (images.height, images.width, images.plane_stride, images.origin, images.row_stride)
+    return Launch("convert.cu", "images", (), (images.planes, pieces, 1), threads, scalars=scalars)
+
+
+def _pieces(items: int) -> tuple[int, int]:
+    """Threads of a block and blocks for the items of a plane: no more threads than a small plane has work for."""
+    threads = min(_THREADS, -(-items // 32) * 32)
+    return threads, -(-items // threads)

@@ -1,6 +1,7 @@
 """Layer normalisation over the last axis, in two passes for the variance (no cancellation).
 
-Plain [rows, n]: threads run along a row. Tiled: a block has 4 neighbouring tokens, its threads run over the features.
+Plain [rows, n]: threads run along a row. Tiled: a cluster of blocks has 8 neighbouring tokens, its threads run over the
+features.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ def layer_norm_kernel(layout: Layout, shape: tuple[int, ...], epsilon: float, ta
 
     X and Y are Plain or Tiled; G and B are (n,) arrays.
     """
-    rows = share_rows(layout, shape)
+    rows = share_rows(layout, shape, target)
     defines = (*rows.defines, ("SP_EPSILON", epsilon))
-    return Launch("rows.cu", "layer_norm", defines, (rows.blocks, 1, 1), rows.block, scalars=rows.scalars)
+    scalars = (*rows.scalars, rows.share)
+    return Launch("rows.cu", "layer_norm", defines, (rows.blocks, 1, 1), rows.block, rows.shared, rows.cluster, scalars)
