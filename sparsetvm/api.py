@@ -80,6 +80,7 @@ def tune(
     early; the report then has `interrupted` set and everything measured is in the log.
     """
     from sparsetvm.build.compile import check_can_write
+    from sparsetvm.measure.nvcc import find_compiler
     from sparsetvm.measure.pool import Measurer, default_jobs
     from sparsetvm.search.budget import TuneOptions
     from sparsetvm.search.run import TuneRun
@@ -88,6 +89,8 @@ def tune(
     warnings: list[str] = []
     tell = _collect(warnings, progress or _silent)
     where = parse_target(target, threads)
+    if where.kind == "cuda" and not dry_run:
+        find_compiler()  # fail before the search, not in every candidate
     if output is not None:
         check_can_write(Path(output))  # fail before the search, not after it
     options = TuneOptions(effort, trials, budget, early_stopping, reuse, uuid.uuid4().hex[:12])
