@@ -96,6 +96,8 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps)
               const float* __restrict__ mask,
 #endif
               float* __restrict__ y, int seq, int readable, int tokens, int mask_image, int mask_head, int mask_query) {
+  sp::start_next();
+  sp::wait_for_previous();
   SP_DYNAMIC_SHARED(float, shared);
   const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32, query0 = blockIdx.x * kQueries;
   const int blocks = (readable + kChunk - 1) / kChunk, keys = blocks * kChunk + 4;

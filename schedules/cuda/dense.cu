@@ -80,6 +80,8 @@ extern "C" __global__ void SP_CLUSTER_DIMS __launch_bounds__(kThreads, kResident
           const int* __restrict__ taps, float* __restrict__ y, int rows, int m_tiles, int group_step, int k, int tiles,
           int positions, int valid, int pitch, int width, int x0, int x_batch, int x_row, int y0, int y_batch, int y_row,
           int r0, int r_batch, int r_row, int head, int tail, int stop) {
+  sp::start_next();
+  sp::wait_for_previous();
   SP_DYNAMIC_SHARED(float, shared);
   const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32;
   const int rank = SP_CLUSTER > 1 ? sp::cluster_rank() : 0;

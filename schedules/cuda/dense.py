@@ -100,6 +100,7 @@ class Dense(Template):
             shape.shared,
             shape.split,
             _scalars(g, workload.k, m_tiles, -(-workload.k // shape.bk)),
+            overlaps=True,
         )
 
 

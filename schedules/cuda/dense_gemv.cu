@@ -20,6 +20,8 @@ __device__ __forceinline__ float4 read_x(const float* x, int at, int k) {
 extern "C" __global__ void __launch_bounds__(32 * kWarps)
     dense_gemv(const float* __restrict__ x, SP_RESIDUAL_PARAMETER const float* __restrict__ w,
                const float* __restrict__ bias, float* __restrict__ y, int m, int k, int stride) {
+  sp::start_next();
+  sp::wait_for_previous();
   __shared__ float parts[kSplit][kTokens][kGroups * kRows];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = warp / kSplit, share = warp % kSplit;
   const int block_row = blockIdx.x * (kGroups * kRows), row0 = block_row + group * kRows;

@@ -67,4 +67,6 @@ class DenseGemv(Template):
         )
         blocks = -(-workload.m // (rows * _WARPS // split))
         scalars = (workload.m, k, -(-k // 4) * 4)
-        return Launch("dense_gemv.cu", "dense_gemv", defines, (blocks, 1, 1), 32 * _WARPS, scalars=scalars)
+        return Launch(
+            "dense_gemv.cu", "dense_gemv", defines, (blocks, 1, 1), 32 * _WARPS, scalars=scalars, overlaps=True
+        )

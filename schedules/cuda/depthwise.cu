@@ -8,6 +8,8 @@ extern "C" __global__ void __launch_bounds__(128)
     depthwise(const float* __restrict__ x, SP_RESIDUAL_PARAMETER const float* __restrict__ w,
               const float* __restrict__ bias, float* __restrict__ y, int count, int channels, int top, int left,
               int x_plane, int x0, int x_pitch, int y_plane, int y0, int y_pitch, int height, int width, int outside) {
+  sp::start_next();
+  sp::wait_for_previous();
   const int e = blockIdx.x * 128 + threadIdx.x;
   if (e >= count) return;
   const int blocks = height / SP_OUT, work = blocks * y_pitch + outside, plane = e / work, at = e % work;

@@ -67,6 +67,8 @@ __device__ __forceinline__ float reduce(float v, float (*scratch)[kTokens]) {
 extern "C" __global__ void SP_CLUSTER_DIMS __launch_bounds__(SP_BLOCK)
     layer_norm(const float* __restrict__ x, const float* __restrict__ gamma, const float* __restrict__ beta,
                float* __restrict__ y, int tokens, int n, int stride, int share) {
+  sp::start_next();
+  sp::wait_for_previous();
 #if SP_CLUSTER > 1
   SP_DYNAMIC_SHARED(float, moments);  // [kTokens][4]: mean, sum of squares, features
   float(*scratch)[kTokens] = reinterpret_cast<float(*)[kTokens]>(moments + 4 * kTokens);
@@ -125,6 +127,8 @@ extern "C" __global__ void SP_CLUSTER_DIMS __launch_bounds__(SP_BLOCK)
 // exp(x - max) / sum of them.
 extern "C" __global__ void __launch_bounds__(SP_BLOCK)
     softmax(const float* __restrict__ x, float* __restrict__ y, int tokens, int n, int stride) {
+  sp::start_next();
+  sp::wait_for_previous();
   __shared__ float scratch[kThreads / 32][kTokens];
   SP_TOKEN(tokens, 0, n)
   float largest = -INFINITY;

@@ -55,7 +55,9 @@ def attention_kernel(attention: Attention, target: Target, symbol: str) -> Launc
     tokens = -(-a.batch * a.seq // 4) * 4
     grid = (-(-a.seq // queries_of_block), a.heads, a.batch)
     scalars = (a.seq, readable, tokens, *mask_steps)
-    return Launch("attention.cu", "attention", defines, grid, _THREADS, _shared(a, target), scalars=scalars)
+    return Launch(
+        "attention.cu", "attention", defines, grid, _THREADS, _shared(a, target), scalars=scalars, overlaps=True
+    )
 
 
 def _queries(attention: Attention, target: Target) -> int:

@@ -51,7 +51,9 @@ def convert_kernel(
 
 def _transpose(tiles: int, rows: int, columns: int, rows_in: int, rows_out: int) -> Launch:
     grid = (-(-columns // 32), -(-rows // _SQUARE), tiles)
-    return Launch("convert.cu", "transpose", (), grid, _THREADS, scalars=(rows, columns, rows_in, rows_out))
+    return Launch(
+        "convert.cu", "transpose", (), grid, _THREADS, scalars=(rows, columns, rows_in, rows_out), overlaps=True
+    )
 
 
 def _rows_to_tiles(tiled: Tiled) -> Launch:
@@ -65,7 +67,7 @@ def _tiles_to_rows(tiled: Tiled) -> Launch:
 def _columns(tiled: Tiled, to_tiles: bool) -> Launch:
     scalars = (tiled.rows, tiled.cols, tiled.lanes, tiled.tiles, int(to_tiles))
     blocks = -(-tiled.tiles * tiled.cols * tiled.lanes // _THREADS)
-    return Launch("convert.cu", "columns", (), (blocks, 1, 1), _THREADS, scalars=scalars)
+    return Launch("convert.cu", "columns", (), (blocks, 1, 1), _THREADS, scalars=scalars, overlaps=True)
 
 
 def _to_planes(source: AnyLayout, planes: Planes, shape: tuple[int, ...], shift: tuple[int, int]) -> Launch:
@@ -76,14 +78,14 @@ def _to_planes(source: AnyLayout, planes: Planes, shape: tuple[int, ...], shift:
     )
     threads, pieces = _pieces(planes.plane_stride // 4)
     grid = (planes.channels, pieces, planes.batch * sy * sx)
-    return Launch("convert.cu", "planes", (("SP_SY", sy), ("SP_SX", sx)), grid, threads, scalars=scalars)
+    return Launch("convert.cu", "planes", (("SP_SY", sy), ("SP_SX", sx)), grid, threads, scalars=scalars, overlaps=True)
 
 
 def _to_images(source: Planes, shape: tuple[int, ...]) -> Launch:
     images = images_of(source, shape)
     threads, pieces = _pieces(images.height * images.width)
     scalars = (images.height, images.width, images.plane_stride, images.origin, images.row_stride)
-    return Launch("convert.cu", "images", (), (images.planes, pieces, 1), threads, scalars=scalars)
+    return Launch("convert.cu", "images", (), (images.planes, pieces, 1), threads, scalars=scalars, overlaps=True)
 
 
 def _pieces(items: int) -> tuple[int, int]:

@@ -45,7 +45,9 @@ def depthwise_kernel(
         *(count, destination.channels, conv.pads[0], conv.pads[1], x.plane_stride, x.origin, x.row_stride),
         *(y.plane_stride, y.origin, y.row_stride, y.height, y.width, y.outside),
     )
-    return Launch("depthwise.cu", "depthwise", defines, (-(-count // _THREADS), 1, 1), _THREADS, scalars=scalars)
+    return Launch(
+        "depthwise.cu", "depthwise", defines, (-(-count // _THREADS), 1, 1), _THREADS, scalars=scalars, overlaps=True
+    )
 
 
 def _outputs(height: int, positions: int, target: Target) -> int:

@@ -46,7 +46,9 @@ def _elementwise(op: int, layout: AnyLayout, shape: tuple[int, ...], epilogue: E
     if isinstance(layout, Planes):
         where = (layout.plane_stride, layout.origin, layout.row_stride, layout.width, layout.positions)
     blocks = -(-count // (4 * _THREADS))
-    return Launch("elementwise.cu", "elementwise", defines, (blocks, 1, 1), _THREADS, scalars=(count, *where))
+    return Launch(
+        "elementwise.cu", "elementwise", defines, (blocks, 1, 1), _THREADS, scalars=(count, *where), overlaps=True
+    )
 
 
 def _keeps_zero(epilogue: Epilogue) -> bool:

@@ -21,4 +21,14 @@ def layer_norm_kernel(layout: Layout, shape: tuple[int, ...], epsilon: float, ta
     rows = share_rows(layout, shape, target)
     defines = (*rows.defines, ("SP_EPSILON", epsilon))
     scalars = (*rows.scalars, rows.share)
-    return Launch("rows.cu", "layer_norm", defines, (rows.blocks, 1, 1), rows.block, rows.shared, rows.cluster, scalars)
+    return Launch(
+        "rows.cu",
+        "layer_norm",
+        defines,
+        (rows.blocks, 1, 1),
+        rows.block,
+        rows.shared,
+        rows.cluster,
+        scalars,
+        overlaps=True,
+    )

@@ -43,7 +43,9 @@ def pooling_kernel(
         *(count, x.height, x.width, x.plane_stride, x.origin, x.row_stride, y.plane_stride, y.origin, y.row_stride),
         *(y.height, y.width, y.outside, w.pads[0], w.pads[1], int(pooling.include_pad)),
     )
-    return Launch("pooling.cu", "pooling", defines, (-(-count // _THREADS), 1, 1), _THREADS, scalars=scalars)
+    return Launch(
+        "pooling.cu", "pooling", defines, (-(-count // _THREADS), 1, 1), _THREADS, scalars=scalars, overlaps=True
+    )
 
 
 def global_pooling_kernel(
@@ -55,4 +57,4 @@ def global_pooling_kernel(
     defines = (("SP_MAX", int(kind == "max")), ("SP_WARPS", warps))
     blocks = -(-x.planes * warps * 32 // _THREADS)
     scalars = (x.planes, x.plane_stride, x.origin, x.row_stride, x.height, x.width)
-    return Launch("pooling.cu", "global_pooling", defines, (blocks, 1, 1), _THREADS, scalars=scalars)
+    return Launch("pooling.cu", "global_pooling", defines, (blocks, 1, 1), _THREADS, scalars=scalars, overlaps=True)

@@ -15,4 +15,6 @@ from sparsetvm.core.target import Target
 def softmax_kernel(shape: tuple[int, ...], target: Target, symbol: str) -> Launch:
     """Launch (X, Y), both plain of the given shape; any length of the last axis. A row with a NaN becomes NaN."""
     rows = share_rows(PLAIN, shape, target)
-    return Launch("rows.cu", "softmax", rows.defines, (rows.blocks, 1, 1), rows.block, scalars=rows.scalars)
+    return Launch(
+        "rows.cu", "softmax", rows.defines, (rows.blocks, 1, 1), rows.block, scalars=rows.scalars, overlaps=True
+    )
