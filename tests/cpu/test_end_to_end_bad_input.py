@@ -107,7 +107,8 @@ def test_model_with_nothing_pruned_works_and_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "says"), [("gpu", "gpu"), ("cpu,znver44", "did you mean 'znver4'"), ("cuda", "cuda"), ("", "target")]
+    ("target", "says"),
+    [("gpu", "gpu"), ("cpu,znver44", "did you mean 'znver4'"), ("cuda,sm_91", "did you mean 'sm_90'"), ("", "target")],
 )
 def test_unknown_target_is_a_usage_error(model: Path, target: str, says: str) -> None:
     for words in (["compile", "-o", "m.so"], ["inspect"], ["tune"]):
