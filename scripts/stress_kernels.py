@@ -19,6 +19,8 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, TimeoutError
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,6 +43,7 @@ _SCRIPTS = Path(__file__).parent
 _CONFIGS = 3  # of each template and task: the default and random ones
 _BATCH = 40
 _INPUTS = 3
+_JUDGE_SECONDS = 120.0
 _TOLERANCE = 1e-5  # of the absolute sum of an element's terms
 
 
@@ -134,7 +137,7 @@ def make_tasks(target: Target) -> list[Task]:
 def stress(tasks: Sequence[Task], mutants: int, seed: int = 0) -> Outcome:
     """Wrong kernels of every template that matches a task, `mutants` in all."""
     os.environ["PYTHONPATH"] = os.pathsep.join([str(_SCRIPTS), os.environ.get("PYTHONPATH", "")])
-    outcome, rng = Outcome(), random.Random(seed)
+    outcome, rng, judge = Outcome(), random.Random(seed), Judge()
     target = host_target(1)
     with Measurer(
         target, templates="benchlib.mutants", repeats=1, build_timeout=20.0, run_timeout=2.0, memory_limit=2 << 30
@@ -149,8 +152,9 @@ def stress(tasks: Sequence[Task], mutants: int, seed: int = 0) -> Outcome:
             while outcome.wrong < wanted:
                 batch = [mutant_of(rng.choice(configs), rng.randrange(1, MUTANTS)) for _ in range(_BATCH)]
                 for result in measurer.measure(task, batch[: max(4, wanted - outcome.wrong)]):
-                    _count(outcome, task, target, result.config, result.status)
+                    _count(outcome, judge, task, target, result.config, result.status)
             print(f"{task.name}: {outcome.figures()}", file=sys.stderr, flush=True)
+    judge.close()
     return outcome
 
 
@@ -163,11 +167,11 @@ def _configs(task: Task, target: Target, rng: random.Random) -> list[Config]:
     return list(dict.fromkeys(configs))
 
 
-def _count(outcome: Outcome, task: Task, target: Target, config: Config, status: str) -> None:
+def _count(outcome: Outcome, judge: Judge, task: Task, target: Target, config: Config, status: str) -> None:
     if status in ("invalid", "compile_error", "compile_timeout"):
         outcome.unbuilt += 1
         return
-    if status == "ok" and not is_wrong(task, target, config):
+    if status == "ok" and not judge.is_wrong(task, target, config):
         outcome.harmless += 1
         return
     outcome.wrong += 1
@@ -177,11 +181,29 @@ def _count(outcome: Outcome, task: Task, target: Target, config: Config, status:
         outcome.passed.append(f"{task.name}: {config}")
 
 
-def is_wrong(task: Task, target: Target, config: Config) -> bool:
-    """Whether the kernel, in a process of its own, is off anywhere on inputs that the measurer did not use."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return bool(pool.apply(_off_anywhere, (task, target, config)))
+class Judge:
+    """Runs kernels in a process of its own, on inputs that the measurer did not use."""
+
+    def __init__(self) -> None:
+        self._pool: ProcessPoolExecutor | None = None
+
+    def is_wrong(self, task: Task, target: Target, config: Config) -> bool:
+        """True when a result is off anywhere, or the kernel takes the process down."""
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        try:
+            return self._pool.submit(_off_anywhere, task, target, config).result(_JUDGE_SECONDS)
+        except (BrokenProcessPool, TimeoutError):
+            self.close()
+            return True
+
+    def close(self) -> None:
+        if self._pool is not None:
+            processes = list((self._pool._processes or {}).values())
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            for process in processes:
+                process.kill()
+            self._pool = None
 
 
 def _off_anywhere(task: Task, target: Target, config: Config) -> bool:

@@ -73,6 +73,7 @@ class Measurer:
         self._tasks: TaskServer | None = None
         self._runner: WorkerProcess | None = None
         self._spare: WorkerProcess | None = None
+        self._spare_ready = False
         self._task: Task | None = None
         self._home: tempfile.TemporaryDirectory[str] | None = None
         self._batches = 0
@@ -156,6 +157,15 @@ class Measurer:
         return self._tasks.spawn(memory_limit=self._memory_limit, pin=pin)
 
     def _ready_runner(self) -> WorkerProcess:
+        """The worker for the next trial. A spare one that was forked after the last trial must be ready first: while it
+        wakes up nothing may be timed.
+        """
+        if self._spare is not None and not self._spare_ready:
+            try:
+                self._spare.receive(self._build_timeout)
+                self._spare_ready = True
+            except (WorkerTimedOut, WorkerDied):
+                self._spare = None
         if self._runner is None:
             self._runner, self._spare = self._spare or self._spawn(pin=self.target.threads == 1), None
         return self._runner
@@ -163,7 +173,7 @@ class Measurer:
     def _keep_spare(self) -> None:
         """Between two trials, when nothing is timed."""
         if self._spare is None:
-            self._spare = self._spawn(pin=self.target.threads == 1)
+            self._spare, self._spare_ready = self._spawn(pin=self.target.threads == 1), False
 
     def _limit(self, stage: str) -> float:
         return self._run_timeout if stage == "run" else self._build_timeout

@@ -39,6 +39,7 @@ from sparsetvm.measure.protocol import (
     Response,
     Retime,
     SetTask,
+    Stage,
     receive_message,
     send_message,
 )
@@ -78,11 +79,15 @@ def _preload(module: str, target: Target) -> dict[str, Template]:
     for name in template_names():
         with contextlib.suppress(ImportError):  # the worker that needs it reports the error
             template(name)
+    _wake(target)
+    return dict(importlib.import_module(module).TEMPLATES) if module else {}
+
+
+def _wake(target: Target) -> None:
     if target.kind == "cpu":
         from sparsetvm.measure.compile import wake_compiler
 
         wake_compiler(target)
-    return dict(importlib.import_module(module).TEMPLATES) if module else {}
 
 
 class _ForkServer:
@@ -210,10 +215,15 @@ def _work(descriptors: list[int], message: bytes, extra: dict[str, Template], pr
     os.dup2(output_fd, 1)
     os.dup2(output_fd, 2)
     os.close(output_fd)
-    _limit_process(limit, pin)
     if prepared is None:
         raise ValueError("only task servers have workers")
-    _answer_requests(socket.socket(fileno=channel_fd), extra, prepared)
+    channel = socket.socket(fileno=channel_fd)
+    _wake(
+        prepared.target
+    )  # a first build in a fork copies thousands of pages: 0.1 s, better spent before the first trial
+    _limit_process(limit, pin)
+    send_message(channel, Stage("ready"))
+    _answer_requests(channel, extra, prepared)
 
 
 def _limit_process(limit: int, pin: bool) -> None:

@@ -8,6 +8,8 @@ import msgspec
 import pytest
 from log_samples import WORKLOAD
 
+from sparsetvm.api import _collect
+from sparsetvm.core.results import Event
 from sparsetvm.core.target import Target
 from sparsetvm.measure.conditions import read_conditions
 from sparsetvm.measure.doubt import (
@@ -21,6 +23,7 @@ from sparsetvm.measure.doubt import (
     settle,
     spread,
 )
+from sparsetvm.report.progress import describe
 
 TARGET = Target("cpu", "znver4", "avx512")
 
@@ -91,3 +94,13 @@ def test_conditions_come_from_cpufreq_or_else_from_cpuinfo(tmp_path: Path, monke
     real = read_conditions(tmp_path / "cpu", cpuinfo)
     assert (real.governor, real.mhz) == ("performance", 3400.0)
     assert read_conditions(tmp_path / "none", tmp_path / "none").mhz is None
+
+
+def test_report_of_a_tune_collects_warnings_that_progress_also_shows() -> None:
+    warnings: list[str] = []
+    shown: list[str] = []
+    tell = _collect(warnings, lambda event: shown.append(describe(event)))
+    tell(Event(kind="note", task="fc", message="other"))
+    tell(Event(kind="warning", task="fc", message="noisy machine", data={"noise": 0.125}))
+    assert warnings == ["fc: noisy machine"]
+    assert shown == ["[note] fc: other", "[warning] fc: noisy machine noise=0.125"]
