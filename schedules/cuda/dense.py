@@ -36,9 +36,10 @@ _SHAPES = (
 _SPLITS = (1, 2, 4, 8)
 # By the size of a thread's tile: threads per multiprocessor that its registers allow (see dense.cu).
 _RESIDENT = {64: 512, 32: 640, 16: 768}
-# What follows was fitted by least squares to 1673 times of those layers on an H200. Leaving out one layer (and those of
-# equal size) at a time, the config that `_cost` picks is 2 % slower than the fastest timed in the geometric mean, 10 %
-# at worst. By the size of a thread's tile: share of the FMA peak that its reads of shared memory allow.
+# What follows was fitted by least squares to the 889 of 1673 times on an H200 that are of these tiles. Fitted without
+# one layer (and those of equal size) at a time, the config that `_cost` picks for it is 2 % slower than the fastest
+# timed in the geometric mean, 10 % at worst; the form of the model, the tiles and _SPREAD were chosen with all layers
+# in view. By the size of a thread's tile: share of the FMA peak that its reads of shared memory allow.
 _EFFICIENCY = {64: 0.88, 32: 0.81, 16: 0.71}
 _STEP = 180  # cycles of a step of BK that are not hidden: barrier, first fragments
 _COPY = 0.18  # cycles for a 4-byte copy of X (16-byte copies cost nothing that shows)

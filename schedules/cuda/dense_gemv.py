@@ -45,8 +45,8 @@ class DenseGemv(Template):
     def default(self, workload: Workload, target: Target) -> Config:
         """Two rows, K split until there are warps enough and no share of K takes more than two rounds of loads.
 
-        Both bounds by times of 5 matrices of 768 x 768 to 16384 x 4096 with 1, 4 and 8 tokens on an H200, over which
-        this is 1 % slower than the fastest config in the geometric mean, 10 % at worst.
+        Both bounds chosen by times of 5 matrices of 768 x 768 to 16384 x 4096 with 1, 4 and 8 tokens on an H200; over
+        the same times this is 1 % slower than the fastest config in the geometric mean, 10 % at worst.
         """
         pairs = -(-workload.m // 2)
         enough = (s for s in (1, 2, 4) if pairs * s >= _WANTED * target.sms and workload.k <= _LONGEST * s)
