@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchlib.markdown import fill_document, kernel_sections, model_sections
+from benchlib.markdown import fill_document, kernel_sections, model_sections, thread_sections
 
 from sparsetvm.errors import SparseTvmError, UsageError
 
@@ -36,11 +36,20 @@ def read_results(paths: list[Path]) -> tuple[dict[str, Any] | None, dict[str, An
     return merged.get("kernels"), merged.get("models")
 
 
+def tables(kernels: dict[str, Any] | None, models: dict[str, Any] | None) -> dict[str, str]:
+    """Section -> table. Networks that were timed with several numbers of threads are one table of their own."""
+    sections = kernel_sections(kernels) if kernels else {}
+    if models:
+        sections |= thread_sections(models) or model_sections(models)
+    return sections
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("results", type=Path, nargs="+", metavar="RESULT.json")
     parser.add_argument("--figures", type=Path, metavar="FOLDER")
     parser.add_argument("--markdown", type=Path, metavar="DOCUMENT")
+    parser.add_argument("--machine", default="", metavar="NAME", help="fill the sections 'SUITE NAME'")
     args = parser.parse_args()
     try:
         kernels, models = read_results(args.results)
@@ -50,11 +59,12 @@ def main() -> int:
 
             figures = draw(kernels, models, args.figures)
         if args.markdown is not None:
-            sections = {**(kernel_sections(kernels) if kernels else {}), **(model_sections(models) if models else {})}
+            sections = tables(kernels, models)
             for path in figures:
                 link = Path(os.path.relpath(path, args.markdown.parent)).as_posix()
                 sections[path.stem] = f"![{path.stem}]({link})\n\n{sections[path.stem]}"
-            fill_document(args.markdown, sections)
+            suffix = f" {args.machine}" if args.machine else ""
+            fill_document(args.markdown, {name + suffix: content for name, content in sections.items()})
         print(*figures, *([args.markdown] if args.markdown else []), sep="\n")
     except SparseTvmError as error:
         print(f"error: {error}", file=sys.stderr)

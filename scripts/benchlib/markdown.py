@@ -64,6 +64,21 @@ def model_sections(result: Mapping[str, Any]) -> dict[str, str]:
     return {"models": f"{markdown_table(heads, lines)}\n\n{_machine(result['machine'])}"}
 
 
+def thread_sections(result: Mapping[str, Any]) -> dict[str, str]:
+    """{"threads": a table with one row per network and one column per number of threads}; {} for one number only."""
+    good = [row for row in result["rows"] if "error" not in row]
+    counts = sorted({row["threads"] for row in good if "threads" in row})
+    if len(counts) < 2:
+        return {}
+    cells: dict[str, dict[int, str]] = defaultdict(dict)
+    for row in good:
+        factor = row["speedup"].get("onnxruntime")
+        cells[row["model"]][row["threads"]] = _ms(row["ours_ms"]) + (f" ({factor:.1f}x)" if factor else "")
+    heads = ["network", *(f"{count} thread{'s' if count > 1 else ''}" for count in counts)]
+    lines = [[model, *(of.get(count, "") for count in counts)] for model, of in cells.items()]
+    return {"threads": f"{markdown_table(heads, lines)}\n\n{_machine({**result['machine'], 'threads': counts[-1]})}"}
+
+
 def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table; the columns after the first are aligned to the right."""
     rule = ["---", *("--:" for _ in heads[1:])]

@@ -7,7 +7,7 @@ import math
 
 import plot_bench
 import pytest
-from benchlib.markdown import fill_document, kernel_sections, model_sections
+from benchlib.markdown import fill_document, kernel_sections, model_sections, thread_sections
 from benchlib.summary import geomean, summarize_kernels, summarize_models
 
 from sparsetvm.errors import UsageError
@@ -114,3 +114,15 @@ def test_figures_are_equal_for_equal_results(tmp_path):
     first, again = (draw({"rows": rows}, models, tmp_path / name) for name in ("a", "b"))
     assert [path.name for path in first] == ["anchors.svg", "conv.svg", "dlmc.svg", "patterns.svg", "models.svg"]
     assert [path.read_text() for path in first] == [path.read_text() for path in again]
+
+
+def test_networks_timed_with_several_numbers_of_threads_have_a_column_for_each():
+    rows = [{**model("net", ours, onnxruntime=8.0), "threads": threads} for threads, ours in ((1, 4.0), (16, 1.0))]
+    table = thread_sections({"rows": rows, "machine": MACHINE})["threads"]
+    assert "| network | 1 thread | 16 threads |" in table
+    assert "| net | 4 (2.0x) | 1 (8.0x) |" in table
+    assert "16 threads" in table.splitlines()[-1]
+
+
+def test_one_number_of_threads_needs_no_table_of_threads():
+    assert thread_sections({"rows": [{**model(onnxruntime=2.0), "threads": 1}], "machine": MACHINE}) == {}
