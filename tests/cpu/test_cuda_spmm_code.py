@@ -9,12 +9,12 @@ import cuda_cases
 import numpy as np
 import pytest
 from cuda_cases import H100, check_convolution, check_product, convolution, product, sparse
-
-from sparsetvm.core.config import Config
-from sparsetvm.core.workload import ConvGeometry, Epilogue
 from sparsetvm.schedules.base import Packed, template
 from sparsetvm.schedules.cuda import launch as launch_module
 from sparsetvm.schedules.cuda.launch import Launch
+
+from sparsetvm.core.config import Config
+from sparsetvm.core.workload import ConvGeometry, Epilogue
 
 TEMPLATE = template("cuda.spmm_code")
 RELU = Epilogue(bias=True, activation="relu")

@@ -7,10 +7,10 @@ import pytest
 from cuda_cases import H100, check_convolution, check_product, convolution, product, sparse
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from sparsetvm.schedules.base import template
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.workload import ConvGeometry, Epilogue
-from sparsetvm.schedules.base import template
 
 TEMPLATE = template("cuda.spmm_data")
 SETTINGS = settings(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from emulator.run import run_launch
 from models import run_onnxruntime
 from sparsetvm.schedules.base import template
 from sparsetvm.schedules.cuda.launch import Launch
 
+from emulator.run import run_launch
 from sparsetvm.build.remainder import remainder_kernel
 from sparsetvm.core.config import Config
 from sparsetvm.core.graph import SPARSETVM_DOMAIN, Graph, Node
