@@ -11,5 +11,6 @@ failed=0
 .venv/bin/ruff format --check . || failed=1
 link_package .venv/types && MYPYPATH=.venv/types .venv/bin/mypy -p sparsetvm || failed=1
 [ "$failed" = 0 ] || echo "error: ruff or mypy found something (above)"
-.venv/bin/python -m pytest -q "$@" || failed=$?
+# One process per core; the tests of a file stay together, because fixtures of a file may hold worker processes.
+.venv/bin/python -m pytest -q -n auto --dist loadfile "$@" || failed=$?
 exit "$failed"

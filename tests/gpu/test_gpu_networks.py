@@ -13,10 +13,22 @@ from models import bert, conv_net, mlp, mobile_net, random_inputs, relative_erro
 
 import sparsetvm
 from sparsetvm.core.target import parse_target
+from sparsetvm.errors import SparseTvmError
 from sparsetvm.measure.pool import Measurer
 from sparsetvm.rewrite.prepare import prepare
 from sparsetvm.search.candidates import candidates_of
 
+
+def why_not() -> str:
+    """Why these tests cannot run here, "" where they can."""
+    try:
+        parse_target("cuda")
+    except SparseTvmError as problem:
+        return f"needs an NVIDIA GPU: {problem.message}"
+    return ""
+
+
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "-")
 NETWORKS = {
     "mlp of one sample": lambda: mlp((64, 128, 96, 10), batch=1),
     "mlp of nine samples": lambda: mlp((64, 128, 96, 10), batch=9),

@@ -31,6 +31,9 @@ DEVICE_FIELDS: dict[str, tuple[st.SearchStrategy[Any], str]] = {
     "vendor": (_text, "soft"),
     "cores": (_size, "soft"),
     "flags_digest": (_text, "soft"),
+    # Of GPUs; a driver does not compile the kernels, and clocks are the highest that the model allows.
+    "driver": (_text, "soft"),
+    "clocks": (_text, "soft"),
 }
 TOOLCHAIN_FIELDS: dict[str, tuple[st.SearchStrategy[Any], str]] = {
     "sparsetvm": (_version, "version"),
