@@ -77,7 +77,7 @@ class Spmv(Template):
         blocks = -(-workload.m // (32 // lanes * warps))
         return Launch(
             "spmv.cu", "spmv", defines, (blocks, 1, 1), warps * 32, shared if staged else 0, 1,
-            (workload.m, workload.k),
+            (workload.m, workload.k), overlaps=True,
         )  # fmt: skip
 
 
