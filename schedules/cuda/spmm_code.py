@@ -125,11 +125,12 @@ def candidates(workload: Workload, target: Target) -> list[Config]:
 
 def _cost(shape: CodeShape, workload: Workload, target: Target) -> float:
     """Estimated cycles: a multiprocessor fetches about one instruction a cycle, whatever cache it is in; a warp alone
-    takes eight cycles for one."""
+    takes four cycles for one, and waits for its reads of X. Factors for X through shared memory and for several positions a thread are measured.
+    """
     g, density = flat_geometry(workload), workload.pattern.density
     fmas = workload.k * density * shape.rows * shape.v
     loads = workload.k * (1 - (1 - density) ** shape.rows)
-    instructions = fmas + loads + 4 * shape.rows
+    instructions = fmas + 8 * loads + 4 * shape.rows
     blocks = -(-g.positions // shape.columns) * g.batch * -(-workload.m // (shape.rows * shape.groups))
     warps = -(-blocks // max(target.sms, 1)) * shape.block / 32
-    return instructions * (warps + 8)
+    return instructions * (warps + 4) * (1.3 if shape.stage else 1.0) * (1.4 if shape.v > 1 else 1.0)
