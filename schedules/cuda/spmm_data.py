@@ -29,7 +29,10 @@ from sparsetvm.space.knobs import Ordered
 from sparsetvm.space.space import Space
 
 _INT = 1 << 31
-_CHUNKS = (8, 16, 32, 64, 128, 256, 512, 1024)
+_GRID = 65535  # blocks along y and z
+_CHUNKS = (64, 128, 256, 512, 1024)
+_WINDOW_CHUNKS = (8, 16, 32, 64, 128)  # channels
+_LARGEST = 1024
 
 
 class SpmmData(Template):
@@ -45,15 +48,17 @@ class SpmmData(Template):
         if not all(isinstance(layout, Planes | Tiled) for layout in layouts) or not supports_flat(workload):
             return False
         sizes = [math.prod(layout.physical_shape(())) for layout in layouts]
-        return max(sizes) < _INT and _regular(flat_geometry(workload))
+        geometry = flat_geometry(workload)
+        return max(sizes) < _INT and geometry.batch <= _GRID and _regular(geometry)
 
     def space(self, workload: Workload, target: Target) -> Space:
         geometry = flat_geometry(workload)
         window = not aligned_rows(geometry)
         channels = workload.k if workload.conv is None else workload.k // math.prod(workload.conv.kernel)
         depth = channels if window else workload.k
-        chunks = tuple(c for c in _CHUNKS if c < depth and (c <= 128 or not window))
-        chunks = (*chunks, depth) if depth <= _CHUNKS[-1] else chunks
+        # Of chunks the whole of K where a block can hold it, and the larger ones.
+        chunks = tuple(c for c in (_WINDOW_CHUNKS if window else _CHUNKS) if c < depth)[-4:]
+        chunks = (*chunks, depth) if depth <= _LARGEST else chunks
         wide = tuple(nt for nt in (32, 64, 128) if nt == 32 or nt < 2 * geometry.positions)
         return Space(
             self.name,
@@ -62,11 +67,12 @@ class SpmmData(Template):
                 Ordered("nt", wide),
                 Ordered("c", (4,) if window else (2, 4)),
                 Ordered("rows", (1, 2, 4, 8)),
-                Ordered("warps", (4, 8, 16)),
+                Ordered("warps", (8, 16)),
                 Ordered("chunk", chunks),
-                Ordered("stages", (2, 3, 4)),
+                # Measured on an H200: more stages or longer batches win nothing anywhere.
+                Ordered("stages", (2,)),
                 Ordered("parts", (1, 2, 4, 8)),
-                Ordered("batch", (2, 4)),
+                Ordered("batch", (2,)),
             ),
         )
 
@@ -98,7 +104,8 @@ class SpmmData(Template):
         g = flat_geometry(workload)
         knobs = Shape.of(workload, g, config)
         view, meta = knobs.windows, packed.meta
-        column_tiles = -(-g.positions // knobs.nt)
+        single = meta["chunks"] == 1
+        start, reach = (int(v) for v in view.starts[0])
         before, after = _border_sizes(g)
         defines = (
             ("SP_NT", knobs.nt),
@@ -106,20 +113,26 @@ class SpmmData(Template):
             ("SP_R", knobs.tile.rows),
             ("SP_WARPS", knobs.tile.warps),
             ("SP_U", knobs.tile.batch),
-            ("SP_STAGES", knobs.stages),
+            ("SP_STAGES", 2 if single else knobs.stages),
             ("SP_CLUSTER", knobs.parts),
             ("SP_WINDOW", int(not view.aligned)),
+            ("SP_SINGLE", int(single)),
+            ("SP_PHASES", view.phases),
+            ("SP_GROUPED", int(len(g.taps) > 1)),
+            ("SP_IMAGE", int(workload.conv is not None)),
             *epilogue_defines(workload.epilogue),
         )
         scalars = (
-            *(column_tiles, meta["group_tiles"], meta["chunks"], meta["chunk_rows"], meta["block_bytes"], view.rows),
-            *(view.phases, view.length, view.x0, g.x_batch, view.x_group, view.x_row, g.positions, g.valid, g.pitch),
-            *(g.width, g.y0, g.y_batch, g.y_row, before, after, g.r0, g.r_batch, g.r_row),
+            *(meta["group_tiles"], meta["chunks"], meta["chunk_rows"], meta["block_bytes"], view.rows, view.length),
+            *(reach, view.x0 + (start if view.phases == 1 else 0), g.x_batch, view.x_group, view.x_row),
+            *(g.positions, g.valid, g.pitch, g.width, g.y0, g.y_batch, g.y_row, before, after),
+            *(g.r0, g.r_batch, g.r_row),
         )
         return Launch(
-            "spmm_data.cu", "spmm_data", defines, (g.batch * column_tiles * knobs.parts, meta["row_tiles"], 1),
-            knobs.tile.warps * 32,
+            "spmm_data.cu", "spmm_data", defines,
+            (-(-g.positions // knobs.nt) * knobs.parts, meta["row_tiles"], g.batch), knobs.tile.warps * 32,
             shared_bytes(knobs, meta["chunk_rows"], meta["block_bytes"], meta["chunks"]), knobs.parts, scalars,
+            overlaps=True,
         )  # fmt: skip
 
 
@@ -151,7 +164,8 @@ def shared_bytes(shape: Shape, chunk_rows: int, block_bytes: int, chunks: int) -
     """Dynamic shared memory of a block."""
     stages = min(shape.stages, chunks) * (chunk_rows * shape.windows.length * 4 + block_bytes)
     partial = shape.tile.tile_rows * shape.nt * 4 if shape.parts > 1 else 0
-    return shape.tile.tile_rows * 8 + max(stages, partial)
+    # Sums of a single chunk are written while other warps still read it.
+    return shape.tile.tile_rows * 8 + (stages + partial if chunks == 1 else max(stages, partial))
 
 
 def _pack_that_fits(weight: np.ndarray, geometry: FlatGeometry, shape: Shape, target: Target) -> tuple[TileStream, int]:

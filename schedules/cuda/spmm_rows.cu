@@ -102,6 +102,7 @@ extern "C" __global__ void SP_CLUSTER_DIMS __launch_bounds__(THREADS, SP_RESIDEN
     float* __restrict__ y, int column_tiles, int tile_rows, int k, int part_columns, int x0, int x_batch, int x_row,
     int positions, int valid, int pitch, int width, int y0, int y_batch, int y_row, int border_before, int border_after,
     int r0, int r_batch, int r_row) {
+  sp::start_next();
   SP_DYNAMIC_SHARED(float, shared);
   const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32, sub = lane / LANES, place = lane % LANES;
   const int part = PARTS > 1 ? sp::cluster_rank() : 0;
@@ -124,6 +125,9 @@ extern "C" __global__ void SP_CLUSTER_DIMS __launch_bounds__(THREADS, SP_RESIDEN
 
   const int4 head = heads[(tile * PARTS + part) * WARPS + warp];
   Entries stream(entries + size_t(head.x) * BATCH, reinterpret_cast<float4*>(shared) + warp * WARP_RING, lane, sub);
+  const int2* group = groups + size_t(head.y) * GROUP + sub;
+  int2 next = *group;
+  sp::wait_for_previous();
 
 #if SP_TILE
   {
@@ -149,13 +153,12 @@ extern "C" __global__ void SP_CLUSTER_DIMS __launch_bounds__(THREADS, SP_RESIDEN
     base[v] = reinterpret_cast<const char*>(SP_TILE ? x_tile + at[v] : x + min(at[v], positions - V - p0));
   }
 
-  const int2* group = groups + size_t(head.y) * GROUP + sub;
-  int2 next = *group;
   for (int i = 0; i < head.z; i++) {
     const int2 record = next;
     group += GROUP;
     next = *group;  // a spare one follows the last
     float sum[C] = {};
+    const float start = PIECES == 1 && record.x >= 0 ? bias[record.x] : 0.0f;
 #pragma unroll 1
     for (int b = record.y; b > 0; b--) {
       float4 e[U / 2];
@@ -181,7 +184,6 @@ extern "C" __global__ void SP_CLUSTER_DIMS __launch_bounds__(THREADS, SP_RESIDEN
       }
     } else if (record.x >= 0) {
       const int row = record.x;
-      const float start = bias[row];
 #pragma unroll
       for (int j = 0; j < VECTORS; j++) {
         const int p = p0 + at[j];

@@ -26,6 +26,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) spmv(
     const float* __restrict__ x, SP_RESIDUAL_PARAMETER const float4* __restrict__ values,
     const Columns* __restrict__ columns, const int* __restrict__ starts, const int* __restrict__ rows,
     const float* __restrict__ bias, float* __restrict__ y, int m, int k) {
+  sp::start_next();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, place = lane % LPR;
   const int at = (warp * gridDim.x + blockIdx.x) * WARP_ROWS + lane / LPR;
   const bool live = at < m;
@@ -42,6 +43,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) spmv(
   for (int i = 0; i < AHEAD; i++) read(i, begin + i);
   const int row = live ? rows[at] : 0;
   const float start = live ? bias[at] : 0.0f;
+  sp::wait_for_previous();  // the weights are on their way
 
 #if SP_STAGED
   SP_DYNAMIC_SHARED(float, shared);  // [plane of V tokens][k][V]

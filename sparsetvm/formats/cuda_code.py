@@ -157,6 +157,7 @@ def _kernel(groups: list[np.ndarray], shape: CodeShape, at: Places) -> str:
     return f"""{table}
 extern "C" __global__ void __launch_bounds__({shape.block})
 spmm_code(const float* __restrict__ x, SP_RESIDUAL_PARAMETER float* __restrict__ y) {{
+  sp::start_next();
   {shared}
   const int group = blockIdx.y * {shape.groups} + threadIdx.x / {shape.threads};
   const int image = blockIdx.x / {tiles}, p0 = blockIdx.x % {tiles} * {shape.columns};
@@ -169,6 +170,7 @@ spmm_code(const float* __restrict__ x, SP_RESIDUAL_PARAMETER float* __restrict__
 #if SP_RESIDUAL
   residual += {at.r0} + image * {at.r_batch} + p;
 #endif
+  sp::wait_for_previous();
   switch (group) {{
 {cases}
   }}{zeros}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -51,11 +52,21 @@ def test_default_kernels_compile_without_spills(name: str, tmp_path: Path) -> No
         words = compile_sm90(launch, tmp_path / "kernel.cubin")
         assert "warning" not in words, (config, words)
         assert "0 bytes spill stores, 0 bytes spill loads" in words, (config, words)
+        if launch.overlaps:
+            check_overlap((tmp_path / launch.path.with_suffix(".ptx").name).read_text())
+
+
+def check_overlap(ptx: str) -> None:
+    """The next kernel may start first of all; nothing is written before the previous kernel has ended."""
+    start, wait = ptx.index("griddepcontrol.launch_dependents"), ptx.index("griddepcontrol.wait")
+    assert start < wait < ptx.index("st.global")
+    assert not re.search(r"ld\.global|cp\.async", ptx[:start])
 
 
 def compile_sm90(launch: Launch, to: Path) -> str:
     macros = [f"-D{name}={value}" for name, value in launch.defines]
     command = [str(NVCC), "-std=c++17", "-O3", "-arch=sm_90", "-cubin", "-Xptxas", "-v", *macros]
+    command += ["--keep", "--keep-dir", str(to.parent)]
     done = subprocess.run([*command, str(launch.path), "-o", str(to)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stderr
