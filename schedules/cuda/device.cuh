@@ -39,6 +39,8 @@ __device__ __forceinline__ void copy_commit() { sp_emu::commit(); }
 template <int LEFT>
 __device__ __forceinline__ void copy_wait() { sp_emu::wait(LEFT); }
 __device__ __forceinline__ void wait_for_previous() {}
+template <typename T>
+__device__ __forceinline__ T* wait_for_previous(T* activations) { return activations; }
 __device__ __forceinline__ void start_next() {}
 __device__ __forceinline__ void cluster_sync() { sp_emu::cluster_barrier(); }
 __device__ __forceinline__ int cluster_rank() { return int(blockIdx.x) % sp_emu::cluster_size; }
@@ -77,6 +79,14 @@ __device__ __forceinline__ void copy_wait() { asm volatile("cp.async.wait_group 
 // All of its threads must call wait_for_previous() before they read activations or write anything; weights may be read
 // earlier. start_next() lets the kernel after this one start: it, too, waits for the end of this one before it reads.
 __device__ __forceinline__ void wait_for_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+// The compiler takes loads through `const __restrict__` pointers for constant and may move them past any barrier: what is
+// read through the pointer that this one returns stays behind it.
+template <typename T>
+__device__ __forceinline__ T* wait_for_previous(T* activations) {
+  int zero;  // an offset and not the pointer, which would no longer be known to be one to global memory
+  asm volatile("griddepcontrol.wait;\nmov.s32 %0, 0;" : "=r"(zero)::"memory");
+  return activations + zero;
+}
 __device__ __forceinline__ void start_next() { asm volatile("griddepcontrol.launch_dependents;"); }
 
 __device__ __forceinline__ void cluster_sync() {

@@ -125,7 +125,7 @@ def candidates(workload: Workload, target: Target) -> list[Config]:
 
 def _cost(shape: CodeShape, workload: Workload, target: Target) -> float:
     """Estimated cycles: a multiprocessor fetches about one instruction a cycle, whatever cache it is in; a warp alone
-    takes four cycles for one, and waits for its reads of X. Factors for X through shared memory and for several positions a thread are measured.
+    takes four cycles for one, and waits for its reads of X. The last two factors are measured.
     """
     g, density = flat_geometry(workload), workload.pattern.density
     fmas = workload.k * density * shape.rows * shape.v

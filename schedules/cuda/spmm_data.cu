@@ -202,7 +202,10 @@ extern "C" __global__ void SP_CLUSTER_DIMS __launch_bounds__(THREADS, BLOCKS_PER
 #pragma unroll 1
   for (int c = 0; c < FILLS; c++)
     if (c < count) fill_entries(c);
-  sp::wait_for_previous();
+  x = sp::wait_for_previous(x);
+#if SP_RESIDUAL
+  residual = sp::wait_for_previous(residual);
+#endif
 #pragma unroll 1
   for (int c = 0; c < FILLS; c++) {
     if (c < count) fill_x(c);

@@ -126,8 +126,11 @@ extern "C" __global__ void SP_CLUSTER_DIMS __launch_bounds__(THREADS, SP_RESIDEN
   const int4 head = heads[(tile * PARTS + part) * WARPS + warp];
   Entries stream(entries + size_t(head.x) * BATCH, reinterpret_cast<float4*>(shared) + warp * WARP_RING, lane, sub);
   const int2* group = groups + size_t(head.y) * GROUP + sub;
-  int2 next = *group;
-  sp::wait_for_previous();
+  int2 next = sp::early(group);
+  x = sp::wait_for_previous(x);
+#if SP_RESIDUAL
+  residual = sp::wait_for_previous(residual);
+#endif
 
 #if SP_TILE
   {

@@ -167,7 +167,7 @@ def _cost(shape: _Shape, workload: Workload, target: Target) -> float:
     traffic = (x + rows * row * 8 + 2 * pieces) * swept / 56
     turns = -(-deal.rows // (deal.group * deal.warps))
     chain = turns * (padded / deal.unroll * (90 if shape.ring else 230) + 80)
-    step = (wavefronts**1.35 + traffic**1.35 + chain**1.35) ** (1 / 1.35)
+    step = float((wavefronts**1.35 + traffic**1.35 + chain**1.35) ** (1 / 1.35))
     return waves * (step + 400 * math.log2(deal.parts)) + 5900
 
 

@@ -5,6 +5,7 @@
 // to blocks one warp's worth at a time, so that blocks are even and the rows of a warp alike.
 // Macros: SP_N, SP_LPR, SP_WARPS, SP_AHEAD (steps in flight), SP_STAGED (X in shared memory), SP_WIDE; epilogue.cuh's.
 #include "epilogue.cuh"
+#include "streams.cuh"
 
 constexpr int N = SP_N, LPR = SP_LPR, WARPS = SP_WARPS, AHEAD = SP_AHEAD;
 constexpr int THREADS = WARPS * 32, WARP_ROWS = 32 / LPR;
@@ -40,10 +41,19 @@ extern "C" __global__ void __launch_bounds__(THREADS) spmv(
     c[slot] = inside ? __ldg(columns + size_t(step) * LPR + place) : Columns{};
   };
 #pragma unroll
-  for (int i = 0; i < AHEAD; i++) read(i, begin + i);
-  const int row = live ? rows[at] : 0;
-  const float start = live ? bias[at] : 0.0f;
-  sp::wait_for_previous();  // the weights are on their way
+  for (int i = 0; i < AHEAD; i++) {
+    w[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f), c[i] = Columns{};
+    if (begin + i < end) {
+      w[i] = sp::early(values + size_t(begin + i) * LPR + place);
+      c[i] = sp::early(columns + size_t(begin + i) * LPR + place);
+    }
+  }
+  const int row = live ? sp::early(rows + at) : 0;
+  const float start = live ? sp::early(bias + at) : 0.0f;
+  x = sp::wait_for_previous(x);
+#if SP_RESIDUAL
+  residual = sp::wait_for_previous(residual);
+#endif
 
 #if SP_STAGED
   SP_DYNAMIC_SHARED(float, shared);  // [plane of V tokens][k][V]

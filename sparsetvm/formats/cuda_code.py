@@ -170,7 +170,10 @@ spmm_code(const float* __restrict__ x, SP_RESIDUAL_PARAMETER float* __restrict__
 #if SP_RESIDUAL
   residual += {at.r0} + image * {at.r_batch} + p;
 #endif
-  sp::wait_for_previous();
+  x = sp::wait_for_previous(x);
+#if SP_RESIDUAL
+  residual = sp::wait_for_previous(residual);
+#endif
   switch (group) {{
 {cases}
   }}{zeros}

@@ -66,7 +66,11 @@ def check_overlap(ptx: str) -> None:
 def compile_sm90(launch: Launch, to: Path) -> str:
     macros = [f"-D{name}={value}" for name, value in launch.defines]
     command = [str(NVCC), "-std=c++17", "-O3", "-arch=sm_90", "-cubin", "-Xptxas", "-v", *macros]
-    command += ["--keep", "--keep-dir", str(to.parent)]
-    done = subprocess.run([*command, str(launch.path), "-o", str(to)], capture_output=True, text=True, check=False)
+    command += [*(f"-I{folder}" for folder in launch.folders), "--keep", "--keep-dir", str(to.parent)]
+    source = launch.path
+    if launch.text is not None:
+        source = to.parent / launch.path.name
+        source.write_text(launch.text)
+    done = subprocess.run([*command, str(source), "-o", str(to)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stderr
