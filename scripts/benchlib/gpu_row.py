@@ -17,7 +17,7 @@ from sparsetvm.core.config import Config
 from sparsetvm.core.target import Target
 from sparsetvm.core.task import Task
 from sparsetvm.core.workload import Epilogue
-from sparsetvm.measure.cuda_candidate import CudaTrial, build_cuda
+from sparsetvm.measure.cuda_candidate import CudaTrial, build_cuda, open_device
 from sparsetvm.measure.cuda_timing import L2Flush
 from sparsetvm.measure.reference import Reference, input_shape, make_reference, to_physical
 from sparsetvm.measure.timing import time_repeats
@@ -37,6 +37,7 @@ class GpuKernelBench:
 
     def __init__(self, target: Target, configs: ConfigSource, names: list[str], peak: float) -> None:
         self._target, self._configs, self._names, self._peak = target, configs, names, peak
+        open_device(target.device)  # memory belongs to its context
         self._flush = L2Flush(target.l2)
 
     def row(self, case: Case) -> dict[str, Any]:
