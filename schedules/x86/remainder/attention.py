@@ -17,14 +17,14 @@ from __future__ import annotations
 import math
 
 import msgspec
+from sparsetvm.schedules.x86 import tir
+from sparsetvm.schedules.x86.remainder.runs import each_vector
 from tvm import tirx
 from tvm.tirx.script import builder as B
 
 from sparsetvm.core.layout import Tiled
 from sparsetvm.core.target import Target
 from sparsetvm.errors import SparseTvmError
-from sparsetvm.schedules.x86 import tir
-from sparsetvm.schedules.x86.remainder.runs import each_vector
 
 
 class Attention(msgspec.Struct, frozen=True):

@@ -11,6 +11,9 @@ once more. Small planes with equal row strides are walked in position tiles inst
 from __future__ import annotations
 
 import numpy as np
+from sparsetvm.schedules.x86 import tir
+from sparsetvm.schedules.x86.remainder.columns import WindowColumns
+from sparsetvm.schedules.x86.remainder.images import Images
 from tvm.tirx.script import builder as B
 
 from sparsetvm.core.layout import Planes
@@ -18,9 +21,6 @@ from sparsetvm.core.target import Target
 from sparsetvm.core.workload import ConvGeometry, Epilogue
 from sparsetvm.errors import SparseTvmError
 from sparsetvm.rewrite.plane_geometry import depthwise_pad
-from sparsetvm.schedules.x86 import tir
-from sparsetvm.schedules.x86.remainder.columns import WindowColumns
-from sparsetvm.schedules.x86.remainder.images import Images
 
 _POSITION_TILES = 32  # walk positions instead of rows up to this many unrolled tiles
 _UNROLLED_TAPS = 200  # limit of FMAs in one x vector of a block of rows

@@ -15,16 +15,16 @@ from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
+from sparsetvm.schedules.x86 import tir
+from sparsetvm.schedules.x86.remainder.columns import WindowColumns
+from sparsetvm.schedules.x86.remainder.images import Images
+from sparsetvm.schedules.x86.remainder.runs import Combine, add, reduce_run
 from tvm import tirx
 from tvm.tirx.script import builder as B
 
 from sparsetvm.core.layout import AnyLayout, Planes
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import ConvGeometry
-from sparsetvm.schedules.x86 import tir
-from sparsetvm.schedules.x86.remainder.columns import WindowColumns
-from sparsetvm.schedules.x86.remainder.images import Images
-from sparsetvm.schedules.x86.remainder.runs import Combine, add, reduce_run
 
 
 class Pooling(msgspec.Struct, frozen=True):
