@@ -11,12 +11,14 @@ must be below half a second. Exit code 1 otherwise.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
 import statistics
 import sys
 import time
+import uuid
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -34,6 +36,7 @@ from sparsetvm.core.workload import Epilogue, Workload
 from sparsetvm.measure.pool import Measurer
 
 _TEMPLATES = Path(__file__).parents[1] / "tests" / "tvm"
+_MARK = "STRESS_MEASURE_RUN"
 _RECOVERY = 0.5  # seconds: the median of the first trials after a lost worker
 _OVERSHOOT = 1.0  # seconds beyond a limit
 _WRONG = ("wrong", "unwritten", "changes_input", "changes_weight", "gone")
@@ -114,24 +117,25 @@ def make_task() -> Task:
     return Task("layer", Workload("matmul", 12, 20, 5, PLAIN, PLAIN, Epilogue(), pattern), weight, None)
 
 
-def workers() -> set[int]:
-    """Processes of measurers, wherever they hang in the tree. Forks keep the command line."""
+def workers(run: str) -> set[int]:
+    """Processes that the measurer of this run has started, wherever they hang: all inherit its environment."""
     found = set()
-    for process in psutil.process_iter(["cmdline"]):
-        line = process.info["cmdline"] or []
-        if "sparsetvm.measure.worker" in line and "fault_templates" in line:
-            found.add(process.pid)
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(_MARK) == run and process.pid != os.getpid():
+                found.add(process.pid)
     return found
 
 
 def stress(kinds: list[str]) -> Outcome:
     """One trial of each kind, in this order."""
-    outcome, task, before = Outcome(), make_task(), workers()
+    outcome, task = Outcome(), make_task()
+    run = os.environ[_MARK] = uuid.uuid4().hex
     os.environ["PYTHONPATH"] = os.pathsep.join([str(_TEMPLATES), os.environ.get("PYTHONPATH", "")])
     options = {"build_timeout": _LIMITS["compile_timeout"], "run_timeout": _LIMITS["run_timeout"]}
     with Measurer(host_target(1), templates="fault_templates", memory_limit=1 << 30, repeats=3, **options) as measurer:
         measurer.measure(task, [Config.of("test.faulty", kind="good", copy=0)])
-        usual = len(workers() - before)
+        usual = len(workers(run))
         lost = False
         for number, kind in enumerate(kinds):
             begun = time.monotonic()
@@ -145,12 +149,12 @@ def stress(kinds: list[str]) -> Outcome:
                 (outcome.recovery if lost else outcome.good).append(seconds)
             else:
                 outcome.faults += 1
-                if (count := len(workers() - before)) > usual:
+                if (count := len(workers(run))) > usual:
                     outcome.leaks.append(f"{number} {kind}: {count} processes, usual are {usual}")
             lost = result.status in ("crash", "out_of_memory", "compile_timeout", "run_timeout")
             if result.status in _LIMITS:
                 outcome.overshoot.append(seconds - _LIMITS[result.status] - _median(outcome.good))
-    outcome.left_at_the_end = len(workers() - before)
+    outcome.left_at_the_end = len(workers(run))
     return outcome
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 import time
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,8 @@ from sparsetvm.core.task import Task
 from sparsetvm.core.workload import Epilogue, Workload
 from sparsetvm.errors import EnvironmentProblem, UsageError
 from sparsetvm.measure.pool import Measurer
+
+RUN = uuid.uuid4().hex
 
 
 def make_task(m: int, k: int, n: int) -> Task:
@@ -39,6 +43,7 @@ def task() -> Task:
 @pytest.fixture(scope="module", autouse=True)
 def _templates_on_path() -> object:
     patch = pytest.MonkeyPatch()
+    patch.setenv("MEASURE_TEST_RUN", RUN)
     patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # the workers find the package without it
     yield
     patch.undo()
@@ -198,15 +203,12 @@ def children() -> list[psutil.Process]:
 
 
 def strays() -> list[int]:
-    """Processes of workers, orphans included."""
+    """Processes that the measurers of this run have started, orphans included: all inherit its environment."""
     found = []
     for process in psutil.process_iter():
-        try:
-            line = process.cmdline()
-            if "sparsetvm.measure.worker" in line and "fault_templates" in line:
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("MEASURE_TEST_RUN") == RUN and process.pid != os.getpid():
                 found.append(process.pid)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
     return found
 
 
