@@ -46,12 +46,14 @@ def rank(workload: Workload, space: Space, target: Target) -> list[tuple[float, 
     found: dict[tuple[object, ...], tuple[float, Config]] = {}
     for config in space:
         nt, c, parts = config.int("nt"), config.int("c"), config.int("parts")
+        if c < nt // 32:  # the same as nt // 32
+            continue
         if nt not in views:
             views[nt] = windows(workload, geometry, nt)
         view = views[nt]
         chunk = min(config.int("chunk"), -(-(view.rows // view.phases) // parts))
         others = (config[name] for name in ("rows", "warps", "parts", "stages", "batch"))
-        meaning = (nt, max(c, nt // 32), chunk, *others)
+        meaning = (nt, c, chunk, *others)
         if meaning not in found:
             clocks = estimate(workload, config, view, target, geometry.positions, geometry.batch)
             found[meaning] = (clocks, config)

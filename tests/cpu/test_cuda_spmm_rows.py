@@ -120,3 +120,13 @@ def test_default_is_a_point_of_the_space_and_any_point_fits_into_shared_memory()
             made = TEMPLATE.kernel(workload, point, packed, H100, "kernel")
             assert made.shared <= H100.shared
             assert made.grid[0] % made.cluster == 0
+
+
+def test_layers_that_it_never_wins_are_left_to_others() -> None:
+    rng = np.random.default_rng(0)
+    weight = sparse(rng, (64, 72), 0.1)
+    assert TEMPLATE.matches(product(32, 64, 72, RELU, weight), H100)
+    assert not TEMPLATE.matches(product(9, 64, 72, RELU, weight), H100)
+    taps = convolution(ConvGeometry(8, 14, 14, (3, 3), pads=(1, 1, 1, 1)), 64, 1, RELU, weight)
+    assert not TEMPLATE.matches(taps, H100)
+    assert TEMPLATE.space(product(32, 64, 72, RELU, weight), H100).cardinality < 1000
