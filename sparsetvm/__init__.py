@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sparsetvm.api import bench, compile, doctor, inspect, load, prune, tasks, tune, verify
     from sparsetvm.errors import SparseTvmError
 
+__version__ = "0.1.0"
 __all__ = ["SparseTvmError", "bench", "compile", "doctor", "inspect", "load", "prune", "tasks", "tune", "verify"]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from sparsetvm.core.gpu import known_gpu, query_gpu
+from sparsetvm import __version__
 from sparsetvm.errors import EnvironmentProblem, TargetError, did_you_mean
 from sparsetvm.settings import read_settings
 
@@ -247,7 +248,7 @@ def _gpu_fingerprint(target: Target) -> DeviceFingerprint:
 def toolchain_fingerprint() -> ToolchainFingerprint:
     """Installed versions, read without importing TVM."""
     return ToolchainFingerprint(
-        version_of("sparsetvm"), version_of("apache-tvm"), version_of("numpy"), platform.python_version()
+        __version__, version_of("apache-tvm"), version_of("numpy"), platform.python_version()
     )
 
 

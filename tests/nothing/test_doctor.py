@@ -67,3 +67,21 @@ def test_unknown_variable_is_a_finding(monkeypatch):
     row = doctor._run("variables", doctor._variables)
     assert not row["ok"]
     assert "SPARSETVM_LOG_DIR" in row["detail"]
+
+
+def test_version_is_that_of_the_code_also_where_nothing_is_installed(monkeypatch):
+    """Records made from a checkout would otherwise fit no installation."""
+    from importlib import metadata
+
+    import sparsetvm
+    from sparsetvm.core.target import toolchain_fingerprint
+
+    def not_installed(package: str) -> str:
+        raise metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(metadata, "version", not_installed)
+    toolchain_fingerprint.cache_clear()
+    try:
+        assert toolchain_fingerprint().sparsetvm == sparsetvm.__version__
+    finally:
+        toolchain_fingerprint.cache_clear()
