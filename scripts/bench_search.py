@@ -32,14 +32,14 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def measure(path: Path, wanted: str, target: Target) -> None:
-    from benchlib.search_table import REPEATS, measure_space
+    from benchlib.search_table import measure_space
     from benchlib.search_tasks import search_cases
 
     from sparsetvm.log.journal import read_records
     from sparsetvm.measure.pool import Measurer
 
     known = read_records(path).records if path.exists() else []
-    with Measurer(target, repeats=REPEATS) as measurer:
+    with Measurer(target) as measurer:
         for case in search_cases(target):
             if wanted in case.name:
                 measure_space(case.task(target), target, measurer, path, known)

@@ -1,18 +1,21 @@
-"""Tables of measured spaces: every config of a task timed as a search times it, the best of them once more.
+"""Tables of measured spaces: every config of a task timed side by side with all others, the best of them once more.
 
-A table is a tuning log. Its records of stage "search" are what a search sees. The fastest ones are timed again, side by
-side in shuffled rounds, as stage "final": by those times the configs are judged, because the lowest of hundreds of
-noisy times is lower than the time of any config.
+A table is a tuning log. Its records of stage "search" are what a search is told. They are timed in shuffled rounds:
+configs that are timed one after another differ by what else the machine did meanwhile. The fastest are built and timed
+again, in more rounds, as stage "final", and judged by that: the lowest of hundreds of noisy times is lower than what
+that config takes the next time.
 """
 
 from __future__ import annotations
 
-import random
+import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from benchlib.search_tasks import small_candidates
 from sparsetvm.core.config import Config
@@ -25,42 +28,46 @@ from sparsetvm.search.candidates import Candidates, candidates_of
 from sparsetvm.search.outcome import RecordMaker
 from sparsetvm.search.trial import Measured, Measurer
 
-_BATCH = 48
-REPEATS = 5  # timings of a config, as by the default effort
-_RETIMED, _ROUNDS = 32, 11
+_ROUNDS = 17
+_FINALISTS, _FINAL_ROUNDS = 64, 61
 _RUN = "bench_search"
 
 
 def measure_space(task: Task, target: Target, measurer: Measurer, path: Path, known: Sequence[Record]) -> None:
-    """Measure every config of the task's small space that `known` lacks, then the best once more; append to `path`."""
+    """Time every config of the task's small space and append the records to `path`, unless `known` has them."""
     candidates = small_candidates(candidates_of(task.workload, target))
     maker = RecordMaker(device_fingerprint(target), 0, _RUN)
-    mine = [record for record in known if record.workload == task.workload]
-    times = {record.config: record.best_us for record in mine if record.stage == "search"}
-    # Shuffled, so that a change of the machine's speed does not look like the effect of a knob.
-    left = [config for choice in candidates.choices for config in choice.space if config not in times]
-    random.Random(task.workload.id).shuffle(left)  # noqa: S311
-    for start in range(0, len(left), _BATCH):
-        results = measurer.measure(task, left[start : start + _BATCH])
+    times = {r.config: r.best_us for r in known if r.workload == task.workload and r.stage == "search"}
+    configs = [config for choice in candidates.choices for config in choice.space]
+    print(f"{task.name}: {task.workload.describe()}: {len(configs)} configs", file=sys.stderr, flush=True)
+    if not set(configs) <= times.keys():
+        results = measurer.retime(task, configs, _ROUNDS)
         append(path, *(maker.record(task, candidates, result, "search") for result in results))
-        times.update((result.config, result.best_us) for result in results)
-        print(f"{task.name}: {len(times)} of {candidates.cardinality}", end="\r", file=sys.stderr, flush=True)
-    if left or not any(record.stage == "final" for record in mine):
-        best = sorted(times, key=times.__getitem__)[:_RETIMED]
-        results = measurer.retime(task, best, _ROUNDS)
+        times = {result.config: result.best_us for result in results}
+    if not any(r.workload == task.workload and r.stage == "final" for r in known):
+        best = sorted(times, key=times.__getitem__)[:_FINALISTS]
+        results = measurer.retime(task, best, _FINAL_ROUNDS)
         append(path, *(maker.record(task, candidates, result, "final") for result in results))
-    print(f"{task.name}: {candidates.cardinality} configs", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
 class Table:
-    """The measured space of one task. seen: what a search is told of each config. judged_us: the time that counts."""
+    """The measured space of one task.
+
+    seen: what a search is told of each config. judged_us: microseconds that count, infinity for what failed; those of
+    configs that were not timed again are scaled by how much slower the others were then. records: `seen` as logged.
+    """
 
     task: Task
     candidates: Candidates
-    records: tuple[Record, ...]
     seen: dict[Config, Measured]
     judged_us: dict[Config, float]
+    records: tuple[Record, ...]
+
+    @property
+    def name(self) -> str:
+        workload = self.task.workload
+        return f"{workload.describe()} {workload.pattern.describe()} d={workload.pattern.density:.2f}"
 
     @property
     def optimum_us(self) -> float:
@@ -68,10 +75,47 @@ class Table:
 
 
 def read_tables(path: Path, target: Target) -> list[Table]:
-    """The tables of a log, in its order. Raises UsageError for a task whose space is not whole."""
+    """The tables of a log, in its order.
+
+    Raises UsageError for a log without tables, LogError when it cannot be read, and UsageError for a task whose space
+    the local templates no longer declare, or was not measured whole.
+    """
     of_task: defaultdict[str, list[Record]] = defaultdict(list)
     for record in read_records(path).records:
         of_task[record.workload.id].append(record)
     if not of_task:
-        raise UsageError(f"{path} holds no measurements", hint="leave out --only replay to measure them")
+        raise UsageError(f"{path} holds no measured space", hint="measure them with --only measure")
     return [_table(records, target, path) for records in of_task.values()]
+
+
+def _table(records: Sequence[Record], target: Target, path: Path) -> Table:
+    workload = records[0].workload
+    logged = {record.config: record for record in records if record.stage == "search"}
+    finals = {record.config: record.best_us for record in records if record.stage == "final"}
+    candidates = small_candidates(candidates_of(workload, target))
+    wanted = {config for choice in candidates.choices for config in choice.space}
+    outdated = any(record.template_version != _version(candidates, record.config) for record in records)
+    if outdated or wanted != logged.keys() or not finals.keys() <= wanted or not finals:
+        raise UsageError(
+            f"{path}: the space of {workload.describe()} is not that of the local templates, or not whole",
+            hint="measure it again into a new file",
+        )
+    scale = statistics.median(time / logged[config].best_us for config, time in finals.items())
+    judged = {config: finals.get(config, record.best_us * scale) for config, record in logged.items()}
+    task = Task(workload.id, workload, np.zeros((0, 0), np.float32), None)
+    return Table(task, candidates, {c: _seen(r) for c, r in logged.items()}, judged, tuple(logged.values()))
+
+
+def _version(candidates: Candidates, config: Config) -> int | None:
+    choice = candidates.choice(config.template)
+    return None if choice is None else choice.version
+
+
+def _seen(record: Record) -> Measured:
+    return Measured(
+        config=record.config,
+        status=record.status,
+        times_us=record.times_us,
+        message=record.message,
+        build_seconds=record.build_seconds,
+    )

@@ -17,7 +17,7 @@ from sparsetvm.errors import UsageError, did_you_mean
 class Effort:
     """One preset. trials, dense_trials: most per task, and for tasks that only dense templates match.
 
-    batch: configs per round; repeats: timings of a config in the search; top_k, final_rounds: configs that are re-timed
+    batch: most configs per round; repeats: timings of a config in the search; top_k, final_rounds: configs that are re-timed
     beside the best dense one, and how often; patience: trials without gain after which a task is left.
     """
 
@@ -35,6 +35,7 @@ EFFORTS: dict[str, Effort] = {
     "default": Effort(trials=48, dense_trials=12, batch=12, repeats=5, top_k=3, final_rounds=7, patience=24),
     "max": Effort(trials=256, dense_trials=48, batch=16, repeats=7, top_k=5, final_rounds=11, patience=96),
 }
+_FIRST_BATCH = 4
 # Without a trial limit a budget in seconds is the limit; no space needs more trials than this.
 _TRIALS_UNDER_BUDGET = 256
 _FIRST_SHARE = 0.3  # of a task's time that a round may save before a model says better, halved by the next, ...
@@ -77,6 +78,11 @@ class TuneOptions:
             return effort.dense_trials
         unlimited = self.trials is not None or self.seconds is not None
         return max(effort.trials, _TRIALS_UNDER_BUDGET) if unlimited else effort.trials
+
+
+def round_size(trials: int, batch: int) -> int:
+    """Configs of a task's next round after `trials` of them: few at first, when the model learns most from each."""
+    return min(batch, max(_FIRST_BATCH, trials // 4))
 
 
 class Deadline:

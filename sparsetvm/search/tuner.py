@@ -21,7 +21,7 @@ from sparsetvm.core.task import Task
 from sparsetvm.errors import NoCandidateError
 from sparsetvm.log.relation import patterns_alike
 from sparsetvm.schedules.base import matching
-from sparsetvm.search.budget import Deadline, TuneOptions, next_task
+from sparsetvm.search.budget import Deadline, TuneOptions, next_task, round_size
 from sparsetvm.search.candidates import Candidates, Matching, candidates_of, known_dense, validator
 from sparsetvm.search.cost_model import Sample
 from sparsetvm.search.outcome import Origin, RecordMaker, RecordStage, TaskOutcome, TuningInterrupted, count_statuses
@@ -30,7 +30,7 @@ from sparsetvm.search.trial import Decision, Measured, Measurer, RecordIndex
 
 JournalAppend = Callable[[list[Record]], None]
 
-_SEEDS = 4
+SEEDS = 4
 _CHECK_ROUNDS = 3
 # A guess of what a trial takes, until some of the task were measured: compiling a pattern into code costs most.
 _TRIAL_SECONDS, _NNZ_SECONDS = 0.15, 5e-6
@@ -188,7 +188,7 @@ class _Tuner:
             self._target,
             self._options,
             seed=self._seed,
-            seeds=self._index.seeds(workload, _SEEDS, self._device, valid),
+            seeds=self._index.seeds(workload, SEEDS, self._device, valid),
             skip=self._index.failed_configs(workload, self._device, valid),
             training=self._index.training(workload, self._device),
             earlier=[
@@ -217,7 +217,7 @@ class _Tuner:
 
     def _round(self, at: int) -> None:
         search = self._searches[at]
-        size = min(self._options.preset.batch, self._trials_left())
+        size = min(round_size(search.budget.trials, self._options.preset.batch), self._trials_left())
         waiting = sum(other.budget.rounds == 0 for other in self._searches.values())
         if not search.budget.rounds and waiting > 1:
             # Few trials in all: no task's first round may use up those of the others.
