@@ -33,7 +33,7 @@ class Run:
     """curve: time of the fastest config so far over that of the best config of the space, after each trial.
 
     order: the configs in the order of their trials. rank_correlation: of the model's predictions, None without one.
-    model_seconds: seconds per round that the search itself took.
+    model_seconds: CPU seconds per round that the search itself took.
     """
 
     curve: list[float]
@@ -49,7 +49,7 @@ def replay(table: Table, method: Method, seed: int, trials: int, target: Target,
         return Run(curve_of(table, order, trials), order)
     search = _task_search(table, method, seed, target, others)
     measurer = ReplayMeasurer(lambda _, config: table.seen[config])
-    rounds, began = 0, time.perf_counter()
+    rounds, began = 0, time.process_time()
     while search.budget.trials < trials:
         size = min(round_size(search.budget.trials, _OPTIONS.preset.batch), trials - search.budget.trials)
         configs = search.next_batch(size)
@@ -58,7 +58,7 @@ def replay(table: Table, method: Method, seed: int, trials: int, target: Target,
         results = measurer.measure(table.task, configs, search.note)
         search.end_round(results)
         rounds += 1
-    spent = (time.perf_counter() - began) / max(rounds, 1)
+    spent = (time.process_time() - began) / max(rounds, 1)
     order = [config for _, config in measurer.asked]
     return Run(curve_of(table, order, trials), order, search.strategy.rank_correlation, spent)
 

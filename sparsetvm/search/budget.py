@@ -38,7 +38,8 @@ EFFORTS: dict[str, Effort] = {
 _FIRST_BATCH = 4
 # Without a trial limit a budget in seconds is the limit; no space needs more trials than this.
 _TRIALS_UNDER_BUDGET = 256
-_FIRST_SHARE = 0.3  # of a task's time that a round may save before a model says better, halved by the next, ...
+# Share of a task's time that a round may save before a model says better; halves with every so many trials.
+_FIRST_SHARE, _HALF_TRIALS = 0.3, 12
 _WORTH_A_ROUND = 0.01
 _GAIN = 0.99  # a new best must be this much faster to count against patience
 
@@ -141,12 +142,21 @@ class TaskBudget:
         """Microseconds of the whole model that the next round may save."""
         if math.isinf(self.best_us):
             return math.inf
-        prior = _FIRST_SHARE / 2 ** max(self.rounds - 1, 0)
+        prior = _FIRST_SHARE / 2 ** (max(self.trials - _HALF_TRIALS, 0) / _HALF_TRIALS)
         share = prior if self.promise is None else (prior + self.promise) / 2
         return float(self.count * self.best_us * share)
 
 
-def next_task(budgets: Sequence[TaskBudget]) -> int | None:
-    """Index of the task that gets the next round, None when all are done."""
+def next_task(budgets: Sequence[TaskBudget], seconds: Sequence[float] | None = None) -> int | None:
+    """Index of the task that gets the next round, None when all are done.
+
+    That is the one whose round may save most of the model's time: its calls times its current time times the share that
+    is expected to fall. seconds: what a trial of each task takes; where time is limited, what counts is the saving by
+    second.
+    """
     open_tasks = [index for index, budget in enumerate(budgets) if not budget.done]
-    return max(open_tasks, key=lambda index: budgets[index].expected_saving_us, default=None)
+
+    def worth(index: int) -> float:
+        return budgets[index].expected_saving_us / (1.0 if seconds is None else seconds[index])
+
+    return max(open_tasks, key=worth, default=None)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,15 +30,16 @@ from sparsetvm.search.features import Columns, config_features, feature_matrix, 
 
 _MIN_OWN, _MIN_OTHERS = 6, 12
 _COMMON = {"objective": "reg:squarederror", "nthread": 1, "tree_method": "hist", "verbosity": 0, "lambda": 0.5}
-_PRIOR = {**_COMMON, "max_depth": 5, "eta": 0.1, "subsample": 0.8, "colsample_bytree": 0.5}
-_OWN = {**_COMMON, "max_depth": 3, "eta": 0.2, "subsample": 0.9, "colsample_bytree": 0.8, "min_child_weight": 0.3}
-_PRIOR_TREES, _OWN_TREES = 100, 60
-# How slow a slow config is teaches nothing about the fast ones: beyond e times the best, all are alike; failures are
-# worse than any.
-_CAP, _FAILED = 1.0, 1.7
+_PRIOR = {**_COMMON, "max_depth": 4, "eta": 0.15, "subsample": 0.8, "colsample_bytree": 0.5}
+_OWN = {**_COMMON, "max_depth": 4, "eta": 0.2, "subsample": 0.9, "colsample_bytree": 0.8, "min_child_weight": 0.3}
+_TREES = 60
+_FAILED = math.log(2.0)  # a failed config counts as this much slower than the slowest good one
 _HALF_DISTANCE = 4.0  # records of a workload this unlike (log.relation.distance) count half
 _OTHER_DEVICE = 1.0  # added to the distance
-_RETRAIN = 1.5  # the prior is trained again when it may use this many times the samples
+_OTHER_OPERATOR = 2.0
+_MOST_OTHERS = 4000  # samples for the prior: more take longer than they help
+# The prior is trained again when it may use this many times the samples, until the task has enough of its own.
+_RETRAIN, _ENOUGH_OWN = 2.0, 24
 
 
 @dataclass(frozen=True)
@@ -99,11 +100,12 @@ class CostModel:
 
     def fit(self) -> bool:
         """Train from all samples; False while there are too few, or none that succeeded."""
-        if len(self._prior.samples) >= max(_MIN_OTHERS, _RETRAIN * self._prior.trained_on):
+        wanted = max(_MIN_OTHERS, _RETRAIN * self._prior.trained_on)
+        if len(self._prior.samples) >= wanted and len(self._times) < _ENOUGH_OWN:
             self._fit_prior()
-        best = min(self._times.values(), default=math.inf)
-        if len(self._times) >= (_MIN_OWN if self._prior.booster is None else 1) and math.isfinite(best):
-            self._fit_own(best)
+        enough = len(self._times) >= (_MIN_OWN if self._prior.booster is None else 1)
+        if enough and math.isfinite(min(self._times.values())):
+            self._fit_own()
         return self.trained
 
     def encode(self, configs: Sequence[Config]) -> Encoded:
@@ -128,9 +130,9 @@ class CostModel:
             raise ValueError("no config of this task has a time yet")
         return np.exp(relative) * best
 
-    def _fit_own(self, best: float) -> None:
+    def _fit_own(self) -> None:
         configs = list(self._times)
-        labels = np.array([_label(time, best) for time in self._times.values()])
+        labels = _labels(self._times.values())
         encoded = self.encode(configs)
         margin = self._prior_of(encoded)
         self._offset = float((labels - margin).mean())
@@ -139,30 +141,30 @@ class CostModel:
             feature_matrix(encoded.columns, self._names, encoded.size),
             label=labels, base_margin=margin + self._offset, nthread=1,
         )  # fmt: skip
-        self._booster = _xgboost().train({**_OWN, "seed": self._seed}, data, num_boost_round=_OWN_TREES)
+        self._booster = _xgboost().train({**_OWN, "seed": self._seed}, data, num_boost_round=_TREES)
 
     def _fit_prior(self) -> None:
         """Train the prior from all tasks of which a config worked and another one is known."""
         groups: defaultdict[tuple[Workload, str], list[Sample]] = defaultdict(list)
-        for sample in self._prior.samples:
+        for sample in self._prior.samples[:_MOST_OTHERS]:
             groups[sample.workload, sample.device].append(sample)
         blocks: list[tuple[Columns, int]] = []
-        labels: list[float] = []
+        labels: list[np.ndarray] = []
         weights: list[float] = []
         for (workload, device), members in groups.items():
-            best = min(sample.time_us for sample in members)
-            if len(members) > 1 and math.isfinite(best):
+            if len(members) > 1 and any(math.isfinite(sample.time_us) for sample in members):
                 blocks.append((features(workload, [s.config for s in members], self._target), len(members)))
-                labels += [_label(sample.time_us, best) for sample in members]
+                labels.append(_labels(sample.time_us for sample in members))
                 apart = distance(workload, self._workload) + _OTHER_DEVICE * bool(device)
+                apart += _OTHER_OPERATOR * (workload.op != self._workload.op)
                 weights += [2.0 ** (-apart / _HALF_DISTANCE)] * len(members)
         self._prior.trained_on = len(self._prior.samples)
-        if len(labels) < _MIN_OTHERS:
+        if len(weights) < _MIN_OTHERS:
             return
         names = sorted(set().union(*(columns for columns, _ in blocks)))
         matrix = np.concatenate([feature_matrix(columns, names, size) for columns, size in blocks])
-        data = _xgboost().DMatrix(matrix, label=labels, weight=weights, nthread=1)
-        self._prior.booster = _xgboost().train({**_PRIOR, "seed": self._seed}, data, num_boost_round=_PRIOR_TREES)
+        data = _xgboost().DMatrix(matrix, label=np.concatenate(labels), weight=weights, nthread=1)
+        self._prior.booster = _xgboost().train({**_PRIOR, "seed": self._seed}, data, num_boost_round=_TREES)
         self._prior.names = names
         self._prior.version += 1
 
@@ -179,8 +181,12 @@ class CostModel:
         return encoded.prior
 
 
-def _label(time_us: float, best_us: float) -> float:
-    return min(math.log(max(time_us, 1e-3) / max(best_us, 1e-3)), _CAP) if math.isfinite(time_us) else _FAILED
+def _labels(times_us: Iterable[float]) -> np.ndarray:
+    """log(time / best) of the times of one task, of which one is finite."""
+    times = np.maximum(np.array(list(times_us), np.float64), 1e-3)
+    good = np.isfinite(times)
+    labels = np.log(times, where=good, out=np.full_like(times, np.nan)) - math.log(times[good].min())
+    return np.where(good, labels, labels[good].max() + _FAILED)
 
 
 def samples_of(records: Sequence[Record], device: str = "") -> list[Sample]:

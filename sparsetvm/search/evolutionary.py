@@ -7,6 +7,7 @@ Without a trained model the best config is varied, one knob at a time.
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Iterable, Sequence
@@ -30,7 +31,7 @@ _RANDOM_WHEN_BAD = 0.25  # ... and when its last predictions were of no use
 _LOCAL = 0.2  # share that is one step from the best measured configs: trees know little between samples
 _LOCAL_PARENTS = 3
 _FORETOLD, _MIN_FORETOLD = 32, 6
-_MIN_CORRELATION = 0.3  # below this the model's promises are not believed
+_MIN_CORRELATION = 0.3  # below this the predictions are called bad
 
 
 class EvolutionarySearch:
@@ -51,15 +52,18 @@ class EvolutionarySearch:
         self._seen: set[Config] = set(skip)
         self._times: dict[Config, float] = {}
         self._whole: tuple[list[Config], Encoded] | None = None
+        self._order: np.ndarray | None = None  # of the whole space, until the model is trained again
         self._credit = {"random": 0.0, "local": 0.0}  # trials that are due by their shares
         self._foretold: list[tuple[float, float]] = []  # (predicted, measured) logarithms of configs that were new
+        self._correlation: float | None = None
 
     def propose(self, n: int) -> list[Config]:
         """Up to `n` unseen configs: those predicted fastest, some near the best, some at random."""
         if self._model is None or not self._model.trained:
             chosen = self._unguided(n)
         else:
-            explore = self._due("random", n, _RANDOM if self._believed else _RANDOM_WHEN_BAD)
+            bad = self._correlation is not None and self._correlation < _MIN_CORRELATION
+            explore = self._due("random", n, _RANDOM_WHEN_BAD if bad else _RANDOM)
             near = self._ranked(self._near(self._parents()[:_LOCAL_PARENTS]))[: self._due("local", n, _LOCAL)]
             chosen = near[: n - explore]
             best = self._best_unseen(n)
@@ -79,14 +83,15 @@ class EvolutionarySearch:
         if self._model is not None and samples:
             self._model.add(samples)
             self._model.fit()
+            self._order = None
 
     def expected_gain(self) -> float | None:
-        """Share of the best time that the best unseen config is expected to save; None when predictions were bad.
+        """Share of the best time that the best unseen config is expected to save; None while nothing was predicted.
 
-        The expectation over a normal error as large as those of the last predictions ("expected improvement", Jones et
-        al., 1998).
+        The expectation is over a normal error as large as those of the last predictions ("expected improvement", Jones
+        et al., 1998): the worse they were, the more may be left.
         """
-        if self._model is None or not self._model.trained or len(self._foretold) < _MIN_FORETOLD or not self._believed:
+        if self._model is None or len(self._foretold) < _MIN_FORETOLD:
             return None
         promise = self._promise()
         if promise is None:
@@ -96,19 +101,13 @@ class EvolutionarySearch:
         sigma = max(1.48 * float(np.median(np.abs(recent[:, 0] - recent[:, 1]))), 1e-6)
         z = -promise / sigma
         density = math.exp(-z * z / 2) / math.sqrt(2 * math.pi)
-        share = sigma * (z * 0.5 * math.erfc(-z / math.sqrt(2)) + density)
-        return 1.0 - math.exp(-share)
+        saved = sigma * (z * 0.5 * math.erfc(-z / math.sqrt(2)) + density)
+        return 1.0 - math.exp(-saved)
 
     @property
     def rank_correlation(self) -> float | None:
         """Spearman correlation of the last predictions with what was then measured; None for too few."""
-        recent = np.array(self._foretold[-_FORETOLD:])
-        return spearman(recent[:, 0], recent[:, 1]) if len(recent) >= _MIN_FORETOLD else None
-
-    @property
-    def _believed(self) -> bool:
-        correlation = self.rank_correlation
-        return correlation is None or correlation >= _MIN_CORRELATION
+        return self._correlation
 
     def _compare(self, samples: Sequence[Sample]) -> None:
         if self._model is not None and self._model.trained and self._times and samples:
@@ -116,6 +115,9 @@ class EvolutionarySearch:
             self._foretold += [
                 (math.log(p), math.log(max(s.time_us, 1e-3))) for p, s in zip(predicted, samples, strict=True)
             ]
+            recent = np.array(self._foretold[-_FORETOLD:])
+            if len(recent) >= _MIN_FORETOLD:
+                self._correlation = spearman(recent[:, 0], recent[:, 1])
 
     def _due(self, kind: str, n: int, share: float) -> int:
         """How many of the next `n` trials are of a kind, so that in the long run it has its share."""
@@ -144,13 +146,10 @@ class EvolutionarySearch:
         if self._candidates.cardinality > _WHOLE:
             return self._ranked(self._bred())[:n]
         configs, encoded = self._describe_whole()
-        found: list[Config] = []
-        for at in self._predict(encoded).argsort(kind="stable"):
-            if len(found) >= n:
-                break
-            if configs[at] not in self._seen:
-                found.append(configs[at])
-        return found
+        if self._order is None:
+            self._order = self._predict(encoded).argsort(kind="stable")
+        unseen = (configs[at] for at in self._order if configs[at] not in self._seen)
+        return list(itertools.islice(unseen, n))
 
     def _promise(self) -> float | None:
         """Predicted log(time / best time) of the unseen config that is predicted fastest; None when all were seen."""

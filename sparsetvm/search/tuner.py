@@ -210,7 +210,8 @@ class _Tuner:
                 self._round(at)
         budgets = [self._searches[at].budget for at in order]
         while self._may_go_on():
-            chosen = next_task(budgets)
+            limited = self._options.seconds is not None
+            chosen = next_task(budgets, [self._trial_seconds(at) for at in order] if limited else None)
             if chosen is None:
                 return
             self._round(order[chosen])
@@ -234,10 +235,17 @@ class _Tuner:
         self._spent[at] += self._deadline.now() - (self._first_result if first else began)
         self._measured[at] += len(results) - first
         search.end_round(results)
+        self._tell_round(at, len(results))
         samples = [Sample(self._tasks[at].workload, r.config, r.best_us) for r in results if r.ok]
         for other, theirs in self._searches.items():
             if other != at:
                 theirs.learn_from(samples)
+
+    def _tell_round(self, at: int, trials: int) -> None:
+        search = self._searches[at]
+        told = {"rank_correlation": search.rank_correlations[-1], "expected_gain": search.budget.promise}
+        known = {name: value for name, value in told.items() if value is not None}
+        self._tell("round", at, f"{trials} trials, {len(search.results)} in all", **known)
 
     def _note(self, at: int, result: Measured) -> None:
         """Journal one result at once: whatever happens next, it is kept."""
@@ -291,7 +299,7 @@ class _Tuner:
         self._outcomes[at] = TaskOutcome(
             self._tasks[at], winner.config, source, winner.best_us, min(dense, default=search.dense_us),
             len(search.results), self._checks.get(at, 0), count_statuses(search.results), why,
-            search.strategy.rank_correlation,
+            search.rank_correlations,
         )  # fmt: skip
         self._tell("task_end", at, source, best_us=winner.best_us, trials=len(search.results))
 
