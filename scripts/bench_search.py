@@ -72,8 +72,7 @@ def replay_all(path: Path, wanted: str, seeds: int, trials: int, target: Target)
     for table in chosen:
         others = [other for other in tables if other is not table]
         runs = {
-            method: [replay(table, method, seed, trials, target, others) for seed in range(seeds)]
-            for method in METHODS
+            method: [replay(table, method, seed, trials, target, others) for seed in range(seeds)] for method in METHODS
         }
         all_runs.append(runs)
         rows.append(task_row(table, candidates_of(table.task.workload, target).cardinality, runs))

@@ -79,7 +79,7 @@ def curve_of(table: Table, order: Sequence[Config], trials: int) -> list[float]:
 
 def _blind(table: Table, seed: int, trials: int, *, defaults: bool) -> list[Config]:
     first = table.candidates.first() if defaults else []
-    rng = random.Random(f"{seed} {table.task.workload.id}")  # noqa: S311
+    rng = random.Random(f"{seed} {table.task.workload.id}")
     return [*first, *RandomSearch(table.candidates, rng, first).propose(max(0, trials - len(first)))]
 
 
@@ -94,6 +94,4 @@ def _task_search(table: Table, method: Method, seed: int, target: Target, others
     workload, device = table.task.workload, device_fingerprint(target)
     seeds = index.seeds(workload, SEEDS, device, validator(table.candidates))
     training = index.training(workload, device)
-    return TaskSearch(
-        table.task, table.candidates, target, _OPTIONS, seed=seed, seeds=seeds, training=training
-    )
+    return TaskSearch(table.task, table.candidates, target, _OPTIONS, seed=seed, seeds=seeds, training=training)

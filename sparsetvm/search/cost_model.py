@@ -128,7 +128,8 @@ class CostModel:
         best = min(self._times.values(), default=math.inf)
         if not math.isfinite(best):
             raise ValueError("no config of this task has a time yet")
-        return np.exp(relative) * best
+        predicted: np.ndarray = np.exp(relative) * best
+        return predicted
 
     def _fit_own(self) -> None:
         configs = list(self._times)
@@ -174,7 +175,7 @@ class CostModel:
             return np.zeros(encoded.size)
         if encoded.prior is None or encoded.version != self._prior.version:
             own = workload_features(self._workload, self._target)
-            columns = {**encoded.columns, **{name: np.float32(value) for name, value in own.items()}}
+            columns = {**encoded.columns, **{name: np.full(encoded.size, value) for name, value in own.items()}}
             matrix = feature_matrix(columns, self._prior.names, encoded.size)
             encoded.prior = np.asarray(self._prior.booster.inplace_predict(matrix), np.float64)
             encoded.version = self._prior.version

@@ -29,7 +29,9 @@ _K_BLOCK, _ROWS, _VECTORS, _TILES = ("k_block", "kb"), ("rows", "mr", "row_tile"
 
 def features(workload: Workload, configs: Sequence[Config], target: Target) -> Columns:
     """All features of one workload with each of the configs: float32 columns of len(configs)."""
-    found = {name: np.full(len(configs), value, np.float32) for name, value in workload_features(workload, target).items()}
+    found = {
+        name: np.full(len(configs), value, np.float32) for name, value in workload_features(workload, target).items()
+    }
     found.update(config_features(workload, configs, target))
     return found
 
@@ -82,12 +84,12 @@ def config_features(workload: Workload, configs: Sequence[Config], target: Targe
     return found
 
 
-def feature_matrix(columns: Mapping[str, np.ndarray | np.float32], names: Sequence[str], rows: int) -> np.ndarray:
+def feature_matrix(columns: Mapping[str, np.ndarray], names: Sequence[str], rows: int) -> np.ndarray:
     """(rows, len(names)) float32; NaN where a name is missing."""
     matrix = np.full((rows, len(names)), np.nan, np.float32)
     for at, name in enumerate(names):
         if name in columns:
-            matrix[:, at] = columns[name]  # scalars stand for a whole column
+            matrix[:, at] = columns[name]
     return matrix
 
 

@@ -17,6 +17,7 @@ from sparsetvm.search.cost_model import CostModel, Sample, samples_of
 from sparsetvm.search.evolutionary import EvolutionarySearch
 from sparsetvm.search.trial import Measured
 
+
 class TaskSearch:
     """State of one task's search.
 
@@ -55,7 +56,8 @@ class TaskSearch:
         first = dict.fromkeys([*candidates.first(), *(c for c in seeds if candidates.contains(c))])
         # The strategy need not propose what is measured first anyway.
         self.strategy = EvolutionarySearch(candidates, task.workload, self._model, rng, [*skip, *first])
-        self.budget = TaskBudget(task.count, options.task_limit(dense_only=candidates.dense_only), options.patience)
+        limit = options.task_limit(dense_only=candidates.dense_only)
+        self.budget = TaskBudget(task.count, limit, options.patience, options.preset.least_gain)
         self._go_on(earlier)
         avoided = {*skip, *self._best, *self._failed}
         self._first = [config for config in first if config not in avoided]

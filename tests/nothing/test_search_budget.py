@@ -54,6 +54,15 @@ def test_task_budget_stops_when_the_model_sees_no_gain_twice() -> None:
     assert task.done
 
 
+def test_max_effort_goes_on_for_smaller_gains() -> None:
+    default, most = (TaskBudget(1, 100, 50, EFFORTS[effort].least_gain) for effort in ("default", "max"))
+    for _ in range(3):
+        default.observe([10.0, 11.0], 0.005)
+        most.observe([10.0, 11.0], 0.005)
+    assert default.done
+    assert not most.done
+
+
 def test_task_budget_gives_up_when_everything_fails() -> None:
     task = TaskBudget(1, limit=100, patience=50)
     for _ in range(3):
