@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import itertools
 import random
 import time
 from collections.abc import Sequence
@@ -64,17 +64,12 @@ def replay(table: Table, method: Method, seed: int, trials: int, target: Target,
 
 
 def curve_of(table: Table, order: Sequence[Config], trials: int) -> list[float]:
-    """Judged time of the config that looked fastest so far, relative to the optimum, after each of `trials`.
+    """Time of the fastest config so far, relative to the optimum, after each of `trials`.
 
     Infinity until a config works. A space that is used up leaves the rest of the curve as it is.
     """
-    curve: list[float] = []
-    fastest, judged = math.inf, math.inf
-    for config in order[:trials]:
-        if table.seen[config].best_us < fastest:
-            fastest, judged = table.seen[config].best_us, table.judged_us[config] / table.optimum_us
-        curve.append(judged)
-    return curve + [judged] * (trials - len(curve))
+    curve = list(itertools.accumulate((table.slower(config) for config in order[:trials]), min))
+    return curve + curve[-1:] * (trials - len(curve))
 
 
 def _blind(table: Table, seed: int, trials: int, *, defaults: bool) -> list[Config]:

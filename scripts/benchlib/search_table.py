@@ -1,14 +1,13 @@
 """Tables of measured spaces: every config of a task timed side by side with all others, the best of them once more.
 
-A table is a tuning log. Its records of stage "search" are what a search is told. They are timed in shuffled rounds:
-configs that are timed one after another differ by what else the machine did meanwhile. The fastest are built and timed
-again, in more rounds, as stage "final", and judged by that: the lowest of hundreds of noisy times is lower than what
-that config takes the next time.
+A table is a tuning log. Its records of stage "search" are what a search is told and judged by. They are timed in
+shuffled rounds: configs that are timed one after another differ by what else the machine did meanwhile. The lowest of
+hundreds of noisy times is still lower than what that config takes the next time, so that the optimum of a table is a
+little too good. How much is seen from the fastest ones, which are built and timed again as stage "final".
 """
 
 from __future__ import annotations
 
-import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -31,6 +30,7 @@ from sparsetvm.search.trial import Measured, Measurer
 _ROUNDS = 17
 _FINALISTS, _FINAL_ROUNDS = 64, 61
 _RUN = "bench_search"
+_UNEVEN = 4.0  # longest row over the mean row
 
 
 def measure_space(task: Task, target: Target, measurer: Measurer, path: Path, known: Sequence[Record]) -> None:
@@ -54,24 +54,36 @@ def measure_space(task: Task, target: Target, measurer: Measurer, path: Path, kn
 class Table:
     """The measured space of one task.
 
-    seen: what a search is told of each config. judged_us: microseconds that count, infinity for what failed; those of
-    configs that were not timed again are scaled by how much slower the others were then. records: `seen` as logged.
+    seen: what a search is told of each config. records: the same as logged. again_us: microseconds of the fastest ones
+    when they were built and timed again.
     """
 
     task: Task
     candidates: Candidates
     seen: dict[Config, Measured]
-    judged_us: dict[Config, float]
     records: tuple[Record, ...]
+    again_us: dict[Config, float]
 
     @property
     def name(self) -> str:
         workload = self.task.workload
-        return f"{workload.describe()} {workload.pattern.describe()} d={workload.pattern.density:.2f}"
+        pattern = workload.pattern.describe()
+        if pattern == "unstructured" and workload.pattern.row_imbalance > _UNEVEN:
+            pattern = "uneven rows"
+        return f"{workload.describe()} {pattern} d={workload.pattern.density:.2f}"
+
+    @property
+    def best(self) -> Config:
+        """The config with the lowest time."""
+        return min(self.seen, key=lambda config: self.seen[config].best_us)
 
     @property
     def optimum_us(self) -> float:
-        return min(self.judged_us.values())
+        return self.seen[self.best].best_us
+
+    def slower(self, config: Config) -> float:
+        """Time of a config over the optimum, infinity for one that failed."""
+        return self.seen[config].best_us / self.optimum_us
 
 
 def read_tables(path: Path, target: Target) -> list[Table]:
@@ -100,10 +112,8 @@ def _table(records: Sequence[Record], target: Target, path: Path) -> Table:
             f"{path}: the space of {workload.describe()} is not that of the local templates, or not whole",
             hint="measure it again into a new file",
         )
-    scale = statistics.median(time / logged[config].best_us for config, time in finals.items())
-    judged = {config: finals.get(config, record.best_us * scale) for config, record in logged.items()}
     task = Task(workload.id, workload, np.zeros((0, 0), np.float32), None)
-    return Table(task, candidates, {c: _seen(r) for c, r in logged.items()}, judged, tuple(logged.values()))
+    return Table(task, candidates, {c: _seen(r) for c, r in logged.items()}, tuple(logged.values()), finals)
 
 
 def _version(candidates: Candidates, config: Config) -> int | None:
