@@ -48,7 +48,10 @@ class InspectReport(Result, kw_only=True):
 
 
 class TaskReport(msgspec.Struct, kw_only=True):
-    """One task of a tune. source: tuned, exact, compatible, shipped, default or dense. Times in microseconds."""
+    """One task of a tune. source: tuned, exact, compatible, shipped, default or dense. Times in microseconds.
+
+    rank_correlations: after each round, Spearman of the cost model's predictions and the times measured after them.
+    """
 
     name: str
     workload: str
@@ -61,6 +64,7 @@ class TaskReport(msgspec.Struct, kw_only=True):
     trials: int
     source: str
     config: str
+    rank_correlations: list[float | None] = []
 
 
 class TuneReport(Result, kw_only=True):
@@ -144,6 +148,9 @@ class DoctorReport(Result, kw_only=True):
 class Event(msgspec.Struct, kw_only=True):
     """Progress of a long call. kind: "start", "task_start", "trial", "task_end", "note", "warning", "compile",
     "end".
+    """Progress of a long call.
+
+    kind: "start", "task_start", "trial", "round" (of trials), "task_end", "note", "compile", "end".
     """
 
     kind: str

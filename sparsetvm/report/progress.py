@@ -38,7 +38,9 @@ class ProgressContext(Protocol):
 
 
 class LineProgress:
-    """One line per event, no ANSI; what goes into a file or a CI log. Without `verbose`, ordinary trials are left out.
+    """One line per event, no ANSI; what goes into a file or a CI log.
+
+    Without `verbose`, rounds and ordinary trials are left out.
 
     A trial is not ordinary when it fails or improves the task's best time ("best_us" in its data).
     """
@@ -55,11 +57,13 @@ class LineProgress:
         self._stream.flush()
 
     def __call__(self, event: Event) -> None:
-        if self._verbose or event.kind != "trial" or self._is_news(event):
+        if self._verbose or event.kind not in ("trial", "round") or self._is_news(event):
             self._stream.write(describe(event) + "\n")
             self._stream.flush()
 
     def _is_news(self, event: Event) -> bool:
+        if event.kind != "trial":
+            return False
         best = event.data.get("best_us")
         if isinstance(best, (int, float)) and best < self._best.get(event.task, float("inf")):
             self._best[event.task] = float(best)
@@ -92,7 +96,7 @@ class LiveProgress:
             self._trials += 1
         elif event.kind == "task_start":
             self._trials = 0
-        if self._verbose or event.kind not in ("trial", "task_start"):
+        if self._verbose or event.kind not in ("trial", "round", "task_start"):
             self._console.print(text, markup=False, highlight=False)
         elapsed = time.monotonic() - self._begun
         trials = f"({self._trials} trials)  " if self._trials else ""

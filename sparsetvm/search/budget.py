@@ -17,8 +17,9 @@ from sparsetvm.errors import UsageError, did_you_mean
 class Effort:
     """One preset. trials, dense_trials: most per task, and for tasks that only dense templates match.
 
-    batch: configs per round; repeats: timings of a config in the search; top_k, final_rounds: configs that are re-timed
-    beside the best dense one, and how often; patience: trials without gain after which a task is left.
+    batch: most configs per round; repeats: timings of a config in the search; top_k, final_rounds: configs that are re-timed
+    beside the best dense one, and how often; patience: trials without gain after which a task is left; least_gain: share
+    of a task's time that the next trial must be expected to save, else the task is left.
     """
 
     trials: int
@@ -28,17 +29,25 @@ class Effort:
     top_k: int
     final_rounds: int
     patience: int
+    least_gain: float
 
 
 EFFORTS: dict[str, Effort] = {
-    "quick": Effort(trials=12, dense_trials=4, batch=6, repeats=3, top_k=2, final_rounds=5, patience=8),
-    "default": Effort(trials=48, dense_trials=12, batch=12, repeats=5, top_k=3, final_rounds=7, patience=24),
-    "max": Effort(trials=256, dense_trials=48, batch=16, repeats=7, top_k=5, final_rounds=11, patience=96),
+    "quick": Effort(
+        trials=12, dense_trials=4, batch=6, repeats=3, top_k=2, final_rounds=5, patience=8, least_gain=0.01
+    ),
+    "default": Effort(
+        trials=48, dense_trials=12, batch=12, repeats=5, top_k=3, final_rounds=7, patience=24, least_gain=0.01
+    ),
+    "max": Effort(
+        trials=256, dense_trials=48, batch=16, repeats=7, top_k=5, final_rounds=11, patience=96, least_gain=0.002
+    ),
 }
+_FIRST_BATCH = 4
 # Without a trial limit a budget in seconds is the limit; no space needs more trials than this.
 _TRIALS_UNDER_BUDGET = 256
-_FIRST_SHARE = 0.3  # of a task's time that a round may save before a model says better, halved by the next, ...
-_WORTH_A_ROUND = 0.01
+# Share of a task's time that a round may save before a model says better; halves with every so many trials.
+_FIRST_SHARE, _HALF_TRIALS = 0.3, 12
 _GAIN = 0.99  # a new best must be this much faster to count against patience
 
 
@@ -79,6 +88,11 @@ class TuneOptions:
         return max(effort.trials, _TRIALS_UNDER_BUDGET) if unlimited else effort.trials
 
 
+def round_size(trials: int, batch: int) -> int:
+    """Configs of a task's next round after `trials` of them: few at first, when the model learns most from each."""
+    return min(batch, max(_FIRST_BATCH, trials // 4))
+
+
 class Deadline:
     """The time budget. `clock` returns seconds; tests pass their own."""
 
@@ -96,11 +110,16 @@ class Deadline:
 
 @dataclass
 class TaskBudget:
-    """How one task stands. count: layers that share it; best_us: infinity before the first success."""
+    """How one task stands. count: layers that share it; best_us: infinity before the first success.
+
+    limit, patience, least_gain: see Effort. stale: trials since the last gain. promise: share of the time that the model
+    expects the next trial to save, None while it cannot tell. hopeless: rounds in a row in which that was too little.
+    """
 
     count: int
     limit: int
     patience: int
+    least_gain: float = 0.01
     trials: int = 0
     rounds: int = 0
     best_us: float = math.inf
@@ -120,7 +139,7 @@ class TaskBudget:
             self.stale += len(times_us)
         self.best_us = min(self.best_us, best)
         self.promise = promise
-        self.hopeless = self.hopeless + 1 if promise is not None and promise < _WORTH_A_ROUND and self.stale else 0
+        self.hopeless = self.hopeless + 1 if promise is not None and promise < self.least_gain and self.stale else 0
 
     @property
     def done(self) -> bool:
@@ -135,12 +154,21 @@ class TaskBudget:
         """Microseconds of the whole model that the next round may save."""
         if math.isinf(self.best_us):
             return math.inf
-        prior = _FIRST_SHARE / 2 ** max(self.rounds - 1, 0)
+        prior = _FIRST_SHARE / 2 ** (max(self.trials - _HALF_TRIALS, 0) / _HALF_TRIALS)
         share = prior if self.promise is None else (prior + self.promise) / 2
         return float(self.count * self.best_us * share)
 
 
-def next_task(budgets: Sequence[TaskBudget]) -> int | None:
-    """Index of the task that gets the next round, None when all are done."""
+def next_task(budgets: Sequence[TaskBudget], seconds: Sequence[float] | None = None) -> int | None:
+    """Index of the task that gets the next round, None when all are done.
+
+    That is the one whose round may save most of the model's time: its calls times its current time times the share that
+    is expected to fall. seconds: what a trial of each task takes; where time is limited, what counts is the saving by
+    second.
+    """
     open_tasks = [index for index, budget in enumerate(budgets) if not budget.done]
-    return max(open_tasks, key=lambda index: budgets[index].expected_saving_us, default=None)
+
+    def worth(index: int) -> float:
+        return budgets[index].expected_saving_us / (1.0 if seconds is None else seconds[index])
+
+    return max(open_tasks, key=worth, default=None)

@@ -74,6 +74,12 @@ class Candidates:
         choice = self.choice(config.template)
         return [] if choice is None else list(choice.space.neighbours(config))
 
+    def variants(self, config: Config) -> list[Config]:
+        """Configs that differ in one knob by any step."""
+        choice = self.choice(config.template)
+        knobs = () if choice is None else choice.space.knobs
+        return [config.replace(**{k.name: v}) for k in knobs for v in k.values if v != config[k.name]]
+
     def unseen(self, seen: set[Config], limit: int) -> list[Config]:
         """Up to `limit` configs outside `seen`, in the order of the spaces."""
         found: list[Config] = []

@@ -1,10 +1,13 @@
-"""Evolutionary search ranked by the cost model: mutate and cross the best configs, measure those predicted fastest.
+"""Evolutionary search ranked by the cost model: measure what is predicted fastest, a few at random, a few nearby.
 
-The union of several templates' spaces is one population; a config is crossed only with its own kind.
+A space of moderate size is ranked whole. Of a larger one the candidates are random configs and generations of children
+of the best (the union of several templates' spaces is one population; a config is crossed only with its own kind).
+Without a trained model the best config is varied, one knob at a time.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Iterable, Sequence
@@ -14,29 +17,31 @@ import numpy as np
 from sparsetvm.core.config import Config
 from sparsetvm.core.workload import Workload
 from sparsetvm.search.candidates import Candidates
-from sparsetvm.search.cost_model import CostModel, Sample, spearman
+from sparsetvm.search.cost_model import CostModel, Encoded, Sample, spearman
 from sparsetvm.search.random_search import draw_unseen
 from sparsetvm.search.trial import Measured
 
+_WHOLE = 1 << 14  # configs of a space that is ranked whole: about 50 ms once and 10 ms per round
 _POPULATION = 24  # best measured configs that have children
-_POOL = 2048  # candidates ranked per batch; below this many unseen configs all of them are
+_POOL = 1536  # candidates ranked per batch in a larger space
 _GENERATIONS = 3
-_EPSILON = 0.2  # share of a batch that is random whatever the model says
-_LOCAL = 0.2  # share of a batch that is one step from the best measured configs: trees know little between samples
-_LOCAL_PARENTS = 3
 _CROSSOVER = 0.35
+_RANDOM = 0.1  # share of trials that is random whatever the model says, ...
+_RANDOM_WHEN_BAD = 0.25  # ... and when its last predictions were of no use
+_LOCAL = 0.2  # share that is one step from the best measured configs: trees know little between samples
+_LOCAL_PARENTS = 3
 _FORETOLD, _MIN_FORETOLD = 32, 6
-_MIN_CORRELATION = 0.3  # below this the model's promises are not believed
+_MIN_CORRELATION = 0.3  # below this the predictions are called bad
 
 
 class EvolutionarySearch:
-    """XGBoost-guided search of one task. `skip` are configs never to be proposed (known failures)."""
+    """Search of one task, guided by `model` unless that is None. `skip` are configs never to be proposed."""
 
     def __init__(
         self,
         candidates: Candidates,
         workload: Workload,
-        model: CostModel,
+        model: CostModel | None,
         rng: random.Random,
         skip: Iterable[Config] = (),
     ) -> None:
@@ -46,20 +51,24 @@ class EvolutionarySearch:
         self._rng = rng
         self._seen: set[Config] = set(skip)
         self._times: dict[Config, float] = {}
-        self._best_promise: float | None = None
-        self._foretold: list[tuple[float, float]] = []  # (predicted, measured) of configs the model had not seen
+        self._whole: tuple[list[Config], Encoded] | None = None
+        self._order: np.ndarray | None = None  # of the whole space, until the model is trained again
+        self._credit = {"random": 0.0, "local": 0.0}  # trials that are due by their shares
+        self._foretold: list[tuple[float, float]] = []  # (predicted, measured) logarithms of configs that were new
+        self._correlation: float | None = None
 
     def propose(self, n: int) -> list[Config]:
-        """The `n` configs predicted fastest among children and random ones, a share of them random."""
-        if not self._model.trained:
+        """Up to `n` unseen configs: those predicted fastest, some near the best, some at random."""
+        if self._model is None or not self._model.trained:
             chosen = self._unguided(n)
         else:
-            ranked = self._rank(self._pool())
-            explore, local = (round(_EPSILON * n), round(_LOCAL * n)) if len(ranked) > n else (0, 0)
-            near = self._rank(self._near(self._parents()[:_LOCAL_PARENTS]))[:local]
-            chosen = list(dict.fromkeys([*near, *ranked[:n]]))[: n - explore]
-            if explore:
-                chosen += draw_unseen(self._candidates, self._seen | set(chosen), self._rng, explore)
+            bad = self._correlation is not None and self._correlation < _MIN_CORRELATION
+            explore = self._due("random", n, _RANDOM_WHEN_BAD if bad else _RANDOM)
+            near = self._ranked(self._near(self._parents()[:_LOCAL_PARENTS]))[: self._due("local", n, _LOCAL)]
+            chosen = near[: n - explore]
+            best = self._best_unseen(n)
+            chosen += [config for config in best if config not in chosen][: n - explore - len(chosen)]
+            chosen += draw_unseen(self._candidates, self._seen | set(chosen), self._rng, n - len(chosen))
         self._seen.update(chosen)
         return chosen
 
@@ -71,40 +80,57 @@ class EvolutionarySearch:
         for result in results:
             if result.ok:
                 self._times[result.config] = min(result.best_us, self._times.get(result.config, math.inf))
-        self._model.add(samples)
-        if samples:
+        if self._model is not None and samples:
+            self._model.add(samples)
             self._model.fit()
-        self._best_promise = None
+            self._order = None
 
     def expected_gain(self) -> float | None:
-        """Share of the best time that the best unseen config saves by prediction; None when predictions were bad."""
-        if not self._model.trained or not self._times:
+        """Share of the best time that the best unseen config is expected to save; None while nothing was predicted.
+
+        The expectation is over a normal error as large as those of the last predictions ("expected improvement", Jones
+        et al., 1998): the worse they were, the more may be left.
+        """
+        if self._model is None or len(self._foretold) < _MIN_FORETOLD:
             return None
-        if self._best_promise is None:
-            pool = self._rank(self._pool())[:1]
-            self._best_promise = float(self._model.predict_us(pool)[0]) if pool else math.inf
-        best = min(self._times.values())
-        correlation = self.rank_correlation
-        if correlation is not None and correlation < _MIN_CORRELATION:
-            return None
-        return max(0.0, 1.0 - self._best_promise / best)
+        promise = self._promise()
+        if promise is None:
+            return 0.0
+        recent = np.array(self._foretold[-_FORETOLD:])
+        # Half of the errors are smaller than this; a few large ones say nothing about fast configs.
+        sigma = max(1.48 * float(np.median(np.abs(recent[:, 0] - recent[:, 1]))), 1e-6)
+        z = -promise / sigma
+        density = math.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+        saved = sigma * (z * 0.5 * math.erfc(-z / math.sqrt(2)) + density)
+        return 1.0 - math.exp(-saved)
 
     @property
     def rank_correlation(self) -> float | None:
-        """Spearman of predictions made before the measurement, over the last batches; None for too few."""
-        recent = np.array(self._foretold[-_FORETOLD:])
-        return spearman(recent[:, 0], recent[:, 1]) if len(recent) >= _MIN_FORETOLD else None
+        """Spearman correlation of the last predictions with what was then measured; None for too few."""
+        return self._correlation
 
     def _compare(self, samples: Sequence[Sample]) -> None:
-        if self._model.trained and samples:
+        if self._model is not None and self._model.trained and self._times and samples:
             predicted = self._model.predict_us([sample.config for sample in samples])
-            self._foretold += [(float(p), s.time_us) for p, s in zip(predicted, samples, strict=True)]
+            self._foretold += [
+                (math.log(p), math.log(max(s.time_us, 1e-3))) for p, s in zip(predicted, samples, strict=True)
+            ]
+            recent = np.array(self._foretold[-_FORETOLD:])
+            if len(recent) >= _MIN_FORETOLD:
+                self._correlation = spearman(recent[:, 0], recent[:, 1])
+
+    def _due(self, kind: str, n: int, share: float) -> int:
+        """How many of the next `n` trials are of a kind, so that in the long run it has its share."""
+        self._credit[kind] += share * n
+        due = min(int(self._credit[kind]), n)
+        self._credit[kind] -= due
+        return due
 
     def _unguided(self, n: int) -> list[Config]:
-        """Before there is a model: half around what is known to be good, half random."""
-        near = self._near(self._parents()[:_LOCAL_PARENTS])
-        self._rng.shuffle(near)
-        chosen = near[: n // 2]
+        """Half of them the best with one knob changed, by any step: what each knob does is soon known; half random."""
+        changed = [c for best in self._parents()[:1] for c in self._candidates.variants(best) if c not in self._seen]
+        self._rng.shuffle(changed)
+        chosen = changed[: (n + 1) // 2]
         return chosen + draw_unseen(self._candidates, self._seen | set(chosen), self._rng, n - len(chosen))
 
     def _near(self, configs: Sequence[Config]) -> list[Config]:
@@ -115,16 +141,35 @@ class EvolutionarySearch:
     def _parents(self) -> list[Config]:
         return sorted(self._times, key=self._times.__getitem__)[:_POPULATION]
 
-    def _pool(self) -> list[Config]:
-        """Unseen configs to rank: all of a small space, else random ones and generations of children."""
-        if self._candidates.cardinality - len(self._seen) <= _POOL:
-            return self._candidates.unseen(self._seen, _POOL)
+    def _best_unseen(self, n: int) -> list[Config]:
+        """The `n` unseen configs predicted fastest."""
+        if self._candidates.cardinality > _WHOLE:
+            return self._ranked(self._bred())[:n]
+        configs, encoded = self._describe_whole()
+        if self._order is None:
+            self._order = self._predict(encoded).argsort(kind="stable")
+        unseen = (configs[at] for at in self._order if configs[at] not in self._seen)
+        return list(itertools.islice(unseen, n))
+
+    def _promise(self) -> float | None:
+        """Predicted log(time / best time) of the unseen config that is predicted fastest; None when all were seen."""
+        best = self._best_unseen(1)
+        return float(self._predict(self._encode(best))[0]) if best else None
+
+    def _describe_whole(self) -> tuple[list[Config], Encoded]:
+        if self._whole is None:
+            configs = self._candidates.unseen(set(), _WHOLE)
+            self._whole = configs, self._encode(configs)
+        return self._whole
+
+    def _bred(self) -> list[Config]:
+        """Unseen configs of a large space: random ones and generations of children."""
         pool = dict.fromkeys(draw_unseen(self._candidates, self._seen, self._rng, _POOL // 2))
         parents = self._parents()
         for _ in range(_GENERATIONS if parents else 0):
             children = [self._child(parents) for _ in range(_POOL // (2 * _GENERATIONS))]
             pool.update(dict.fromkeys(child for child in children if child not in self._seen))
-            parents = self._rank([*parents, *pool])[:_POPULATION]
+            parents = self._ranked(list(dict.fromkeys([*parents, *pool])))[:_POPULATION]
         return list(pool)
 
     def _child(self, parents: Sequence[Config]) -> Config:
@@ -143,6 +188,16 @@ class EvolutionarySearch:
             parent = self._rng.choice(steps) if steps else parent
         return parent
 
-    def _rank(self, configs: Sequence[Config]) -> list[Config]:
-        predicted = self._model.predict_us(configs)
-        return [configs[at] for at in predicted.argsort(kind="stable")]
+    def _ranked(self, configs: Sequence[Config]) -> list[Config]:
+        return [configs[at] for at in self._predict(self._encode(configs)).argsort(kind="stable")] if configs else []
+
+    def _guide(self) -> CostModel:
+        if self._model is None:
+            raise ValueError("a search without a model ranks nothing")
+        return self._model
+
+    def _encode(self, configs: Sequence[Config]) -> Encoded:
+        return self._guide().encode(configs)
+
+    def _predict(self, encoded: Encoded) -> np.ndarray:
+        return self._guide().relative(encoded)

@@ -25,7 +25,8 @@ class TaskOutcome:
 
     source: as in TaskReport. best_us, dense_us: microseconds, None when not measured. trials: search trials of this
     run; checks: its measurements that only confirmed a known config. statuses: of the trials. why: one sentence.
-    rank_correlation: Spearman of the cost model's predictions and the times measured after them, None for too few.
+    rank_correlations: after each round of the search, Spearman of the cost model's last predictions and what was
+    measured after them, None while too few were predicted.
     """
 
     task: Task
@@ -37,7 +38,12 @@ class TaskOutcome:
     checks: int = 0
     statuses: dict[str, int] = field(default_factory=dict)
     why: str = ""
-    rank_correlation: float | None = None
+    rank_correlations: list[float | None] = field(default_factory=list)
+
+    @property
+    def rank_correlation(self) -> float | None:
+        """That after the last round."""
+        return self.rank_correlations[-1] if self.rank_correlations else None
 
 
 class TuningInterrupted(Interrupted):

@@ -131,6 +131,7 @@ def report_of(outcome: TaskOutcome) -> TaskReport:
         trials=outcome.trials,
         source=outcome.source,
         config=str(outcome.config),
+        rank_correlations=outcome.rank_correlations,
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.record import Record
-from sparsetvm.core.target import Target
+from sparsetvm.core.target import Target, device_fingerprint
 from sparsetvm.core.task import Task
 from sparsetvm.errors import NoCandidateError
 from sparsetvm.search.budget import TaskBudget, TuneOptions
@@ -17,11 +17,14 @@ from sparsetvm.search.cost_model import CostModel, Sample, samples_of
 from sparsetvm.search.evolutionary import EvolutionarySearch
 from sparsetvm.search.trial import Measured
 
-_FOREIGN_SAMPLES = 400  # of other tasks: enough to rank the first batches, little enough to train in milliseconds
-
 
 class TaskSearch:
-    """State of one task's search. `earlier` are records of exactly this task: an interrupted run goes on from them."""
+    """State of one task's search.
+
+    seeds: configs that were good for tasks like it. skip: configs that are known to fail. earlier: records of exactly
+    this task, from which an interrupted run goes on. training: records of other tasks and machines for the cost model.
+    guided: False leaves the cost model out, to compare with.
+    """
 
     def __init__(
         self,
@@ -35,24 +38,29 @@ class TaskSearch:
         skip: Iterable[Config] = (),
         training: Sequence[Record] = (),
         earlier: Sequence[Record] = (),
+        guided: bool = True,
     ) -> None:
         self.task = task
         self.candidates = candidates
         self.results: list[Measured] = []
+        self.rank_correlations: list[float | None] = []  # after each round
         self._best: dict[Config, float] = {}
         self._failed: dict[Config, str] = {}
-        self._model = CostModel(task.workload, target, seed)
-        others = [record for record in training if record.workload != task.workload]
-        self._model.add(samples_of(others[:_FOREIGN_SAMPLES]))
-        self._foreign = min(len(others), _FOREIGN_SAMPLES)
-        if others:
+        self._model = CostModel(task.workload, target, seed) if guided else None
+        if self._model is not None:
+            own = {(record.config, record.time) for record in earlier}
+            others = [r for r in training if r.workload != task.workload or (r.config, r.time) not in own]
+            self._model.transfer(samples_of(others, device_fingerprint(target).model))
             self._model.fit()
         rng = random.Random(f"{seed} {task.workload.id}")  # noqa: S311
-        self.strategy = EvolutionarySearch(candidates, task.workload, self._model, rng, skip)
-        self.budget = TaskBudget(task.count, options.task_limit(dense_only=candidates.dense_only), options.patience)
-        self._go_on(earlier)
         first = dict.fromkeys([*candidates.first(), *(c for c in seeds if candidates.contains(c))])
-        self._first = [c for c in first if c not in self._best and c not in self._failed and c not in set(skip)]
+        # The strategy need not propose what is measured first anyway.
+        self.strategy = EvolutionarySearch(candidates, task.workload, self._model, rng, [*skip, *first])
+        limit = options.task_limit(dense_only=candidates.dense_only)
+        self.budget = TaskBudget(task.count, limit, options.patience, options.preset.least_gain)
+        self._go_on(earlier)
+        avoided = {*skip, *self._best, *self._failed}
+        self._first = [config for config in first if config not in avoided]
 
     @property
     def best_us(self) -> float:
@@ -66,10 +74,9 @@ class TaskSearch:
     def next_batch(self, size: int) -> list[Config]:
         """What to measure next: first the defaults and seeds, then what the strategy proposes."""
         size = min(size, max(0, self.budget.limit - self.budget.trials))
-        if self._first:
-            batch, self._first = self._first[:size], self._first[size:]
-            return batch
-        batch = self.strategy.propose(size)
+        batch, self._first = self._first[:size], self._first[size:]
+        if len(batch) < size:
+            batch += self.strategy.propose(size - len(batch))
         self.budget.exhausted = not batch
         return batch
 
@@ -84,15 +91,13 @@ class TaskSearch:
     def end_round(self, results: Sequence[Measured]) -> None:
         """Learn from a finished round."""
         self.strategy.observe(results)
-        gain = self.strategy.expected_gain()
-        self.budget.observe([result.best_us for result in results], gain)
+        self.budget.observe([result.best_us for result in results], self.strategy.expected_gain())
+        self.rank_correlations.append(self.strategy.rank_correlation)
 
     def learn_from(self, samples: Sequence[Sample]) -> None:
         """Train on what other tasks of this run have measured."""
-        room = _FOREIGN_SAMPLES - self._foreign
-        chosen = [sample for sample in samples if sample.workload.op == self.task.workload.op][:room]
-        self._foreign += len(chosen)
-        self._model.add(chosen)
+        if self._model is not None:
+            self._model.transfer(samples)
 
     def finalists(self, top_k: int) -> list[Config]:
         """The `top_k` fastest configs and the fastest dense one."""

@@ -21,7 +21,7 @@ from sparsetvm.core.task import Task
 from sparsetvm.errors import NoCandidateError
 from sparsetvm.log.relation import patterns_alike
 from sparsetvm.schedules.base import matching
-from sparsetvm.search.budget import Deadline, TuneOptions, next_task
+from sparsetvm.search.budget import Deadline, TuneOptions, next_task, round_size
 from sparsetvm.search.candidates import Candidates, Matching, candidates_of, known_dense, validator
 from sparsetvm.search.cost_model import Sample
 from sparsetvm.search.outcome import Origin, RecordMaker, RecordStage, TaskOutcome, TuningInterrupted, count_statuses
@@ -30,7 +30,7 @@ from sparsetvm.search.trial import Decision, Measured, Measurer, RecordIndex
 
 JournalAppend = Callable[[list[Record]], None]
 
-_SEEDS = 4
+SEEDS = 4
 _CHECK_ROUNDS = 3
 # A guess of what a trial takes, until some of the task were measured: compiling a pattern into code costs most.
 _TRIAL_SECONDS, _NNZ_SECONDS = 0.15, 5e-6
@@ -188,7 +188,7 @@ class _Tuner:
             self._target,
             self._options,
             seed=self._seed,
-            seeds=self._index.seeds(workload, _SEEDS, self._device, valid),
+            seeds=self._index.seeds(workload, SEEDS, self._device, valid),
             skip=self._index.failed_configs(workload, self._device, valid),
             training=self._index.training(workload, self._device),
             earlier=[
@@ -210,14 +210,15 @@ class _Tuner:
                 self._round(at)
         budgets = [self._searches[at].budget for at in order]
         while self._may_go_on():
-            chosen = next_task(budgets)
+            limited = self._options.seconds is not None
+            chosen = next_task(budgets, [self._trial_seconds(at) for at in order] if limited else None)
             if chosen is None:
                 return
             self._round(order[chosen])
 
     def _round(self, at: int) -> None:
         search = self._searches[at]
-        size = min(self._options.preset.batch, self._trials_left())
+        size = min(round_size(search.budget.trials, self._options.preset.batch), self._trials_left())
         waiting = sum(other.budget.rounds == 0 for other in self._searches.values())
         if not search.budget.rounds and waiting > 1:
             # Few trials in all: no task's first round may use up those of the others.
@@ -234,10 +235,17 @@ class _Tuner:
         self._spent[at] += self._deadline.now() - (self._first_result if first else began)
         self._measured[at] += len(results) - first
         search.end_round(results)
+        self._tell_round(at, len(results))
         samples = [Sample(self._tasks[at].workload, r.config, r.best_us) for r in results if r.ok]
         for other, theirs in self._searches.items():
             if other != at:
                 theirs.learn_from(samples)
+
+    def _tell_round(self, at: int, trials: int) -> None:
+        search = self._searches[at]
+        told = {"rank_correlation": search.rank_correlations[-1], "expected_gain": search.budget.promise}
+        known = {name: value for name, value in told.items() if value is not None}
+        self._tell("round", at, f"{trials} trials, {len(search.results)} in all", **known)
 
     def _note(self, at: int, result: Measured) -> None:
         """Journal one result at once: whatever happens next, it is kept."""
@@ -291,7 +299,7 @@ class _Tuner:
         self._outcomes[at] = TaskOutcome(
             self._tasks[at], winner.config, source, winner.best_us, min(dense, default=search.dense_us),
             len(search.results), self._checks.get(at, 0), count_statuses(search.results), why,
-            search.strategy.rank_correlation,
+            search.rank_correlations,
         )  # fmt: skip
         self._tell("task_end", at, source, best_us=winner.best_us, trials=len(search.results))
 

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from sparsetvm.errors import UsageError
-from sparsetvm.search.budget import EFFORTS, Deadline, TaskBudget, TuneOptions, next_task
+from sparsetvm.search.budget import EFFORTS, Deadline, TaskBudget, TuneOptions, next_task, round_size
 
 
 def budget(count: int = 1, best_us: float = 100.0, rounds: int = 1, **more: object) -> TaskBudget:
@@ -18,6 +18,17 @@ def test_next_task_prefers_expected_gain_times_count() -> None:
     assert next_task([budget(best_us=100.0), budget(count=4, best_us=50.0)]) == 1
     assert next_task([budget(promise=0.0), budget(best_us=90.0, promise=0.5)]) == 1
     assert next_task([budget(rounds=4), budget(best_us=60.0)]) == 1
+
+
+def test_next_task_prefers_cheap_trials_when_time_is_limited() -> None:
+    budgets = [budget(best_us=100.0), budget(best_us=80.0)]
+    assert next_task(budgets) == 0
+    assert next_task(budgets, [2.0, 0.5]) == 1
+
+
+def test_rounds_are_small_at_first() -> None:
+    assert [round_size(trials, 12) for trials in (0, 4, 16, 32, 100)] == [4, 4, 4, 8, 12]
+    assert round_size(0, 2) == 2
 
 
 def test_next_task_is_none_when_all_are_done() -> None:
@@ -41,6 +52,15 @@ def test_task_budget_stops_when_the_model_sees_no_gain_twice() -> None:
         assert not task.done
         task.observe([10.0, 11.0], promise)
     assert task.done
+
+
+def test_max_effort_goes_on_for_smaller_gains() -> None:
+    default, most = (TaskBudget(1, 100, 50, EFFORTS[effort].least_gain) for effort in ("default", "max"))
+    for _ in range(3):
+        default.observe([10.0, 11.0], 0.005)
+        most.observe([10.0, 11.0], 0.005)
+    assert default.done
+    assert not most.done
 
 
 def test_task_budget_gives_up_when_everything_fails() -> None:
