@@ -12,12 +12,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sparsetvm.core.version import VERSION as __version__
+
 if TYPE_CHECKING:
     from sparsetvm.api import bench, compile, doctor, inspect, load, prune, tasks, tune, verify
     from sparsetvm.errors import SparseTvmError
 
-__version__ = "0.1.0"
-__all__ = ["SparseTvmError", "bench", "compile", "doctor", "inspect", "load", "prune", "tasks", "tune", "verify"]
+__all__ = [
+    "SparseTvmError",
+    "__version__",
+    "bench",
+    "compile",
+    "doctor",
+    "inspect",
+    "load",
+    "prune",
+    "tasks",
+    "tune",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

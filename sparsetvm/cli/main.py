@@ -15,8 +15,8 @@ from typing import Any
 
 import click
 
-from sparsetvm import __version__
 from sparsetvm.cli.session import Session, common_options
+from sparsetvm.core.version import VERSION
 from sparsetvm.errors import Interrupted, SparseTvmError, did_you_mean
 
 # Command -> (module below sparsetvm.cli, what --help says): help needs no import of the command.
@@ -105,7 +105,7 @@ def _report_bug(session: Session, error: Exception, argv: Sequence[str]) -> int:
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, package_name="sparsetvm")
+@click.version_option(VERSION, package_name="sparsetvm")
 @common_options
 def cli() -> None:
     """Make pruned neural networks fast: an autotuning compiler for sparse weights on Apache TVM.

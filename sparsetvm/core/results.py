@@ -146,11 +146,9 @@ class DoctorReport(Result, kw_only=True):
 
 
 class Event(msgspec.Struct, kw_only=True):
-    """Progress of a long call. kind: "start", "task_start", "trial", "task_end", "note", "warning", "compile",
-    "end".
     """Progress of a long call.
 
-    kind: "start", "task_start", "trial", "round" (of trials), "task_end", "note", "compile", "end".
+    kind: "start", "task_start", "trial", "round" (of trials), "task_end", "note", "warning", "compile", "end".
     """
 
     kind: str

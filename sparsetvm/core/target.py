@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from sparsetvm.core.gpu import known_gpu, query_gpu
-from sparsetvm import __version__
+from sparsetvm.core.version import VERSION
 from sparsetvm.errors import EnvironmentProblem, TargetError, did_you_mean
 from sparsetvm.settings import read_settings
 
@@ -247,9 +247,7 @@ def _gpu_fingerprint(target: Target) -> DeviceFingerprint:
 @functools.cache
 def toolchain_fingerprint() -> ToolchainFingerprint:
     """Installed versions, read without importing TVM."""
-    return ToolchainFingerprint(
-        __version__, version_of("apache-tvm"), version_of("numpy"), platform.python_version()
-    )
+    return ToolchainFingerprint(VERSION, version_of("apache-tvm"), version_of("numpy"), platform.python_version())
 
 
 def version_of(package: str) -> str:
