@@ -24,8 +24,11 @@ LABELS = {
     "dense": "ours, dense",
     "numpy": "OpenBLAS",
     "sparsetvm-dense": "ours, dense",
+    "torch-fp32": "PyTorch fp32",
+    "torch-tf32": "PyTorch tf32",
+    "torch-fp16": "PyTorch fp16",
 }
-_VERSIONS = ("sparsetvm", "tvm", "numpy", "scipy", "onnxruntime", "openvino")
+_VERSIONS = ("sparsetvm", "tvm", "numpy", "scipy", "onnxruntime", "openvino", "torch")
 
 
 def fill_document(path: Path, sections: Mapping[str, str]) -> None:
@@ -53,14 +56,15 @@ def model_sections(result: Mapping[str, Any]) -> dict[str, str]:
     """{"models": a table with one row per network, and the machine}."""
     good = [row for row in result["rows"] if "error" not in row]
     names = list(dict.fromkeys(name for row in good for name in row["baselines_ms"]))
+    over = "onnxruntime" if "onnxruntime" in names or not names else names[0]
     lines = []
     for row in good:
         times = [row["baselines_ms"].get(name) for name in names]
-        factor = row["speedup"].get("onnxruntime")
+        factor = row["speedup"].get(over)
         lines.append([
             row["model"], _ms(row["ours_ms"]), *(_ms(time) for time in times), f"{factor:.1f}x" if factor else "",
         ])  # fmt: skip
-    heads = ["network", "sparsetvm", *(LABELS.get(name, name) for name in names), "over ONNX Runtime"]
+    heads = ["network", "sparsetvm", *(LABELS.get(name, name) for name in names), f"over {LABELS.get(over, over)}"]
     return {"models": f"{markdown_table(heads, lines)}\n\n{_machine(result['machine'])}"}
 
 

@@ -126,3 +126,10 @@ def test_networks_timed_with_several_numbers_of_threads_have_a_column_for_each()
 
 def test_one_number_of_threads_needs_no_table_of_threads():
     assert thread_sections({"rows": [{**model(onnxruntime=2.0), "threads": 1}], "machine": MACHINE}) == {}
+
+
+def test_table_of_networks_without_onnxruntime_is_over_the_first_competitor():
+    rows = [model("net", 2.0, **{"torch-fp32": 8.0, "torch-fp16": 1.0})]
+    table = model_sections({"rows": rows, "machine": MACHINE})["models"]
+    assert "over PyTorch fp32 |" in table.splitlines()[0]
+    assert "| net | 2 | 8 | 1 | 4.0x |" in table
