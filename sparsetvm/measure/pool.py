@@ -61,7 +61,7 @@ class Measurer:
                 hint="tune on a machine of that kind",
             )
         self.target = target
-        self._jobs = jobs
+        self.jobs = jobs
         self._build_timeout = build_timeout
         self._run_timeout = run_timeout
         self._repeats = repeats
@@ -87,7 +87,7 @@ class Measurer:
         results: list[Measured] = []
         try:
             self._set_task(task)
-            libraries = self._build_all(configs) if self._jobs > 1 and len(configs) > 1 else {}
+            libraries = self._build_all(configs) if self.jobs > 1 and len(configs) > 1 else {}
             for index, config in enumerate(configs):
                 built = libraries.get(index)
                 measured = built if isinstance(built, Measured) and not built.ok else self._run(config, index, built)
@@ -252,7 +252,7 @@ class Measurer:
         idle: list[WorkerProcess] = []
         results: dict[int, Measured] = {}
         while waiting or busy:
-            while waiting and len(busy) < self._jobs:
+            while waiting and len(busy) < self.jobs:
                 index = waiting.pop()
                 try:
                     builder = idle.pop() if idle else self._spawn(pin=False)

@@ -43,7 +43,8 @@ EFFORTS: dict[str, Effort] = {
         trials=256, dense_trials=48, batch=16, repeats=7, top_k=5, final_rounds=11, patience=96, least_gain=0.002
     ),
 }
-_FIRST_BATCH = 4
+_FIRST_BATCH = 2
+_HOPELESS, _FAILING = 8, 12  # trials in a row without promise, or without any success, after which a task is left
 # Without a trial limit a budget in seconds is the limit; no space needs more trials than this.
 _TRIALS_UNDER_BUDGET = 256
 # Share of a task's time that a round may save before a model says better; halves with every so many trials.
@@ -88,9 +89,12 @@ class TuneOptions:
         return max(effort.trials, _TRIALS_UNDER_BUDGET) if unlimited else effort.trials
 
 
-def round_size(trials: int, batch: int) -> int:
-    """Configs of a task's next round after `trials` of them: few at first, when the model learns most from each."""
-    return min(batch, max(_FIRST_BATCH, trials // 4))
+def round_size(trials: int, batch: int, jobs: int = 1) -> int:
+    """Configs of a task's next round after `trials` of them: few at first, when the model learns most from each.
+
+    jobs: how many are built at once; a round of fewer would leave builders idle.
+    """
+    return min(batch, max(_FIRST_BATCH, jobs, trials // 4))
 
 
 class Deadline:
@@ -113,7 +117,7 @@ class TaskBudget:
     """How one task stands. count: layers that share it; best_us: infinity before the first success.
 
     limit, patience, least_gain: see Effort. stale: trials since the last gain. promise: share of the time that the model
-    expects the next trial to save, None while it cannot tell. hopeless: rounds in a row in which that was too little.
+    expects the next trial to save, None while it cannot tell. hopeless: trials in a row while that was too little.
     """
 
     count: int
@@ -139,15 +143,15 @@ class TaskBudget:
             self.stale += len(times_us)
         self.best_us = min(self.best_us, best)
         self.promise = promise
-        self.hopeless = self.hopeless + 1 if promise is not None and promise < self.least_gain and self.stale else 0
+        too_little = promise is not None and promise < self.least_gain and self.stale > 0
+        self.hopeless = self.hopeless + len(times_us) if too_little else 0
 
     @property
     def done(self) -> bool:
-        """True when another round is not worth it: limits, no gain for long, or the model sees none twice in a row."""
-        failing = math.isinf(self.best_us) and self.rounds >= 3
-        return (
-            self.exhausted or self.trials >= self.limit or self.stale >= self.patience or self.hopeless >= 2 or failing
-        )
+        """True when another round is not worth it: limits, no gain for long, or the model has seen none for a while."""
+        failing = math.isinf(self.best_us) and self.trials >= _FAILING
+        useless = self.stale >= self.patience or self.hopeless >= _HOPELESS or failing
+        return self.exhausted or self.trials >= self.limit or useless
 
     @property
     def expected_saving_us(self) -> float:

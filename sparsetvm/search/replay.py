@@ -18,6 +18,8 @@ CostOf = Callable[[Task, Config], Measured]
 class ReplayMeasurer:
     """Answers with `cost`; notes every config it was asked for in `asked` and every re-timed one in `retimed`."""
 
+    jobs = 1
+
     def __init__(self, cost: CostOf) -> None:
         self._cost = cost
         self.asked: list[tuple[str, Config]] = []

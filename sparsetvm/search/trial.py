@@ -47,6 +47,11 @@ OnResult = Callable[[Measured], None]
 class Measurer(Protocol):
     """Runs configs. `measure.pool.Measurer` does it on this machine, `search.replay.ReplayMeasurer` from a table."""
 
+    @property
+    def jobs(self) -> int:
+        """How many configs of a batch are built at once."""
+        ...
+
     def measure(self, task: Task, configs: Sequence[Config], on_result: OnResult | None = None) -> list[Measured]:
         """Build, check and time each config; `on_result` is called with each result as soon as it is there."""
         ...

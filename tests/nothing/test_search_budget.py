@@ -27,8 +27,12 @@ def test_next_task_prefers_cheap_trials_when_time_is_limited() -> None:
 
 
 def test_rounds_are_small_at_first() -> None:
-    assert [round_size(trials, 12) for trials in (0, 4, 16, 32, 100)] == [4, 4, 4, 8, 12]
-    assert round_size(0, 2) == 2
+    assert [round_size(trials, 12) for trials in (0, 4, 16, 32, 100)] == [2, 2, 4, 8, 12]
+    assert round_size(0, 1) == 1
+
+
+def test_rounds_keep_all_builders_busy() -> None:
+    assert [round_size(0, 12, jobs) for jobs in (1, 8, 64)] == [2, 8, 12]
 
 
 def test_next_task_is_none_when_all_are_done() -> None:
@@ -46,17 +50,17 @@ def test_task_budget_stops_after_patience_trials_without_gain() -> None:
     assert task.best_us == 8.99
 
 
-def test_task_budget_stops_when_the_model_sees_no_gain_twice() -> None:
+def test_task_budget_stops_when_the_model_sees_no_gain_for_a_while() -> None:
     task = TaskBudget(1, limit=100, patience=50)
-    for promise in (0.2, 0.0, 0.0):
+    for promise in (0.2, 0.0, 0.1, 0.0, 0.0):
         assert not task.done
-        task.observe([10.0, 11.0], promise)
+        task.observe([10.0, 11.0, 12.0, 13.0], promise)
     assert task.done
 
 
 def test_max_effort_goes_on_for_smaller_gains() -> None:
     default, most = (TaskBudget(1, 100, 50, EFFORTS[effort].least_gain) for effort in ("default", "max"))
-    for _ in range(3):
+    for _ in range(5):
         default.observe([10.0, 11.0], 0.005)
         most.observe([10.0, 11.0], 0.005)
     assert default.done
