@@ -17,9 +17,9 @@ from sparsetvm.errors import UsageError, did_you_mean
 class Effort:
     """One preset. trials, dense_trials: most per task, and for tasks that only dense templates match.
 
-    batch: most configs per round; repeats: timings of a config in the search; top_k, final_rounds: configs that are re-timed
-    beside the best dense one, and how often; patience: trials without gain after which a task is left; least_gain: share
-    of a task's time that the next trial must be expected to save, else the task is left.
+    batch: most configs per round; repeats: timings of a config in the search; top_k, final_rounds: configs that are
+    re-timed beside the best dense one, and how often; patience: trials without gain after which a task is left;
+    least_gain: share of a task's time that the next trial must be expected to save, else the task is left.
     """
 
     trials: int
