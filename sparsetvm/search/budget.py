@@ -116,8 +116,9 @@ class Deadline:
 class TaskBudget:
     """How one task stands. count: layers that share it; best_us: infinity before the first success.
 
-    limit, patience, least_gain: see Effort. stale: trials since the last gain. promise: share of the time that the model
-    expects the next trial to save, None while it cannot tell. hopeless: trials in a row while that was too little.
+    limit, patience, least_gain: see Effort. stale: trials since the last gain. promise: share of the time that the
+    model expects the next trial to save, None while it cannot tell. hopeless: trials in a row while that was too
+    little.
     """
 
     count: int
