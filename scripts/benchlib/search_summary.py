@@ -27,6 +27,11 @@ def trials_to(curve: Sequence[float], close: float = _CLOSE) -> int | None:
     return next((at for at, value in enumerate(curve, 1) if value <= close), None)
 
 
+def mean_trials_to(curves: Sequence[Sequence[float]], close: float = _CLOSE) -> float:
+    """The mean of `trials_to` over runs. One that never came close counts as one trial more than it had."""
+    return statistics.mean(trials_to(curve, close) or len(curve) + 1 for curve in curves)
+
+
 def worst_ratio(curve: Sequence[float], other: Sequence[float]) -> float:
     """The largest ratio of two curves at an equal number of trials."""
     return max(ours / theirs for ours, theirs in zip(curve, other, strict=True))
@@ -45,16 +50,18 @@ def task_row(table: Table, full_space: int, runs: Runs) -> dict[str, Any]:
         "default": table.slower(table.candidates.default),
         "best_built_again": table.again_us[table.best] / min(table.again_us.values()),
         "curves": curves,
-        "trials_to_5pct": {method: trials_to(curve) for method, curve in curves.items()},
+        "trials_to_5pct": {method: mean_trials_to([run.curve for run in runs[method]]) for method in METHODS},
         "worst_vs_random": worst_ratio(curves["guided"], curves["random"]),
         "rank_correlation": statistics.mean(correlations) if correlations else None,
     }  # fmt: skip
 
 
 def summarize(rows: Sequence[Mapping[str, Any]], runs: Sequence[Runs]) -> dict[str, Any]:
-    """Figures over all tasks; gaps are geometric means over the optimum, less 1."""
+    """Figures over all tasks; gaps are geometric means over the optimum, less 1. Trials are means over the runs of a
+    task, then geometric means over tasks.
+    """
     curves = {method: mean_curve([row["curves"][method] for row in rows]) for method in METHODS}
-    reached = {method: trials_to(curve) for method, curve in curves.items()}
+    reached = {method: geomean(row["trials_to_5pct"][method] for row in rows) for method in METHODS}
     guided = [run for task in runs for run in (*task["guided"], *task["warm"])]
     correlations = [row["rank_correlation"] for row in rows if row["rank_correlation"] is not None]
     return {
@@ -63,8 +70,9 @@ def summarize(rows: Sequence[Mapping[str, Any]], runs: Sequence[Runs]) -> dict[s
         "gap_at_16_warm": _gap(curves["warm"], 16),
         "gap_of_best_built_again": geomean(row["best_built_again"] for row in rows) - 1,
         "trials_to_5pct": reached,
-        "trials_to_5pct_vs_random": _ratio(reached["guided"], reached["random"]),
-        "trials_to_5pct_vs_random_defaults": _ratio(reached["guided"], reached["random_defaults"]),
+        "trials_to_5pct_vs_random": reached["guided"] / reached["random"],
+        "trials_to_5pct_vs_random_defaults": reached["guided"] / reached["random_defaults"],
+        "mean_curve_trials_to_5pct": {method: trials_to(curve) for method, curve in curves.items()},
         "worst_vs_random": worst_ratio(curves["guided"], curves["random"]),
         "rank_correlation": statistics.mean(correlations) if correlations else None,
         "model_ms_per_round": 1e3 * statistics.mean(run.model_seconds for run in guided),
@@ -85,15 +93,11 @@ def describe(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> s
     return "\n".join(lines)
 
 
-def _line(method: str, curve: Sequence[float], reached: int | None) -> str:
+def _line(method: str, curve: Sequence[float], reached: float) -> str:
     shown = [f"{100 * (curve[at - 1] - 1):5.1f}" if at <= len(curve) else "    -" for at in _SHOWN]
-    return f"  {method:<56} {' '.join(shown)}  {'-' if reached is None else reached:>6}"
+    return f"  {method:<56} {' '.join(shown)}  {reached:6.1f}"
 
 
 def _gap(curve: Sequence[float], trials: int) -> float | None:
     value = curve[trials - 1] - 1 if trials <= len(curve) else math.nan
     return value if math.isfinite(value) else None
-
-
-def _ratio(ours: int | None, theirs: int | None) -> float | None:
-    return None if ours is None or theirs is None else ours / theirs

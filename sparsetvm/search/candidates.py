@@ -62,8 +62,14 @@ class Candidates:
         return choice is not None and choice.dense
 
     def first(self) -> list[Config]:
-        """The defaults of all templates: that of the task, then dense ones, then the others."""
-        return [self.default, *(c.default for c in sorted(self.choices[1:], key=lambda choice: not choice.dense))]
+        """What to measure first: the task's default, those of dense templates, and one that is not dense."""
+        sparse = [choice.default for choice in self.choices if not choice.dense]
+        dense = [choice.default for choice in self.choices if choice.dense]
+        return list(dict.fromkeys([self.default, *dense, *sparse[:1]]))
+
+    def later(self) -> list[Config]:
+        """The defaults of the other templates: better than what is drawn at random."""
+        return [choice.default for choice in self.choices if choice.default not in self.first()]
 
     def sample(self, rng: random.Random) -> Config:
         """A random config. Templates have a chance of the square root of their space, so that no small one drowns."""

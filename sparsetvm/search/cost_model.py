@@ -28,7 +28,7 @@ from sparsetvm.errors import EnvironmentProblem
 from sparsetvm.log.relation import distance
 from sparsetvm.search.features import Columns, config_features, feature_matrix, features, workload_features
 
-_MIN_OWN, _MIN_OTHERS = 4, 12
+_MIN_OWN, _MIN_OTHERS = 6, 12
 _COMMON = {"objective": "reg:squarederror", "nthread": 1, "tree_method": "hist", "verbosity": 0, "lambda": 0.5}
 _PRIOR = {**_COMMON, "max_depth": 4, "eta": 0.15, "subsample": 0.8, "colsample_bytree": 0.5}
 _OWN = {**_COMMON, "max_depth": 4, "eta": 0.2, "subsample": 0.9, "colsample_bytree": 0.8, "min_child_weight": 0.3}

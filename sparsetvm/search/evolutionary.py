@@ -20,6 +20,7 @@ from sparsetvm.search.candidates import Candidates
 from sparsetvm.search.cost_model import CostModel, Encoded, Sample, spearman
 from sparsetvm.search.random_search import draw_unseen
 from sparsetvm.search.trial import Measured
+from sparsetvm.search.whole_space import WholeSpace
 
 _WHOLE = 1 << 14  # configs of a space that is ranked whole: about 50 ms once and 10 ms per round
 _POPULATION = 24  # best measured configs that have children
@@ -31,6 +32,7 @@ _RANDOM_WHEN_BAD = 0.25  # ... and when its last predictions were of no use
 _LOCAL = 0.2  # share that is one step from the best measured configs: trees know little between samples
 _LOCAL_PARENTS = 3
 _FORETOLD, _MIN_FORETOLD = 32, 6
+_STEP = 0.1  # what a knob that differs from the best config's counts as, over the square root of the samples
 _MIN_CORRELATION = 0.3  # below this the predictions are called bad
 
 
@@ -51,7 +53,7 @@ class EvolutionarySearch:
         self._rng = rng
         self._seen: set[Config] = set(skip)
         self._times: dict[Config, float] = {}
-        self._whole: tuple[list[Config], Encoded] | None = None
+        self._whole: WholeSpace | None = None
         self._order: np.ndarray | None = None  # of the whole space, until the model is trained again
         self._credit = {"random": 0.0, "local": 0.0}  # trials that are due by their shares
         self._foretold: list[tuple[float, float]] = []  # (predicted, measured) logarithms of configs that were new
@@ -68,7 +70,7 @@ class EvolutionarySearch:
             chosen = near[: n - explore]
             best = self._best_unseen(n)
             chosen += [config for config in best if config not in chosen][: n - explore - len(chosen)]
-            chosen += draw_unseen(self._candidates, self._seen | set(chosen), self._rng, n - len(chosen))
+            chosen += self._explored(n - len(chosen), chosen)
         self._seen.update(chosen)
         return chosen
 
@@ -127,11 +129,17 @@ class EvolutionarySearch:
         return due
 
     def _unguided(self, n: int) -> list[Config]:
-        """Half of them the best with one knob changed, by any step: what each knob does is soon known; half random."""
+        """The best with one knob changed, by any step: what each knob does is soon known. A few at random."""
         changed = [c for best in self._parents()[:1] for c in self._candidates.variants(best) if c not in self._seen]
         self._rng.shuffle(changed)
-        chosen = changed[: (n + 1) // 2]
-        return chosen + draw_unseen(self._candidates, self._seen | set(chosen), self._rng, n - len(chosen))
+        chosen = changed[: n - self._due("random", n, _RANDOM_WHEN_BAD)]
+        return chosen + self._explored(n - len(chosen), chosen)
+
+    def _explored(self, n: int, chosen: Sequence[Config]) -> list[Config]:
+        """`n` configs whatever the model says: defaults of templates that were not tried yet, then random ones."""
+        avoided = self._seen | set(chosen)
+        defaults = [config for config in self._candidates.later() if config not in avoided][:n]
+        return defaults + draw_unseen(self._candidates, avoided | set(defaults), self._rng, n - len(defaults))
 
     def _near(self, configs: Sequence[Config]) -> list[Config]:
         """Unseen configs one step from the given ones."""
@@ -145,21 +153,31 @@ class EvolutionarySearch:
         """The `n` unseen configs predicted fastest."""
         if self._candidates.cardinality > _WHOLE:
             return self._ranked(self._bred())[:n]
-        configs, encoded = self._describe_whole()
+        space = self._describe_whole()
         if self._order is None:
-            self._order = self._predict(encoded).argsort(kind="stable")
-        unseen = (configs[at] for at in self._order if configs[at] not in self._seen)
+            self._order = (self._predict(space.encoded) + self._strangeness()).argsort(kind="stable")
+        unseen = (space.configs[at] for at in self._order if space.configs[at] not in self._seen)
         return list(itertools.islice(unseen, n))
+
+    def _strangeness(self) -> np.ndarray | float:
+        """What to add to predictions of the whole space for every knob in which a config differs from the best one.
+
+        From few samples a model calls many configs equal; of those, the ones like the best are worth more.
+        """
+        if not self._times:
+            return 0.0
+        differing = self._describe_whole().differing(self._parents()[0])
+        return _STEP / math.sqrt(len(self._times)) * differing
 
     def _promise(self) -> float | None:
         """Predicted log(time / best time) of the unseen config that is predicted fastest; None when all were seen."""
         best = self._best_unseen(1)
         return float(self._predict(self._encode(best))[0]) if best else None
 
-    def _describe_whole(self) -> tuple[list[Config], Encoded]:
+    def _describe_whole(self) -> WholeSpace:
         if self._whole is None:
             configs = self._candidates.unseen(set(), _WHOLE)
-            self._whole = configs, self._encode(configs)
+            self._whole = WholeSpace(configs, self._encode(configs))
         return self._whole
 
     def _bred(self) -> list[Config]:

@@ -218,8 +218,9 @@ class _Tuner:
 
     def _round(self, at: int) -> None:
         search = self._searches[at]
-        size = round_size(search.budget.trials, self._options.preset.batch, self._measurer.jobs)
-        size = min(size, self._trials_left())
+        size = min(
+            round_size(search.budget.trials, self._options.preset.batch, self._measurer.jobs), self._trials_left()
+        )
         waiting = sum(other.budget.rounds == 0 for other in self._searches.values())
         if not search.budget.rounds and waiting > 1:
             # Few trials in all: no task's first round may use up those of the others.

@@ -8,7 +8,7 @@ from pathlib import Path
 import bench_search
 import pytest
 from benchlib.search_replay import METHODS, curve_of, replay
-from benchlib.search_summary import describe, summarize, task_row, trials_to, worst_ratio
+from benchlib.search_summary import describe, mean_trials_to, summarize, task_row, trials_to, worst_ratio
 from benchlib.search_table import Table, read_tables
 from benchlib.search_tasks import small_candidates, small_space, spread
 from search_cases import TARGET, Dense, Sparse, make_task, measured, templates
@@ -66,6 +66,7 @@ def test_trials_to_counts_until_the_curve_is_close():
     assert trials_to([1.2, 1.06, 1.04, 1.0]) == 3
     assert trials_to([1.0]) == 1
     assert trials_to([1.2, 1.1]) is None
+    assert mean_trials_to([[1.2, 1.0], [1.2, 1.1]]) == 2.5
     assert worst_ratio([1.2, 1.0], [1.0, 1.1]) == pytest.approx(1.2)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import msgspec
 from search_cases import TARGET, make_task, measured, templates
 
+from sparsetvm.core.config import Config
 from sparsetvm.core.record import Record
 from sparsetvm.core.target import device_fingerprint
 from sparsetvm.core.task import Task
@@ -44,6 +46,18 @@ def test_a_batch_is_filled_up_behind_defaults_and_seeds() -> None:
     batch = found.next_batch(8)
     assert batch[:2] == found.candidates.first()
     assert len(set(batch)) == 8
+
+
+def test_defaults_of_further_templates_are_explored_before_random_configs() -> None:
+    task = make_task()
+    found = search(task)
+    assert [c.template for c in found.candidates.first()] == ["test.sparse", "test.dense"]
+    assert found.candidates.later() == []
+    only_dense_first = dataclasses.replace(found.candidates, choices=found.candidates.choices[::-1])
+    assert [c.template for c in only_dense_first.first()] == ["test.dense", "test.sparse"]
+    third = dataclasses.replace(found.candidates.choices[0], name="test.third", default=Config.of("test.third", a=1))
+    more = dataclasses.replace(found.candidates, choices=(*found.candidates.choices, third))
+    assert more.later() == [third.default]
 
 
 def test_trials_never_repeat_themselves_with_seeds_and_training() -> None:
