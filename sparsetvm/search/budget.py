@@ -17,9 +17,9 @@ from sparsetvm.errors import UsageError, did_you_mean
 class Effort:
     """One preset. trials, dense_trials: most per task, and for tasks that only dense templates match.
 
-    batch: most configs per round; repeats: timings of a config in the search; top_k, final_rounds: configs that are re-timed
-    beside the best dense one, and how often; patience: trials without gain after which a task is left; least_gain: share
-    of a task's time that the next trial must be expected to save, else the task is left.
+    batch: most configs per round; repeats: timings of a config in the search; top_k, final_rounds: configs that are
+    re-timed beside the best dense one, and how often; patience: trials without gain after which a task is left;
+    least_gain: share of a task's time that the next trial must be expected to save, else the task is left.
     """
 
     trials: int
@@ -116,8 +116,8 @@ class Deadline:
 class TaskBudget:
     """How one task stands. count: layers that share it; best_us: infinity before the first success.
 
-    limit, patience, least_gain: see Effort. stale: trials since the last gain. promise: share of the time that the model
-    expects the next trial to save, None while it cannot tell. hopeless: trials in a row while that was too little.
+    limit, patience, least_gain: see Effort. stale: trials since the last gain. promise: share of the time that the
+    model expects the next trial to save, None while it cannot tell. hopeless: trials in a row while that was too little.
     """
 
     count: int
