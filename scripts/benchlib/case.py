@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from sparsetvm.core.graph import SPARSETVM_DOMAIN, Graph, Node, Value
 from sparsetvm.core.target import Target
 from sparsetvm.core.task import Task
-from sparsetvm.core.workload import ConvGeometry, Epilogue
+from sparsetvm.core.workload import ConvGeometry, Epilogue, Workload
 from sparsetvm.rewrite.assign_layouts import assign_layouts
 from sparsetvm.rewrite.workloads import make_tasks
 
@@ -33,6 +34,22 @@ class Case:
     sparsity: float
     task: MakeTask
     twin: MakeTask | None = None
+
+    def columns(self, workload: Workload) -> dict[str, Any]:
+        """What a row says of its case, whatever was measured: the first keys of docs/json.md."""
+        return {
+            "suite": self.suite,
+            "case": self.name,
+            "group": self.group,
+            "op": workload.op,
+            "m": workload.m,
+            "k": workload.k,
+            "n": workload.n,
+            "sparsity": round(workload.pattern.sparsity, 4),
+            "pattern": workload.pattern.describe(),
+            "row_imbalance": round(workload.pattern.row_imbalance, 2),
+            "dtype": workload.dtype,
+        }
 
 
 def matmul_task(name: str, n: int, weight: Callable[[], np.ndarray], target: Target) -> Task:

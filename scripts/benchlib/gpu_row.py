@@ -71,17 +71,7 @@ class GpuKernelBench:
         done = workload.dense_flops if is_dense else 2 * workload.nnz * workload.n
         best_us = baselines.get(best, us[_OURS])
         return {
-            "suite": case.suite,
-            "case": case.name,
-            "group": case.group,
-            "op": workload.op,
-            "m": workload.m,
-            "k": workload.k,
-            "n": workload.n,
-            "sparsity": round(workload.pattern.sparsity, 4),
-            "pattern": workload.pattern.describe(),
-            "row_imbalance": round(workload.pattern.row_imbalance, 2),
-            "dtype": workload.dtype,
+            **case.columns(workload),
             "ours_us": us[_OURS],
             "ours_cold_us": statistics.median(cold),
             "ours_packed_us": None,

@@ -133,17 +133,7 @@ class KernelBench:
         workload, ours = layer.task.workload, us[_OURS]
         done = workload.dense_flops if self._is_dense(layer) else 2 * workload.nnz * workload.n
         row = {
-            "suite": case.suite,
-            "case": case.name,
-            "group": case.group,
-            "op": workload.op,
-            "m": workload.m,
-            "k": workload.k,
-            "n": workload.n,
-            "sparsity": round(workload.pattern.sparsity, 4),
-            "pattern": workload.pattern.describe(),
-            "row_imbalance": round(workload.pattern.row_imbalance, 2),
-            "dtype": workload.dtype,
+            **case.columns(workload),
             "layout": f"{_name(workload.layout_in)} -> {_name(workload.layout_out)}",
             "ours_us": ours,
             "ours_packed_us": us.get(_PACKED),

@@ -22,7 +22,7 @@ from sparsetvm.measure.compile import SYMBOL, Built, FindTemplate, InvalidConfig
 from sparsetvm.measure.conditions import read_conditions
 from sparsetvm.measure.doubt import doubt, relative_difference, settle
 from sparsetvm.measure.protocol import Build, Replies, Reply, Response, Retime, Run, SetTask, Stage, tells_of_memory
-from sparsetvm.measure.reference import TOLERANCE, Reference, inputs_of, make_references, output_shape
+from sparsetvm.measure.reference import Reference, inputs_of, make_references, output_shape
 from sparsetvm.measure.timing import (
     CacheFlush,
     TimeCalls,
@@ -31,6 +31,7 @@ from sparsetvm.measure.timing import (
     time_interleaved,
     time_repeats,
 )
+from sparsetvm.measure.verdict import check_all, judge
 
 # Written before the first check: a value that the kernel leaves alone stays NaN and is found.
 _POISON = np.nan
@@ -64,17 +65,7 @@ class Trial:
 
         The inputs of the first are left in the buffers.
         """
-        worst = Reply("ok", error=0.0)
-        for reference in reversed(self._references):
-            for buffer, array in zip(self._inputs, inputs_of(reference), strict=True):
-                buffer.array[...] = array
-            self._y.array[...] = _POISON
-            self.call()
-            verdict = self._verdict(reference)
-            if verdict.status != "ok":
-                return verdict
-            worst = max(worst, verdict, key=lambda reply: reply.error or 0.0)
-        return worst
+        return check_all(self._references, self._checked)
 
     def timer(self, flush: CacheFlush | None) -> TimeCalls:
         """Times warm calls in TVM's loop, or with `flush` cold ones."""
@@ -82,20 +73,18 @@ class Trial:
             return time_cold(self._built.function, self._arguments, flush, [buffer.array for buffer in self._inputs])
         return time_evaluator(self._built.module, SYMBOL, self._arguments)
 
-    def _verdict(self, reference: Reference) -> Reply:
+    def _checked(self, reference: Reference) -> Reply:
+        for buffer, array in zip(self._inputs, inputs_of(reference), strict=True):
+            buffer.array[...] = array
+        self._y.array[...] = _POISON
+        self.call()
         if not all(buffer.intact() for buffer in self._buffers):
             return Reply("wrong_answer", message="the kernel wrote outside its buffers")
         if not all(map(_same, self._inputs, inputs_of(reference))):
             return Reply("wrong_answer", message="the kernel changed its input")
         if not all(map(_same, self._arrays, self._built.arrays)):
             return Reply("wrong_answer", message="the kernel changed its weights")
-        fault = reference.fault(self._y.array)
-        if fault:
-            return Reply("wrong_answer", message=fault)
-        error = reference.error(self._y.array)
-        if not error <= TOLERANCE:
-            return Reply("wrong_answer", error=error, message=f"relative L2 error {error:.2e} > {TOLERANCE:.0e}")
-        return Reply("ok", error=error)
+        return judge(reference, self._y.array)
 
 
 @dataclass(frozen=True)

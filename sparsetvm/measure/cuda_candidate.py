@@ -20,8 +20,9 @@ from sparsetvm.measure.cuda_device import Device, DeviceBuffer, Kernel
 from sparsetvm.measure.cuda_timing import L2Flush, time_cold_launches, time_graph
 from sparsetvm.measure.nvcc import compile_sources, kernel_symbol, launch_source
 from sparsetvm.measure.protocol import Reply
-from sparsetvm.measure.reference import TOLERANCE, Reference, inputs_of, output_shape
+from sparsetvm.measure.reference import Reference, inputs_of, output_shape
 from sparsetvm.measure.timing import TimeCalls
+from sparsetvm.measure.verdict import check_all, judge
 from sparsetvm.schedules.cuda.launch import Launch
 
 
@@ -96,18 +97,7 @@ class CudaTrial:
 
         The inputs of the first are left in the buffers. Called again after timing: blocks that race may be right once.
         """
-        worst = Reply("ok", error=0.0)
-        for reference in reversed(self._references):
-            for buffer, array in zip(self._inputs, inputs_of(reference), strict=True):
-                buffer.write(array)
-            self._y.poison()
-            self._kernel.launch()
-            self._device.wait()
-            verdict = self._verdict(reference)
-            if verdict.status != "ok":
-                return verdict
-            worst = max(worst, verdict, key=lambda reply: reply.error or 0.0)
-        return worst
+        return check_all(self._references, self._checked)
 
     def timer(self, flush: L2Flush | None) -> TimeCalls:
         """Times warm calls in a CUDA graph, or with `flush` cold ones."""
@@ -115,16 +105,15 @@ class CudaTrial:
             return time_cold_launches(self._device, self._kernel, flush, self._inputs)
         return time_graph(self._device, self._kernel)
 
-    def _verdict(self, reference: Reference) -> Reply:
+    def _checked(self, reference: Reference) -> Reply:
+        for buffer, array in zip(self._inputs, inputs_of(reference), strict=True):
+            buffer.write(array)
+        self._y.poison()
+        self._kernel.launch()
+        self._device.wait()
         if not all(buffer.intact() for buffer in self._buffers):
             return Reply("wrong_answer", message="the kernel wrote outside its buffers")
         originals = [*zip(self._inputs, inputs_of(reference), strict=True), *self._arrays]
         if not all(np.array_equal(buffer.read(), array) for buffer, array in originals):
             return Reply("wrong_answer", message="the kernel changed what it reads")
-        y = self._y.read()
-        fault, error = reference.fault(y), reference.error(y)
-        if fault:
-            return Reply("wrong_answer", message=fault)
-        if not error <= TOLERANCE:
-            return Reply("wrong_answer", error=error, message=f"relative L2 error {error:.2e} > {TOLERANCE:.0e}")
-        return Reply("ok", error=error)
+        return judge(reference, self._y.read())
