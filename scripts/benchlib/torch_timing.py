@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,7 +32,19 @@ def dtype_of(name: str) -> str:
     return "float16" if name == "fp16" else "float32"
 
 
-def capture(run: Callable[[], object], launches: int = 1) -> Any:
+@dataclass(frozen=True)
+class Captured:
+    """A CUDA graph, and the calls in it: a graph does not keep the tensors that it reads and writes."""
+
+    graph: Any
+    run: Callable[[], object]
+
+    def replay(self) -> None:
+        """Put the graph's launches on the current stream."""
+        self.graph.replay()
+
+
+def capture(run: Callable[[], object], launches: int = 1) -> Captured:
     """A CUDA graph of `launches` calls, ready to be replayed. Choice of algorithms is done before.
 
     capture_begin and capture_end, because torch.cuda.graph collects garbage for a second each time.
@@ -48,7 +61,7 @@ def capture(run: Callable[[], object], launches: int = 1) -> Any:
         graph.capture_end()
     graph.replay()
     torch.cuda.synchronize()
-    return graph
+    return Captured(graph, run)
 
 
 def time_replays(launch: Callable[[], object], calls: int = 1) -> TimeCalls:

@@ -43,13 +43,10 @@ def main(library: Path, model: Path, inputs: Path, seconds: float, precisions: S
     reference = module.run(feed)
     launches: dict[str, Callable[[], object]] = {"ours": module.launcher(feed)}
     errors: dict[str, float] = {}
-    # A graph does not keep what it reads, and cuDNN's choice of algorithms returns free memory to the driver.
-    kept: list[object] = []
     for name in precisions:
         with precision(name):
             network = TorchModel(model, target, "cuda", dtype_of(name))
             tensors = [network.tensor(feed[info.name]) for info in module.inputs]
-            kept += [network, tensors]
             with torch.no_grad():
                 outputs = network(*tensors)
             errors[name] = max(map(_error, outputs, reference.values()))
