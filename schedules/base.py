@@ -33,6 +33,7 @@ _TEMPLATES: dict[str, tuple[str, str]] = {
     "x86.dense_gemv": ("sparsetvm.schedules.x86.dense_gemv", "DenseGemv"),
     "x86.dense": ("sparsetvm.schedules.x86.dense", "Dense"),
     "cuda.spmv": ("sparsetvm.schedules.cuda.spmv", "Spmv"),
+    "cuda.spmm_dispatch": ("sparsetvm.schedules.cuda.spmm_dispatch", "SpmmDispatch"),
     "cuda.spmm_data": ("sparsetvm.schedules.cuda.spmm_data", "SpmmData"),
     "cuda.spmm_rows": ("sparsetvm.schedules.cuda.spmm_rows", "SpmmRows"),
     "cuda.spmm_code": ("sparsetvm.schedules.cuda.spmm_code", "SpmmCode"),

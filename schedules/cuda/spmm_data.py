@@ -106,7 +106,7 @@ class SpmmData(Template):
         view, meta = knobs.windows, packed.meta
         single = meta["chunks"] == 1
         start, reach = (int(v) for v in view.starts[0])
-        before, after = _border_sizes(g)
+        before, after = border_sizes(g)
         defines = (
             ("SP_NT", knobs.nt),
             ("SP_C", knobs.c),
@@ -183,7 +183,7 @@ def _pack_that_fits(weight: np.ndarray, geometry: FlatGeometry, shape: Shape, ta
         channels = -(-channels // 2)
 
 
-def _border_sizes(geometry: FlatGeometry) -> tuple[int, int]:
+def border_sizes(geometry: FlatGeometry) -> tuple[int, int]:
     """Floats of zeros in front of position 0 and behind the last position of an output plane."""
     if not geometry.borders:
         return 0, 0
