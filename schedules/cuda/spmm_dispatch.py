@@ -188,4 +188,4 @@ def estimate(workload: Workload, config: Config, target: Target) -> float:
     once = _START + shape.tile_rows * row / _OUTPUT_BYTES
     if shape.parts > 1:
         once += _CLUSTER * math.log2(2 * shape.parts)
-    return waves * (float(jumps**_NORM + copies**_NORM) ** (1 / _NORM) + once)
+    return waves * (float((jumps**_NORM + copies**_NORM) ** (1 / _NORM)) + once)
