@@ -38,6 +38,7 @@ def parse_arguments() -> argparse.Namespace:
         help="anchors, conv, dlmc, grid, patterns, sparsert or FILE.npz; may be repeated (default: anchors)",
     )
     parser.add_argument("--patterns", type=Path, metavar="DIR", help="folder of pattern files, for the suite dlmc")
+    parser.add_argument("--model", type=Path, metavar="FILE", help="weights of the suite sparsert's 1x1 layers, .onnx")
     parser.add_argument("--n", type=int_list, default=[], metavar="N,...", help="only these columns of X")
     parser.add_argument("--sparsity", type=float_list, default=[], metavar="S,...", help="only these, e.g. 0.9,0.95")
     parser.add_argument(
@@ -171,7 +172,13 @@ def main() -> int:
             case
             for suite in args.suite
             for case in find_cases(
-                suite, target, patterns=args.patterns, columns=args.n, sparsities=args.sparsity, limit=args.limit
+                suite,
+                target,
+                patterns=args.patterns,
+                columns=args.n,
+                sparsities=args.sparsity,
+                limit=args.limit,
+                model=args.model,
             )
         ]
         result, interrupted = bench(args, cases, names, target)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 from benchlib.case import Case, even_sample
 from benchlib.conv_suite import convolutions
 from benchlib.pattern_file import read_columns, read_patterns
 from benchlib.suites import file_cases, find_cases, random_weight, uneven_rows
+from models import ModelBuilder
 
 from sparsetvm.core.layout import Plain, Tiled
 from sparsetvm.core.target import Target
@@ -123,6 +125,17 @@ def test_uneven_rows_range_from_empty_to_full_at_the_wanted_density():
     assert lengths.min() == 0
     assert lengths.max() > 10 * lengths.mean()
     assert np.count_nonzero(weight) / weight.size == pytest.approx(0.05, rel=0.1)
+
+
+def test_sparserts_layers_take_the_weights_of_a_model_where_it_has_their_shape(tmp_path):
+    builder = ModelBuilder()
+    x = builder.input("x", (1, 32, 4, 4))
+    model = builder.output(builder.conv(x, 32, 64, 1, pad=0, sparsity=0.9)).save(tmp_path / "net.onnx")
+    weight = next(onnx.numpy_helper.to_array(t) for t in builder.initializers if len(t.dims) == 4)
+    cases = [case for case in find_cases("sparsert", TARGET, model=model) if case.name.startswith("64x32")]
+    assert [case.n for case in cases] == [12544]
+    np.testing.assert_array_equal(cases[0].task(TARGET).weight, weight.reshape(64, 32))
+    assert len(find_cases("sparsert", TARGET)) == len(find_cases("sparsert", TARGET, model=model)) + 1
 
 
 def test_random_weight_is_the_same_for_one_seed():
