@@ -8,6 +8,7 @@ and stored as zero. A k x k convolution is therefore a product whose rows of X s
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,9 +57,12 @@ def supports_flat(workload: Workload) -> bool:
     return not isinstance(layout, Tiled) or layout.tiles == 1
 
 
+@functools.lru_cache(64)  # estimates of a whole space ask for it hundreds of times
 def flat_geometry(workload: Workload) -> FlatGeometry:
     """Geometry of a workload for which `supports_flat` holds."""
     taps: TapGeometry = tap_geometry(workload)
+    for offsets in taps.taps:
+        offsets.setflags(write=False)
     lin, lout = workload.layout_in, workload.layout_out
     positions = taps.tiles * taps.lanes
     if isinstance(lin, Tiled):
