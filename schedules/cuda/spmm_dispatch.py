@@ -43,11 +43,11 @@ _COPIERS = 4  # warps; two copy half as fast
 _FLOATS = {8: 144, 16: 72}  # most sums and floats of X of a thread in a block of so many warps: no spills
 
 # Clocks, fitted to 89 measurements on an H200 (512 to 4096 squared, 90 and 95 %, 1024 positions): within 8 %.
-_JUMP, _SHARE = 51.0, 0.45  # of an entry; of each warp and float of X that share a multiprocessor with it
-_ROW_COPY = 63.0  # of the copy engine for a row of X
-_ASYNC_BYTES, _ASYNC_SHARE = 34.6, 2.0  # bytes a clock; what copiers take from an entry, for each warp
-_OUTPUT_BYTES = 18.0  # a clock
-_START, _CLUSTER = 1890.0, 2500.0
+_JUMP, _SHARE = 57.0, 0.5  # of an entry; of each warp and float of X that share a multiprocessor with it
+_ROW_COPY = 71.0  # of the copy engine for a row of X
+_ASYNC_BYTES, _ASYNC_SHARE = 30.7, 2.25  # bytes a clock; what copiers take from an entry, for each warp
+_OUTPUT_BYTES = 16.0  # a clock
+_START, _CLUSTER = 2130.0, 2800.0
 _NORM, _UNEVEN = 2.55, 1.05
 
 
@@ -63,13 +63,6 @@ class SpmmDispatch(Template):
         g = flat_geometry(workload)
         return len(g.taps) == 1 and aligned_rows(g) and g.positions >= _FEWEST_POSITIONS
 
-    def preferred(self, workload: Workload, target: Target) -> bool:
-        """Where its default is expected to beat that of cuda.spmm_data."""
-        from sparsetvm.schedules.cuda.spmm_data_model import rank
-
-        other = rank(workload, SpmmData().space(workload, target), target)[0][0]
-        return estimate(workload, self.default(workload, target), target) < other
-
     def space(self, workload: Workload, target: Target) -> Space:
         return Space(
             self.name,
@@ -82,6 +75,9 @@ class SpmmDispatch(Template):
     def default(self, workload: Workload, target: Target) -> Config:
         """The config with the smallest estimate; of equal ones the one with the fewest jumps."""
         return min(self.space(workload, target), key=lambda c: (estimate(workload, c, target), -c.int("c")))
+
+    def estimate(self, workload: Workload, config: Config, target: Target) -> float:
+        return estimate(workload, config, target)
 
     def pack(
         self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target

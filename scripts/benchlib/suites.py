@@ -2,7 +2,7 @@
 
 anchors   products of five shapes, N = 1, 16, 128 and 784, random patterns of 80 to 98 %, and 4x1 blocks
 conv      convolutions of ResNet-50 and MobileNetV1
-patterns  one shape, N = 128: random, blocks, 2:4, uneven rows
+patterns  one shape, N = 128: random, blocks, 2:4, uneven rows; on a GPU large blocks too, N = 128 and 1024
 grid      square products, 512 to 4096, N = 1 to 1024, random patterns of 90 and 95 % (what GPU papers quote)
 sparsert  the cases of SparseRT (Wang, PACT 2020): 1x1 layers of MobileNetV1, two products, 3x3 layers of ResNet-50
 dlmc      every matrix in the files of a folder, each beside a random pattern of its shape and density
@@ -39,6 +39,7 @@ _SPARSERT = (
 )
 _SPARSERT_3X3 = ((64, 56), (128, 28), (256, 14))  # channels, height and width
 _SPARSERT_3X3_SPARSITIES = (0.91, 0.96)
+_TENSOR_CORE_BLOCKS, _TENSOR_CORE_COLUMNS = ("16x16", "32x32"), (128, 1024)
 _TOKENS = 128  # columns of X where nothing else is said: one sequence of a transformer
 
 
@@ -77,8 +78,8 @@ def find_cases(
 
 def _makers(target: Target, model: Path | None) -> dict[str, Callable[[], list[Case]]]:
     return {
-        "anchors": anchors, "conv": lambda: convolutions(target), "patterns": pattern_kinds, "grid": grid,
-        "sparsert": lambda: sparsert(pointwise_weights(model, target) if model else {}),
+        "anchors": anchors, "conv": lambda: convolutions(target), "patterns": lambda: pattern_kinds(target),
+        "grid": grid, "sparsert": lambda: sparsert(pointwise_weights(model, target) if model else {}),
     }  # fmt: skip
 
 
@@ -144,8 +145,8 @@ def anchors() -> list[Case]:
     return cases + [_random_case("anchors", shape, 128, 0.95, "block:4x1", "n=128,s=0.95,4x1") for shape in _SHAPES]
 
 
-def pattern_kinds() -> list[Case]:
-    """One shape with patterns of many kinds."""
+def pattern_kinds(target: Target) -> list[Case]:
+    """One shape with patterns of many kinds; for a GPU also blocks that tensor cores take."""
     kinds = ("unstructured", "block:4x1", "block:8x1", "block:16x1", "block:1x4", "block:4x4")
     cases = [
         _random_case("patterns", (1024, 1024), 128, sparsity, kind, f"{kind.removeprefix('block:')},s={sparsity:.2f}")
@@ -158,7 +159,16 @@ def pattern_kinds() -> list[Case]:
         weight = partial(uneven_rows, (1024, 1024), sparsity, _seed(name))
         group = f"uneven rows,s={sparsity:.2f}"
         cases.append(Case("patterns", name, group, 128, sparsity, partial(matmul_task, name, 128, weight)))
-    return cases
+    return cases + (_large_blocks() if target.kind == "cuda" else [])
+
+
+def _large_blocks() -> list[Case]:
+    return [
+        _random_case("patterns", (1024, 1024), n, sparsity, f"block:{size}", f"{size},n={n},s={sparsity:.2f}")
+        for size in _TENSOR_CORE_BLOCKS
+        for n in _TENSOR_CORE_COLUMNS
+        for sparsity in _FEW
+    ]
 
 
 def pattern_files(folder: Path | None) -> list[Path]:

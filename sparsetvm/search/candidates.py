@@ -110,7 +110,9 @@ class Candidates:
         """
         choices = [choice for choice in self.choices if choice.quick and (not choice.dense or self.dense_only)]
         turns = itertools.zip_longest(*(choice.likely(each) for choice in choices))
-        return list(dict.fromkeys([*self.first(), *(config for turn in turns for config in turn if config is not None)]))
+        return list(
+            dict.fromkeys([*self.first(), *(config for turn in turns for config in turn if config is not None)])
+        )
 
     def later(self) -> list[Config]:
         """The defaults of the other templates: better than what is drawn at random."""

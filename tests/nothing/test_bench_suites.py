@@ -12,7 +12,7 @@ from benchlib.suites import file_cases, find_cases, random_weight, uneven_rows
 from models import ModelBuilder
 
 from sparsetvm.core.layout import Plain, Tiled
-from sparsetvm.core.target import Target
+from sparsetvm.core.target import Target, parse_target
 from sparsetvm.errors import UsageError
 
 TARGET = Target("cpu", "skylake-avx512", "avx512")
@@ -117,6 +117,17 @@ def test_patterns_are_of_the_kind_that_they_are_called():
     assert found["1x4,s=0.90"] == "block 1x4"
     assert found["2:4"] == "2:4"
     assert found["uneven rows,s=0.95"] == "unstructured"
+
+
+def test_patterns_for_a_gpu_have_blocks_for_tensor_cores_in_addition():
+    cpu, gpu = (find_cases("patterns", target) for target in (TARGET, parse_target("cuda,sm_90")))
+    assert len(cpu) == 15
+    assert [case.name for case in gpu[:15]] == [case.name for case in cpu]
+    assert {(case.n, case.sparsity) for case in gpu[15:]} == {(n, s) for n in (128, 1024) for s in (0.9, 0.95)}
+    found = {case.group: case.task(parse_target("cuda,sm_90")).workload for case in gpu[15:]}
+    assert found["16x16,n=128,s=0.95"].pattern.describe() == "block 16x16"
+    assert found["32x32,n=1024,s=0.90"].pattern.describe() == "block 32x32"
+    assert len(found) == 8
 
 
 def test_uneven_rows_range_from_empty_to_full_at_the_wanted_density():
