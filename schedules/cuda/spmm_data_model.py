@@ -8,8 +8,8 @@ all in flight.
 
 Constants are fitted to 670 measurements of 39 layers before kernels overlapped and 125 of 63 layers since, on an H200;
 the starting latency is that of now. Leaving each layer (and those of equal size) out in turn, the config with the
-smallest estimate is slower than the fastest measured by 4 % on average and 23 % at worst in the first, by 1 % and 4 % in
-the 7 layers of the second that have three configs or more; estimates of configs near the best are off by 24 % (rms).
+smallest estimate is slower than the fastest measured by 4 % on average and 23 % at worst in the first, by 1 % and 4 %
+in the 7 layers of the second that have three configs or more; estimates near the best are off by 24 % (rms).
 Images take up to 2 us longer than products of as many positions, which is left out: other templates were not measured
 there.
 """
