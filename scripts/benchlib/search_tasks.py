@@ -152,12 +152,12 @@ def _thinned(choice: TemplateChoice, most: int) -> TemplateChoice:
 
 
 def small_space(space: Space, default: Config, most: int) -> Space:
-    """A part of `space` with at most `most` configs, if ordered knobs of two values each allow that; has `default`."""
+    """A part of `space` with at most `most` configs, if the unordered knobs alone have no more; has `default`."""
     counts = {knob.name: knob.cardinality for knob in space.knobs}
     ordered = [knob.name for knob in space.knobs if isinstance(knob, Ordered)]
     while math.prod(counts.values()) > most:
         longest = max(ordered, key=lambda name: counts[name])
-        if counts[longest] <= 2:
+        if counts[longest] == 1:
             break
         counts[longest] -= 1
     knobs = tuple(
