@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -20,13 +21,15 @@ from pathlib import Path
 from benchlib.machine import cores_to_measure_on
 from benchlib.search_table import FINALISTS, Pass, Spent, is_whole, measure_space, one_machine, read_passes, space_of
 from benchlib.search_tasks import TaskSet, search_cases
+from sparsetvm.core.record import Record
 from sparsetvm.core.target import Target, device_fingerprint
 from sparsetvm.core.task import Task
-from sparsetvm.errors import EnvironmentProblem, SparseTvmError
+from sparsetvm.errors import EnvironmentProblem, SparseTvmError, UsageError
 from sparsetvm.search.trial import Measurer
 
 _COARSE = 4  # what was asked for over the space that is measured first
 _CAUTION = 0.8  # of the time that is left, to be planned with
+_GRACE = 5.0  # seconds that a process has to clean up
 
 
 @dataclass(frozen=True)
@@ -42,16 +45,22 @@ class Plan:
     jobs: int = 1
     seconds: float | None = None
 
+    def known(self) -> dict[Pass, list[Record]]:
+        """What the table holds already."""
+        return read_passes(self.path, self.target) if self.path.exists() else {}
+
 
 def measure_all(plan: Plan, wanted: str) -> list[str]:
     """Measure the tasks whose name has `wanted`; the names of those that were stopped because the time was up.
 
-    Raises UsageError for a table of another machine and more jobs than cores, EnvironmentProblem when a process failed.
+    Raises UsageError for no such task, a table of another machine or more jobs than cores, and EnvironmentProblem when
+    a process failed.
     """
     names = [case.name for case in search_cases(plan.tasks) if wanted in case.name]
+    if not names:
+        raise UsageError(f"--task {wanted}: no task of the set '{plan.tasks}' has that in its name")
     cores = cores_to_measure_on(plan.jobs)
-    known = read_passes(plan.path, plan.target)
-    machines = [(done.target, record.device) for done, records in known.items() for record in records[:1]]
+    machines = [(done.target, record.device) for done, records in plan.known().items() for record in records[:1]]
     one_machine(plan.path, [*machines, (plan.target, device_fingerprint(plan.target))])
     share = None if plan.seconds is None else share_of_time(plan.seconds, len(names), plan.jobs)
     context = multiprocessing.get_context("spawn")  # a fork would take over what this process has imported
@@ -92,19 +101,25 @@ def run_on_cores(
             soonest = min((end for _, _, end in running.values() if end is not None), default=None)
             wait([p.sentinel for p in running], None if soonest is None else max(0.0, soonest - time.monotonic()))
             for process, (name, core, deadline) in list(running.items()):
-                late = deadline is not None and time.monotonic() >= deadline
-                if process.is_alive() and not late:
-                    continue
                 if process.is_alive():
-                    process.kill()
-                    stopped.append(name)
-                elif process.exitcode:
+                    if deadline is not None and time.monotonic() >= deadline:
+                        if name in stopped:
+                            process.kill()
+                        else:
+                            process.terminate()  # it takes its workers and temporary files along
+                            stopped.append(name)
+                        running[process] = name, core, time.monotonic() + _GRACE
+                    continue
+                if process.exitcode and name not in stopped:
                     failed.append(name)
                 process.join()
                 del running[process]
                 free.append(core)
     finally:
         for process in running:
+            process.terminate()
+        for process in running:
+            process.join(_GRACE)
             process.kill()
             process.join()
     return stopped, failed
@@ -115,6 +130,8 @@ def _measure_one(plan: Plan, name: str, core: int, deadline: float | None) -> No
     from sparsetvm.measure.pool import Measurer as LocalMeasurer
 
     os.sched_setaffinity(0, {core})
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # after Ctrl-C the first process ends this one
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     try:
         case = next(case for case in search_cases(plan.tasks) if case.name == name)
         with LocalMeasurer(plan.target) as measurer:
@@ -125,7 +142,7 @@ def _measure_one(plan: Plan, name: str, core: int, deadline: float | None) -> No
 
 def measure_task(task: Task, plan: Plan, measurer: Measurer, deadline: float | None) -> None:
     """Measure a task in one pass, or with a deadline (of the monotonic clock) first a coarse space, then what fits."""
-    known = read_passes(plan.path, plan.target)
+    known = plan.known()
 
     def measure(configs: int) -> Spent:
         wanted = Pass(plan.tasks, plan.target, configs, plan.configs)

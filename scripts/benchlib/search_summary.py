@@ -76,6 +76,7 @@ def summarize(rows: Sequence[Mapping[str, Any]], runs: Sequence[Runs]) -> dict[s
         "mean_curve_trials_to_5pct": {method: trials_to(curve) for method, curve in curves.items()},
         "worst_vs_random": worst_ratio(curves["guided"], curves["random"]),
         "rank_correlation": statistics.mean(correlations) if correlations else None,
+        "spaces_cut_short": sum(row["configs"] < row["configs_asked"] for row in rows),
         "model_ms_per_round": 1e3 * statistics.mean(run.model_seconds for run in guided),
         "curves": curves,
     }
@@ -87,7 +88,8 @@ def describe(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> s
     lines = [head, "all tasks"]
     lines += [_line(method, curve, summary["trials_to_5pct"][method]) for method, curve in summary["curves"].items()]
     for row in rows:
-        lines.append(f"{row['task']} ({row['configs']} of {row['configs_of_templates']} configs)")
+        cut = f", {row['configs_asked']} asked for" if row["configs"] < row["configs_asked"] else ""
+        lines.append(f"{row['task']} ({row['configs']} of {row['configs_of_templates']} configs{cut})")
         lines += [_line(m, row["curves"][m], row["trials_to_5pct"][m]) for m in ("random", "guided", "warm")]
     named = {name: value for name, value in summary.items() if isinstance(value, float)}
     lines += [f"{name} {value:.3f}" for name, value in named.items()]

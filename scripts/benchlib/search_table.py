@@ -84,9 +84,12 @@ class Spent:
 
 
 def read_passes(path: Path, local: Target) -> dict[Pass, list[Record]]:
-    """The records of a table by pass, in its order. Raises UsageError when they are not all of one machine."""
+    """The records of a table by pass, in its order.
+
+    Raises UsageError when they are not all of one machine, LogError when the table cannot be read.
+    """
     passes: defaultdict[Pass, list[Record]] = defaultdict(list)
-    for record in read_records(path).records if path.exists() else []:
+    for record in read_records(path).records:
         passes[Pass.of(record, local)].append(record)
     one_machine(path, [(found.target, record.device) for found, records in passes.items() for record in records])
     return dict(passes)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from benchlib import machine
+from benchlib import machine, search_measure
 from benchlib.case import matmul_task
 from benchlib.search_measure import Plan, fitting_configs, measure_all, measure_task, run_on_cores, share_of_time
 from benchlib.search_table import Spent, read_passes, read_tables
@@ -34,9 +34,9 @@ class FakeProcess:
     def is_alive(self) -> bool:
         return self.exitcode is None
 
-    def kill(self) -> None:
+    def terminate(self) -> None:
         os.close(self._alive)
-        self.exitcode = -9
+        self.exitcode = 0
 
     def join(self) -> None:
         os.close(self.sentinel)
@@ -72,10 +72,21 @@ def test_each_process_has_a_core_of_its_own_and_a_free_one_is_used_again():
 
 
 def test_a_process_whose_time_is_up_is_ended():
-    processes = {"hangs": FakeProcess(None), "ends": FakeProcess(0)}
+    processes = {"slow": FakeProcess(None), "ends": FakeProcess(0)}
     ended = run_on_cores(list(processes), [0, 1], 0.01, lambda name, core, deadline: processes[name])
-    assert ended == (["hangs"], [])
-    assert processes["hangs"].exitcode == -9
+    assert ended == (["slow"], [])
+
+
+def test_a_process_that_does_not_end_is_killed(monkeypatch):
+    monkeypatch.setattr(search_measure, "_GRACE", 0.01)
+
+    class Deaf(FakeProcess):
+        def terminate(self) -> None:
+            pass
+
+        kill = FakeProcess.terminate
+
+    assert run_on_cores(["deaf"], [0], 0.01, lambda *_: Deaf(None)) == (["deaf"], [])
 
 
 def test_tasks_share_the_time_when_there_are_more_than_cores():
@@ -129,6 +140,8 @@ def test_a_table_of_another_machine_is_not_continued(tmp_path, monkeypatch):
     other = Plan(path, "held-out", msgspec.structs.replace(TARGET, l2=1 << 24), 160)
     with pytest.raises(UsageError, match="2 machines"):
         measure_all(other, "")
+    with pytest.raises(UsageError, match="no task"):
+        measure_all(plan_for(path), "conv3d")
 
 
 def test_cores_are_physical_ones_first(monkeypatch, capsys):
