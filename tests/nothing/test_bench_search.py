@@ -11,7 +11,7 @@ import pytest
 from benchlib.case import matmul_task
 from benchlib.search_replay import METHODS, curve_of, of_other_layers, replay
 from benchlib.search_summary import describe, mean_trials_to, summarize, task_row, trials_to, worst_ratio
-from benchlib.search_table import Pass, Table, read_tables
+from benchlib.search_table import Pass, Table, read_tables, space_of
 from benchlib.search_tasks import LARGEST, TaskSet, search_cases, small_candidates, small_space, spread
 from benchlib.suites import random_weight
 from search_cases import TARGET, Dense, Sparse, make_task, measured, templates
@@ -219,16 +219,17 @@ def test_a_table_of_two_machines_is_refused(tmp_path):
 
 def test_a_table_is_replayed_as_on_the_machine_that_was_measured(tmp_path):
     """Spaces, defaults, features and what the log offers depend on the table alone."""
-    path, big = tmp_path / "t.jsonl", msgspec.structs.replace(TARGET, mcpu="sapphirerapids", l2=1 << 24)
+    path, measured_for = tmp_path / "t.jsonl", msgspec.structs.replace(TARGET, mcpu="sapphirerapids", l2=1 << 14)
     for task in (fc(n=64, k=512), fc(n=64, k=384)):
-        write_table(path, task=task, target=big, device=XEON, configs=60, asked=60)
-    here, there = (read_tables(path, "tuned", local).tables for local in (TARGET, big))
-    assert here[0].target == there[0].target == big
-    assert here[0].candidates == there[0].candidates
+        write_table(path, task=task, target=measured_for, device=XEON, configs=60, asked=60)
+    here, there = (read_tables(path, "tuned", local).tables for local in (TARGET, measured_for))
+    assert here[0].target == there[0].target == measured_for
+    assert here[0].candidates == there[0].candidates != space_of(here[0].task, TARGET, 60)
     assert here[0].device == XEON
-    result = bench_search.replay_all(path, "tuned", "", 1, 4, TARGET)
-    assert result["machine"]["measured_on"] == XEON.model
-    assert result["machine"]["target"] == "cpu,sapphirerapids"
+    results = [bench_search.replay_all(path, "tuned", "", 1, 12, local) for local in (TARGET, measured_for)]
+    assert results[0]["tasks"] == results[1]["tasks"]
+    assert results[0]["machine"]["measured_on"] == XEON.model
+    assert results[0]["machine"]["target"] == "cpu,sapphirerapids"
 
 
 def test_records_of_the_measured_machine_are_no_strangers_to_the_search(monkeypatch):
