@@ -224,7 +224,11 @@ def test_a_table_is_replayed_as_on_the_machine_that_was_measured(tmp_path):
         write_table(path, task=task, target=measured_for, device=XEON, configs=60, asked=60)
     here, there = (read_tables(path, "tuned", local).tables for local in (TARGET, measured_for))
     assert here[0].target == there[0].target == measured_for
-    assert here[0].candidates == there[0].candidates != space_of(here[0].task, TARGET, 60)
+    declared = [
+        [(choice.name, choice.space, choice.default) for choice in candidates.choices]
+        for candidates in (here[0].candidates, there[0].candidates, space_of(here[0].task, TARGET, 60))
+    ]
+    assert declared[0] == declared[1] != declared[2]
     assert here[0].device == XEON
     results = [bench_search.replay_all(path, "tuned", "", 1, 12, local) for local in (TARGET, measured_for)]
     assert results[0]["tasks"] == results[1]["tasks"]
