@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.record import Record
-from sparsetvm.core.target import Target, device_fingerprint
+from sparsetvm.core.target import DeviceFingerprint, Target
 from sparsetvm.core.task import Task
 from sparsetvm.errors import NoCandidateError
 from sparsetvm.search.budget import TaskBudget, TuneOptions, starts_broad
@@ -23,8 +23,9 @@ _LIKELY = 3  # configs of each sparse template in a broad first round
 class TaskSearch:
     """State of one task's search.
 
-    seeds: configs that were good for tasks like it. skip: configs that are known to fail. earlier: records of exactly
-    this task, from which an interrupted run goes on. training: records of other tasks and machines for the cost model.
+    device: what it is measured on; records of other models say less to the cost model. seeds: configs that were good
+    for tasks like it. skip: configs that are known to fail. earlier: records of exactly this task, from which an
+    interrupted run goes on. training: records of other tasks and machines for the cost model.
     guided: False leaves the cost model out, to compare with.
     """
 
@@ -35,6 +36,7 @@ class TaskSearch:
         target: Target,
         options: TuneOptions,
         *,
+        device: DeviceFingerprint,
         seed: int,
         seeds: Sequence[Config] = (),
         skip: Iterable[Config] = (),
@@ -52,7 +54,7 @@ class TaskSearch:
         if self._model is not None:
             own = {(record.config, record.time) for record in earlier}
             others = [r for r in training if r.workload != task.workload or (r.config, r.time) not in own]
-            self._model.transfer(samples_of(others, device_fingerprint(target).model))
+            self._model.transfer(samples_of(others, device.model))
             self._model.fit()
         rng = random.Random(f"{seed} {task.workload.id}")  # noqa: S311
         broad = candidates.broad(_LIKELY) if starts_broad(target) else []

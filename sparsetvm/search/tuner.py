@@ -182,13 +182,14 @@ class _Tuner:
     def _make_search(self, at: int) -> TaskSearch:
         task, candidates = self._tasks[at], self._candidates[at]
         if not self._options.reuse:
-            return TaskSearch(task, candidates, self._target, self._options, seed=self._seed)
+            return TaskSearch(task, candidates, self._target, self._options, device=self._device, seed=self._seed)
         valid, workload = validator(candidates), task.workload
         return TaskSearch(
             task,
             candidates,
             self._target,
             self._options,
+            device=self._device,
             seed=self._seed,
             seeds=self._index.seeds(workload, SEEDS, self._device, valid),
             skip=self._index.failed_configs(workload, self._device, valid),
