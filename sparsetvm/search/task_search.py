@@ -17,7 +17,6 @@ from sparsetvm.search.cost_model import CostModel, Sample, samples_of
 from sparsetvm.search.evolutionary import EvolutionarySearch
 from sparsetvm.search.trial import Measured
 
-
 _LIKELY = 3  # configs of each sparse template in a broad first round
 
 
