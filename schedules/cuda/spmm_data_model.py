@@ -73,7 +73,7 @@ def best_config(workload: Workload, space: Space, target: Target) -> Config:
     """The config with the smallest estimate; of those within 4 % of it that with the fewest positions and chunks.
 
     In all products measured since kernels overlap those of 32 positions were fastest (more were hardly tried), and K in
-    one chunk was never slower than in two by more than the model can tell.
+    one chunk was never slower than in two by more than the model can tell. The rule was chosen with them in view.
     """
     ranked = rank(workload, space, target)
     alike = [item for item in ranked if item[0] <= _ALIKE * ranked[0][0]]

@@ -158,7 +158,7 @@ class _Shape:
 
 
 def _cost(shape: _Shape, workload: Workload, target: Target) -> float:
-    """Estimated cycles, fitted to measurements of 15 products before kernels overlapped and of 11 since (90 configs), on
+    """Estimated cycles, fitted to measurements of 15 products before kernels overlapped and of 11 since (90 configs) on
     an H200; the constant term is that of now. Leaving each product out in turn, the config with the least estimate is
     slower than the fastest measured by 11 % on average and 53 % at worst in the first, by 8 % and 49 % in the 6 of the
     second with four configs or more; estimates of configs near the best are off by 16 % (rms).
