@@ -6,10 +6,10 @@ lies in one GPC: a grid that just fills the GPU takes twice as long in clusters 
 A kernel whose block has all of K in one chunk does a warp's rows strictly one after the other; the other one has them
 all in flight.
 
-Constants are fitted to 670 measurements of 39 layers before kernels overlapped and 125 of 63 layers since, on an H200;
-the starting latency is that of now. Leaving each layer (and those of equal size) out in turn, the config with the
-smallest estimate is slower than the fastest measured by 4 % on average and 23 % at worst in the first, by 1 % and 4 %
-in the 7 layers of the second that have three configs or more; estimates near the best are off by 24 % (rms).
+Constants are fitted to 673 measurements of 39 layers before kernels overlapped and 125 of 63 since, on an H200; the
+starting latency is that of now. Leaving each layer (and those of equal size) out in turn, the config with the smallest
+estimate is slower than the fastest measured by 4 % on average and 23 % at worst in the first, by 1 % and 4 % in the 7
+layers of the second that have three configs or more; estimates of configs near the best are off by 24 % (rms).
 Images take up to 2 us longer than products of as many positions, which is left out: other templates were not measured
 there.
 """
@@ -73,7 +73,7 @@ def best_config(workload: Workload, space: Space, target: Target) -> Config:
     """The config with the smallest estimate; of those within 4 % of it that with the fewest positions and chunks.
 
     In all products measured since kernels overlap those of 32 positions were fastest (more were hardly tried), and K in
-    one chunk was never slower than in two by more than the model can tell.
+    one chunk was never slower than in two by more than the model can tell. The rule was chosen with them in view.
     """
     ranked = rank(workload, space, target)
     alike = [item for item in ranked if item[0] <= _ALIKE * ranked[0][0]]

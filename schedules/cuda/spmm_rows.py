@@ -158,10 +158,10 @@ class _Shape:
 
 
 def _cost(shape: _Shape, workload: Workload, target: Target) -> float:
-    """Estimated cycles, fitted to 350 measurements of 15 products before kernels overlapped and to 60 of 11 since, on
-    an H200; the constant term is that of now. Leaving each product out in turn, the config with the smallest estimate
-    is slower than the fastest measured by 11 % on average and 53 % at worst in the first, by 8 % and 49 % in the 6 of
-    the second with four configs or more; estimates of configs near the best are off by 16 % (rms).
+    """Estimated cycles, fitted to measurements of 15 products before kernels overlapped and of 11 since (90 configs) on
+    an H200; the constant term is that of now. Leaving each product out in turn, the config with the least estimate is
+    slower than the fastest measured by 11 % on average and 53 % at worst in the first, by 8 % and 49 % in the 6 of the
+    second with four configs or more; estimates of configs near the best are off by 16 % (rms).
 
     Wavefronts of 128 bytes from L1 or shared memory, bytes from L2 (more of them where a part of X does not fit into
     L1) and a warp's chain of batches overlap partly: the terms are added as a norm close to their sum.

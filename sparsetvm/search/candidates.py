@@ -109,10 +109,8 @@ class Candidates:
         Tasks that only dense templates match get the likely configs of those.
         """
         choices = [choice for choice in self.choices if choice.quick and (not choice.dense or self.dense_only)]
-        turns = itertools.zip_longest(*(choice.likely(each) for choice in choices))
-        return list(
-            dict.fromkeys([*self.first(), *(config for turn in turns for config in turn if config is not None)])
-        )
+        turns = itertools.chain(*itertools.zip_longest(*(choice.likely(each) for choice in choices)))
+        return list(dict.fromkeys([*self.first(), *(config for config in turns if config is not None)]))
 
     def later(self) -> list[Config]:
         """The defaults of the other templates: better than what is drawn at random."""
