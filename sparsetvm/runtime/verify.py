@@ -88,7 +88,7 @@ def _notes(module: Module, overflowed: list[str]) -> list[str]:
     """What to know about a reference that computes in float16. overflowed: outputs that only we have finite."""
     if module.manifest.get("model", {}).get("arithmetic") != "float16":
         return []
-    notes = ["the reference rounds to float16 between operators, this module computes in float32: the error is both's"]
+    notes = ["the model is float16: the reference may round to it at every operator, this module computes in float32"]
     if overflowed:
         names = ", ".join(f"'{name}'" for name in overflowed)
         notes.append(f"the reference overflows float16 (65504) in {names}, this module does not")
