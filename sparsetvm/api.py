@@ -186,7 +186,7 @@ def verify(
 ) -> VerifyReport:
     """Compare a compiled model with ONNX Runtime on random inputs; `passed` says whether all errors are in bounds.
 
-    tolerance: on the relative L2 error; None: 1e-5, or 1e-2 for a float16 model, which ONNX Runtime rounds at each step.
+    tolerance: on the relative L2 error. None for the manifest's: 1e-5, or 1e-2 for a float16 model.
     """
     from sparsetvm.runtime.verify import verify_module
 

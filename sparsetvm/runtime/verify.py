@@ -49,9 +49,7 @@ def check_signature(session: Any, module: Module, reference: Path) -> None:
         raise UsageError(f"'{reference}' has {problem}", hint="pass the model that the .so was compiled from")
 
 
-def verify_module(
-    module: Module, reference: Path, *, samples: int, tolerance: float | None, seed: int
-) -> VerifyReport:
+def verify_module(module: Module, reference: Path, *, samples: int, tolerance: float | None, seed: int) -> VerifyReport:
     """Run `samples` random inputs through both; the report has the worst errors.
 
     tolerance: None for the manifest's, which is larger for a float16 model (core/manifest.py says why).

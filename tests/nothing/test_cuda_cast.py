@@ -72,9 +72,7 @@ def test_float16_network_of_launches(name: str, tmp_path: Path) -> None:
     model = to_float16(builder.model())
     onnx.save(model, tmp_path / "m.onnx")
     prepared = prepare(tmp_path / "m.onnx", target)
-    configs = {
-        layer: candidates_of(task.workload, target).choices[0].default for layer, task in prepared.tasks.items()
-    }
+    configs = {layer: candidates_of(task.workload, target).choices[0].default for layer, task in prepared.tasks.items()}
     inputs = half_inputs(model)
     found, launches = run_network(prepared.graph, prepared.tasks, configs, target, inputs)
     casts = [node for node in prepared.graph.nodes if node.is_op("Cast")]

@@ -114,7 +114,8 @@ FLOAT16_PARTS = {
     ),
     "clip": lambda b, x: b.op("Clip", x, b.const(np.float16(-0.5)), b.const(np.float16(0.25))),
     "resize": lambda b, x: b.op(
-        "Resize", x, "", b.const(np.array([1, 1, 2, 2], np.float32)), mode="linear", coordinate_transformation_mode="asymmetric"
+        "Resize", x, "", b.const(np.array([1, 1, 2, 2], np.float32)), mode="nearest", nearest_mode="floor",
+        coordinate_transformation_mode="asymmetric",
     ),
     "layer norm": lambda b, x: b.op(
         "LayerNormalization", x, b.const(b.vector(6).astype(np.float16)), epsilon=1e-4, stash_type=1
