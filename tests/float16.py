@@ -1,4 +1,4 @@
-"""Float16 forms of small float32 models as converters write them: float16 constants, Casts around what stays float32."""
+"""Float16 forms of small float32 models as converters write them: float16 constants, Casts around what stays wide."""
 
 from __future__ import annotations
 

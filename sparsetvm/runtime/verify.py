@@ -33,6 +33,7 @@ def onnxruntime_session(model: Path, threads: int) -> Any:
 def check_signature(session: Any, module: Module, reference: Path) -> None:
     """Raise UsageError when `reference`, open in `session`, cannot be the model of `module`."""
     inputs = {entry.name: entry.shape for entry in session.get_inputs()}
+    types = {entry.name: _dtype_name(entry.type) for entry in session.get_inputs()}
     outputs = {entry.name for entry in session.get_outputs()}
     problem = ""
     for info in module.inputs:
@@ -43,10 +44,18 @@ def check_signature(session: Any, module: Module, reference: Path) -> None:
             isinstance(dim, int) and dim != size for dim, size in zip(dims, info.shape, strict=True)
         ):
             problem = f"input '{info.name}' of shape {dims}, not {list(info.shape)}"
+        elif types[info.name] != info.dtype:
+            problem = f"input '{info.name}' of type {types[info.name]}, not {info.dtype}"
     for info in module.outputs:
         problem = problem if info.name in outputs else f"no output '{info.name}'"
     if problem:
         raise UsageError(f"'{reference}' has {problem}", hint="pass the model that the .so was compiled from")
+
+
+def _dtype_name(text: str) -> str:
+    """numpy's name of a type as ONNX Runtime writes it: tensor(float16)."""
+    name = text.removeprefix("tensor(").removesuffix(")")
+    return {"float": "float32", "double": "float64"}.get(name, name)
 
 
 def verify_module(module: Module, reference: Path, *, samples: int, tolerance: float | None, seed: int) -> VerifyReport:

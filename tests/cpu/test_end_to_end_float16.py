@@ -105,7 +105,9 @@ class Float16Session:
     def __init__(self, model: Path, threads: int) -> None:
         self._evaluator = ReferenceEvaluator(str(model))
         graph = onnx.load(model).graph
-        self.get_inputs = lambda: [SimpleNamespace(name=info.name, shape=[1, 8]) for info in graph.input]
+        self.get_inputs = lambda: [
+            SimpleNamespace(name=info.name, shape=[1, 8], type="tensor(float16)") for info in graph.input
+        ]
         self.get_outputs = lambda: graph.output
 
     def run(self, names: None, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
@@ -123,6 +125,13 @@ def test_verify_says_that_the_reference_overflows(tmp_path, monkeypatch):
     report = sparsetvm.verify(library, source, samples=1)
     assert not report.passed
     assert "overflows float16 (65504) in 'y'" in report.notes[1]
+
+
+def test_verify_names_the_type_of_another_model(tmp_path):
+    _, library = compiled(to_float16(mlp().model()), tmp_path)
+    wide = mlp().save(tmp_path / "wide.onnx")
+    with pytest.raises(UsageError, match="input 'x' of type float32, not float16"):
+        sparsetvm.verify(library, wide)
 
 
 def test_bench_times_a_float16_model_beside_its_reference(tmp_path):
