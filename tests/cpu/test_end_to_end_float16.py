@@ -17,8 +17,10 @@ from onnx.reference import ReferenceEvaluator
 
 import sparsetvm
 from sparsetvm.core.manifest import FLOAT16_TOLERANCE
+from sparsetvm.core.target import parse_target
 from sparsetvm.errors import UsageError
 from sparsetvm.frontend.load import load_model
+from sparsetvm.rewrite.prepare import prepare
 
 NETWORKS = {
     "mlp": lambda: mlp(batch=3),
@@ -91,8 +93,8 @@ def test_batch_in_chunks_converts_each(tmp_path, monkeypatch):
     monkeypatch.setattr("sparsetvm.rewrite.split_batch._CHUNK_BYTES", 40000)
     builder = rounded(conv_net(batch=4))
     model = to_float16(builder.model())
-    source, library = compiled(model, tmp_path)
-    assert sparsetvm.rewrite.prepare.prepare(source, sparsetvm.core.target.parse_target("cpu")).graph.chunks > 1
+    source, library = compiled(model, tmp_path, threads=1)
+    assert prepare(source, parse_target("cpu", 1)).graph.chunks > 1
     inputs = half_inputs(model)
     expected = run_onnxruntime(builder.model(), {at: array.astype(np.float32) for at, array in inputs.items()})
     with sparsetvm.load(library) as module:
