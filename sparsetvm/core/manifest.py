@@ -18,7 +18,7 @@ MANIFEST_SCHEMA = 1
 STATIC_MAIN = "main_static"
 # Relative L2 errors that outputs may have beside another runtime's. Two computations in float32 with sums of length k
 # differ by about sqrt(k) * 6e-8: 1e-5 leaves room for the longest sums of common networks and is far below any wrong
-# index or lost weight. A runtime that keeps float16 between operators rounds by up to 5e-4 at each; over some hundred of
+# index or lost weight. A runtime that keeps float16 between operators rounds by up to 5e-4 at each; over hundreds of
 # them that adds up, at random, to 5e-3.
 FLOAT32_TOLERANCE, FLOAT16_TOLERANCE = 1e-5, 1e-2
 
