@@ -8,9 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
-from float16 import half_inputs, rounded, to_float16
 from models import bert, conv_net, mlp, mobile_net, random_inputs, relative_error, run_onnxruntime
 
 import sparsetvm
@@ -62,23 +60,6 @@ def test_network_computes_what_onnxruntime_computes(name, tmp_path):
             found = module.run(inputs)
             for output, expected in run_onnxruntime(builder.model(), inputs).items():
                 assert relative_error(found[output], expected) < 1e-5
-
-
-def test_float16_network_takes_and_returns_float16(tmp_path):
-    builder = rounded(conv_net(batch=2, size=20, width=32))
-    model = to_float16(builder.model())
-    onnx.save(model, tmp_path / "net.onnx")
-    sparsetvm.compile(tmp_path / "net.onnx", tmp_path / "net.so", target="cuda", log_dir=tmp_path, reuse=False)
-    inputs = half_inputs(model)
-    (expected,) = run_onnxruntime(builder.model(), {at: x.astype(np.float32) for at, x in inputs.items()}).values()
-    with sparsetvm.load(tmp_path / "net.so") as module:
-        for _ in range(2):  # the first run captures the graph, the second replays it
-            (found,) = module.run(inputs).values()
-            assert found.dtype == np.float16
-            assert relative_error(found, expected) < 6e-4
-        torch = pytest.importorskip("torch")
-        (stayed,) = module.run({at: torch.from_numpy(array).cuda() for at, array in inputs.items()}).values()
-        assert torch.equal(torch.from_dlpack(stayed).cpu(), torch.from_numpy(found))
 
 
 def test_tensors_on_the_gpu_stay_there(library):
