@@ -1,5 +1,5 @@
 // What kernels need of the machine below CUDA C++: asynchronous copies to shared memory, clusters with distributed
-// shared memory. Kernel sources use these names alone, so that the tests can compile them for a CPU (SP_EMULATE).
+// shared memory, float16 numbers as bits. Kernel sources use these names alone, so that the tests can compile them for a CPU (SP_EMULATE).
 #pragma once
 #include <cstdint>
 
@@ -47,6 +47,8 @@ __device__ __forceinline__ int cluster_rank() { return int(blockIdx.x) % sp_emu:
 __device__ __forceinline__ float4 cluster_load4(const float* shared, int rank) {
   return *static_cast<const float4*>(sp_emu::remote(shared, rank));
 }
+__device__ __forceinline__ float half_to_float(unsigned short bits) { return sp_emu::half_to_float(bits); }
+__device__ __forceinline__ unsigned short float_to_half(float x) { return sp_emu::float_to_half(x); }
 
 #else
 
@@ -107,6 +109,17 @@ __device__ __forceinline__ float4 cluster_load4(const float* shared, int rank) {
                : "r"(address)
                : "memory");
   return v;
+}
+// The bits of a float16, which stay exact as a float32; a float32 becomes the nearest float16.
+__device__ __forceinline__ float half_to_float(unsigned short bits) {
+  float x;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
+  return x;
+}
+__device__ __forceinline__ unsigned short float_to_half(float x) {
+  unsigned short bits;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+  return bits;
 }
 
 #endif

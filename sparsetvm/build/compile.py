@@ -19,7 +19,7 @@ from sparsetvm.build.fatbin import check_machine_code, linker
 from sparsetvm.build.tvm_target import tvm_target
 from sparsetvm.core.config import Config
 from sparsetvm.core.graph import Graph
-from sparsetvm.core.manifest import MANIFEST_SCHEMA, manifest_path, sha256_of
+from sparsetvm.core.manifest import FLOAT16_TOLERANCE, FLOAT32_TOLERANCE, MANIFEST_SCHEMA, manifest_path, sha256_of
 from sparsetvm.core.target import Target, toolchain_fingerprint
 from sparsetvm.core.task import Task
 from sparsetvm.errors import EnvironmentProblem
@@ -125,7 +125,7 @@ def _manifest(
         "schema": MANIFEST_SCHEMA,
         "sparsetvm": versions.sparsetvm,
         "tvm": versions.tvm,
-        "model": model,
+        "model": {**model, "arithmetic": "float16" if graph.float16 else "float32"},
         "library_sha256": sha256_of(library),
         "target": msgspec.to_builtins(target),
         "threads": target.threads,
@@ -134,7 +134,7 @@ def _manifest(
             _tensor(graph, name, public) for name, public in zip(graph.outputs, graph.output_names, strict=True)
         ],
         "layers": [_layer(name, tasks[name], choice) for name, choice in choices.items()],
-        "tolerances": {"rel_l2_error": 1e-5},
+        "tolerances": {"rel_l2_error": FLOAT16_TOLERANCE if graph.float16 else FLOAT32_TOLERANCE},
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -154,6 +155,17 @@ def _binary(graph: Graph, node: Node, target: Target) -> RemainderKernel | None:
     )
 
 
+def _cast(graph: Graph, node: Node, target: Target) -> RemainderKernel | None:
+    source, out = graph.values[node.inputs[0]], graph.values[node.outputs[0]]
+    if target.kind != "cuda" or {source.dtype, out.dtype} != {"float16", "float32"}:
+        return None
+    kernels = _schedules(target, "cast")
+    count, narrow = math.prod(source.shape), out.dtype == "float16"
+    return RemainderKernel(
+        ("cast", count, narrow), lambda symbol: kernels.cast_kernel(count, narrow, target, symbol), [source.name]
+    )
+
+
 def _unary(graph: Graph, node: Node, target: Target) -> RemainderKernel | None:
     source = graph.values[node.inputs[0]]
     fused = activation_of(node)
@@ -181,6 +193,7 @@ _RULES: dict[str, _Rule] = {
     "sparsetvm.attention": _attention,
     "Add": _binary,
     "Mul": _binary,
+    "Cast": _cast,
     "Relu": _unary,
     "Sigmoid": _unary,
     "Gelu": _unary,

@@ -57,7 +57,8 @@ class Graph:
     """Nodes in topological order, every value by name; `inputs` and `outputs` in the model's order.
 
     `output_names` are the names that users know: passes may put a conversion behind an output. A model runs its nodes
-    `chunks` times, on equal slices of dimension 0 of its inputs and outputs; shapes are those of one slice.
+    `chunks` times, on equal slices of dimension 0 of its inputs and outputs; shapes are those of one slice. `float16`:
+    the file has the model in float16, and other runtimes round as that says.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Graph:
     outputs: list[str]
     output_names: list[str] = field(default_factory=list)
     chunks: int = 1
+    float16: bool = False
 
     def __post_init__(self) -> None:
         self.output_names = self.output_names or list(self.outputs)

@@ -16,6 +16,11 @@ from sparsetvm.errors import ModelError
 MANIFEST_SCHEMA = 1
 # The function of a library for a GPU whose tensors lie in the same place at every call (build/emit_cuda.py).
 STATIC_MAIN = "main_static"
+# Relative L2 errors that outputs may have beside another runtime's. Two computations in float32 with sums of length k
+# differ by about sqrt(k) * 6e-8: 1e-5 leaves room for the longest sums of common networks and is far below any wrong
+# index or lost weight. A runtime that keeps float16 between operators rounds by up to 5e-4 at each; over hundreds of
+# them that adds up, at random, to 5e-3.
+FLOAT32_TOLERANCE, FLOAT16_TOLERANCE = 1e-5, 1e-2
 
 
 class TensorInfo(msgspec.Struct, frozen=True):

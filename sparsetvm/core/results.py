@@ -107,6 +107,7 @@ class VerifyReport(Result, kw_only=True):
     rel_l2_error: float
     max_abs_error: float
     outputs: list[OutputError]
+    notes: list[str] = []
 
 
 class Latency(msgspec.Struct, kw_only=True):

@@ -23,7 +23,9 @@ from sparsetvm.frontend.names import display_name, display_shape, unique_name
 from sparsetvm.frontend.noop import passes_through
 from sparsetvm.frontend.support import is_supported, unsupported_error
 
-_FLOAT32_OPS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
+FLOAT_TYPES_HINT = "only float32 and float16 models are supported: export or convert to one of them"
+_LAYER_OPS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
+_LAYER_TYPES = ("float32", "float16")
 _MAX_DEPTH = 16
 # Operators whose outputs after the first may be left out: masks, indices and statistics for training.
 _OPTIONAL_OUTPUTS = ("BatchNormalization", "Dropout", "LayerNormalization", "MaxPool")
@@ -214,13 +216,13 @@ def _check_types(node: onnx.NodeProto, inputs: Sequence[Value | None], outputs: 
                 f"{node.op_type} gives output '{display_name(value.name)}' of size zero ({display_shape(value.shape)})"
             )
             raise ModelError(what, layer=layer, hint="remove this layer, or fix the dimension that is zero")
-    if node.op_type not in _FLOAT32_OPS:
+    if node.op_type not in _LAYER_OPS:
         return
     for value in filter(None, inputs):
-        if value.dtype != "float32":
+        if value.dtype not in _LAYER_TYPES:
             kind = "weights" if value.is_constant else "inputs"
             what = f"{node.op_type} has {kind} of type {value.dtype} ('{display_name(value.name)}')"
-            raise ModelError(what, layer=layer, hint="only float32 models are supported: export or convert to float32")
+            raise ModelError(what, layer=layer, hint=FLOAT_TYPES_HINT)
         if 0 in value.shape:
             what = f"{node.op_type} reads '{display_name(value.name)}' of size zero ({display_shape(value.shape)})"
             raise ModelError(what, layer=layer, hint="remove this layer, or fix the dimension that is zero")

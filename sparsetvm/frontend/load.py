@@ -13,13 +13,14 @@ from sparsetvm.core.graph import Graph
 from sparsetvm.errors import ModelError
 from sparsetvm.frontend.constants import take_initializers
 from sparsetvm.frontend.functions import inline_functions
-from sparsetvm.frontend.import_graph import GraphImporter
+from sparsetvm.frontend.import_graph import FLOAT_TYPES_HINT, GraphImporter
 from sparsetvm.frontend.names import display_name
 from sparsetvm.frontend.read import read_model
 from sparsetvm.frontend.shapes import fix_inputs
 
 MIN_OPSET = 9
 TESTED_OPSET = 21
+_FOREIGN_FLOATS = ("bfloat", "float8", "float6", "float4")
 
 
 @dataclass
@@ -38,7 +39,7 @@ class LoadedModel:
 
 
 def load_model(path: str | Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> LoadedModel:
-    """Load an ONNX file (opset 9-21, float32).
+    """Load an ONNX file (opset 9-21, float32 or float16).
 
     `shapes`: input name -> shape for inputs with symbolic dimensions (`--shape`); a symbolic first dimension defaults
     to 1. Raises ModelError when the model is broken, unsafe or not supported, UsageError when `shapes` does not fit.
@@ -55,10 +56,24 @@ def load_model(path: str | Path, shapes: Mapping[str, tuple[int, ...]] | None = 
     importer = GraphImporter(opset, inputs.values, outputs, constants)
     importer.import_nodes(proto.graph.node, {})
     imported = importer.finish(proto.graph.name)
+    _check_float_types(imported)
     for name in outputs:
         if imported.values[name].is_constant:
             notes.append(f"output '{display_name(name)}' is a constant: it does not depend on any input")
     return LoadedModel(imported, file.path, file.digest, inputs.notes + notes, inputs.symbolic)
+
+
+def _check_float_types(graph: Graph) -> None:
+    """Raise ModelError naming the first value of a float type that numpy does not know, bfloat16 above all."""
+    producers = graph.producers()
+    for value in graph.values.values():
+        if value.dtype.startswith(_FOREIGN_FLOATS):
+            node = producers.get(value.name)
+            raise ModelError(
+                f"'{display_name(value.name)}' is of type {value.dtype}",
+                layer=display_name(node.name) if node else None,
+                hint=FLOAT_TYPES_HINT,
+            )
 
 
 def _opset(proto: onnx.ModelProto, notes: list[str]) -> int:

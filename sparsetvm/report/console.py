@@ -200,6 +200,8 @@ def print_verify(report: VerifyReport) -> None:
     out.print(make_table(("output", ">relative L2 error", ">largest absolute error"), rows, fold=("output",)))
     verdict = "passed" if report.passed else "FAILED"
     _say(out, f"{verdict}: relative L2 error {report.rel_l2_error:.2e}, tolerance {report.tolerance:.0e}")
+    for note in report.notes:
+        _say(out, f"note: {note}")
 
 
 def print_prune(report: PruneReport) -> None:

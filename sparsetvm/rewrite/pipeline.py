@@ -11,10 +11,12 @@ from sparsetvm.rewrite.fuse_epilogues import fuse_epilogues
 from sparsetvm.rewrite.make_layers import make_layers
 from sparsetvm.rewrite.split_batch import split_batch
 from sparsetvm.rewrite.split_strided_pointwise import split_strided_pointwise
+from sparsetvm.rewrite.widen_float16 import widen_float16
 
 
 def rewrite(graph: Graph, target: Target) -> Graph:
     """Bring an imported graph to layers, fused epilogues and assigned layouts; changes and returns `graph`."""
+    widen_float16(graph)
     canonicalize(graph)
     fuse_attention(graph, target)
     make_layers(graph)

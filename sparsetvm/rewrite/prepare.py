@@ -35,6 +35,8 @@ def prepare(model: str | Path, target: Target, shapes: Mapping[str, tuple[int, .
     graph = rewrite(loaded.graph, target)
     tasks = make_tasks(graph, target)
     notes = list(loaded.notes)
+    if graph.float16:
+        notes.append("the model is float16: everything between its inputs and outputs is computed in float32")
     if not any(task.workload.pattern.kind != "dense" for task in tasks.values()):
         notes.append("nothing in this model is pruned: it compiles as a dense model")
     if target.kind == "cpu" and target.isa != "avx512":

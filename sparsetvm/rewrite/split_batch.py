@@ -20,7 +20,7 @@ from sparsetvm.core.target import Target
 
 # What the tensors of one node may take per thread: most of a last-level cache's share of one core.
 _CHUNK_BYTES = 8 << 20
-_ALIKE = ("Relu", "Gelu", "Tanh", "Sigmoid", "Identity", "Erf")
+_ALIKE = ("Relu", "Gelu", "Tanh", "Sigmoid", "Identity", "Erf", "Cast")
 _IMAGES = ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
 _BINARY = ("Add", "Sub", "Mul", "Div")
 

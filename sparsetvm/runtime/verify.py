@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sparsetvm.core.manifest import FLOAT32_TOLERANCE
 from sparsetvm.core.results import OutputError, VerifyReport
 from sparsetvm.errors import EnvironmentProblem, UsageError
 from sparsetvm.runtime.module import Module
@@ -32,6 +33,7 @@ def onnxruntime_session(model: Path, threads: int) -> Any:
 def check_signature(session: Any, module: Module, reference: Path) -> None:
     """Raise UsageError when `reference`, open in `session`, cannot be the model of `module`."""
     inputs = {entry.name: entry.shape for entry in session.get_inputs()}
+    types = {entry.name: _dtype_name(entry.type) for entry in session.get_inputs()}
     outputs = {entry.name for entry in session.get_outputs()}
     problem = ""
     for info in module.inputs:
@@ -42,27 +44,39 @@ def check_signature(session: Any, module: Module, reference: Path) -> None:
             isinstance(dim, int) and dim != size for dim, size in zip(dims, info.shape, strict=True)
         ):
             problem = f"input '{info.name}' of shape {dims}, not {list(info.shape)}"
+        elif types[info.name] != info.dtype:
+            problem = f"input '{info.name}' of type {types[info.name]}, not {info.dtype}"
     for info in module.outputs:
         problem = problem if info.name in outputs else f"no output '{info.name}'"
     if problem:
         raise UsageError(f"'{reference}' has {problem}", hint="pass the model that the .so was compiled from")
 
 
-def verify_module(module: Module, reference: Path, *, samples: int, tolerance: float, seed: int) -> VerifyReport:
+def _dtype_name(text: str) -> str:
+    """numpy's name of a type as ONNX Runtime writes it: tensor(float16)."""
+    name = text.removeprefix("tensor(").removesuffix(")")
+    return {"float": "float32", "double": "float64"}.get(name, name)
+
+
+def verify_module(module: Module, reference: Path, *, samples: int, tolerance: float | None, seed: int) -> VerifyReport:
     """Run `samples` random inputs through both; the report has the worst errors.
 
-    Two computations in float32 with sums of length k differ by about sqrt(k) * 6e-8 relative: 1e-5 leaves room for the
-    longest sums of common networks and is far below any wrong index or lost weight.
+    tolerance: None for the manifest's, which is larger for a float16 model (core/manifest.py says why).
     """
+    if tolerance is None:
+        tolerance = float(module.manifest.get("tolerances", {}).get("rel_l2_error", FLOAT32_TOLERANCE))
     session = onnxruntime_session(reference, module.threads)
     check_signature(session, module, reference)
     worst: dict[str, OutputError] = {}
+    overflowed: set[str] = set()
     for sample in range(samples):
         inputs = module.random_inputs(seed + sample)
         ours = module.run(inputs)
         theirs = dict(zip((o.name for o in session.get_outputs()), session.run(None, inputs), strict=True))
         for name, value in ours.items():
             error = _compare(name, value, theirs[name])
+            if np.isfinite(value).all() and not np.isfinite(theirs[name]).all():
+                overflowed.add(name)
             if name not in worst or not error.rel_l2_error <= worst[name].rel_l2_error:
                 worst[name] = error
     outputs = list(worst.values())
@@ -73,7 +87,19 @@ def verify_module(module: Module, reference: Path, *, samples: int, tolerance: f
         rel_l2_error=relative,
         max_abs_error=max(output.max_abs_error for output in outputs),
         outputs=outputs,
+        notes=_notes(module, sorted(overflowed)),
     )
+
+
+def _notes(module: Module, overflowed: list[str]) -> list[str]:
+    """What to know about a reference that computes in float16. overflowed: outputs that only we have finite."""
+    if module.manifest.get("model", {}).get("arithmetic") != "float16":
+        return []
+    notes = ["the model is float16: the reference may round to it at every operator, this module computes in float32"]
+    if overflowed:
+        names = ", ".join(f"'{name}'" for name in overflowed)
+        notes.append(f"the reference overflows float16 (65504) in {names}, this module does not")
+    return notes
 
 
 def _compare(name: str, ours: np.ndarray, theirs: np.ndarray) -> OutputError:

@@ -23,21 +23,29 @@ def weight():
     return dense * (rng.random(dense.shape) < 0.1)
 
 
-@pytest.fixture(scope="module")
-def library(weight, tmp_path_factory):
+def compiled(weight, folder, element):
     import sparsetvm
 
-    folder = tmp_path_factory.mktemp("deploy")
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["x", "w"], ["y"], name="layer")],
         "tiny",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, SHAPE)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (4, 32))],
-        [numpy_helper.from_array(weight, "w")],
+        [helper.make_tensor_value_info("x", element, SHAPE)],
+        [helper.make_tensor_value_info("y", element, (4, 32))],
+        [numpy_helper.from_array(weight.astype(helper.tensor_dtype_to_np_dtype(element)), "w")],
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), folder / "tiny.onnx")
     sparsetvm.compile(folder / "tiny.onnx", folder / "model.so", threads=1, log_dir=folder / "logs")
     return folder / "model.so"
+
+
+@pytest.fixture(scope="module")
+def library(weight, tmp_path_factory):
+    return compiled(weight, tmp_path_factory.mktemp("deploy"), TensorProto.FLOAT)
+
+
+@pytest.fixture(scope="module")
+def half_library(weight, tmp_path_factory):
+    return compiled(weight, tmp_path_factory.mktemp("half"), TensorProto.FLOAT16)
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +55,19 @@ def x():
 
 def check(y, x, weight):
     np.testing.assert_allclose(y, x @ weight, rtol=1e-4, atol=1e-5)
+
+
+def check_half(y, x, weight):
+    assert y.dtype == np.float16
+    exact = x.astype(np.float16).astype(np.float32) @ weight.astype(np.float16).astype(np.float32)
+    np.testing.assert_allclose(y, exact, rtol=1e-3, atol=1e-5)
+
+
+def test_python_example_runs_a_float16_model(half_library, x, weight, tmp_path):
+    np.save(tmp_path / "in.npy", x.astype(np.float16))
+    program = ROOT / "docs" / "examples" / "run.py"
+    subprocess.run([sys.executable, program, half_library, tmp_path / "in.npy", tmp_path / "out.npy"], check=True)
+    check_half(np.load(tmp_path / "out.npy"), x, weight)
 
 
 def test_python_example_runs_without_the_compiler(library, x, weight, tmp_path):
@@ -62,7 +83,7 @@ def test_python_example_runs_without_the_compiler(library, x, weight, tmp_path):
     assert "libtvm_compiler" not in done.stdout
 
 
-def test_cpp_example_builds_and_runs_as_documented(library, x, weight, tmp_path):
+def test_cpp_example_builds_and_runs_as_documented(library, half_library, x, weight, tmp_path):
     if shutil.which("g++") is None:
         pytest.skip("no g++ on this machine")
     text = (ROOT / "docs" / "deploy.md").read_text()
@@ -76,6 +97,9 @@ def test_cpp_example_builds_and_runs_as_documented(library, x, weight, tmp_path)
     command = [tmp_path / "run", library, "cpu", *map(str, SHAPE)]
     done = subprocess.run(command, input=x.tobytes(), stdout=subprocess.PIPE, check=True)
     check(np.frombuffer(done.stdout, np.float32).reshape(4, 32), x, weight)
+    command = [tmp_path / "run", half_library, "cpu", "f16", *map(str, SHAPE)]
+    done = subprocess.run(command, input=x.astype(np.float16).tobytes(), stdout=subprocess.PIPE, check=True)
+    check_half(np.frombuffer(done.stdout, np.float16).reshape(4, 32), x, weight)
 
 
 def test_sparsetvm_load_gives_the_same(library, x, weight):

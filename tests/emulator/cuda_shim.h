@@ -163,6 +163,23 @@ inline unsigned __float_as_uint(float x) { return sp_bits<unsigned>(x); }
 inline int __float_as_int(float x) { return sp_bits<int>(x); }
 inline float __uint_as_float(unsigned x) { return sp_bits<float>(x); }
 inline float __int_as_float(int x) { return sp_bits<float>(x); }
+namespace sp_emu {
+inline float half_to_float(unsigned short bits) {
+  const int exponent = bits >> 10 & 31, mantissa = bits & 1023;
+  float x = std::ldexp(float(exponent ? mantissa + 1024 : mantissa), exponent ? exponent - 25 : -24);
+  if (exponent == 31) x = mantissa ? NAN : INFINITY;
+  return bits >> 15 ? -x : x;
+}
+inline unsigned short float_to_half(float x) {
+  const unsigned sign = std::signbit(x) ? 0x8000 : 0;
+  const float a = std::fabs(x);
+  if (std::isnan(x)) return 0x7fff;
+  if (a >= 65520.0f) return sign | 0x7c00;
+  if (a < 0x1p-14f) return sign | unsigned(std::nearbyint(std::ldexp(a, 24)));
+  const int exponent = std::ilogb(a);
+  return sign | unsigned(((exponent + 14) << 10) + int(std::nearbyint(std::ldexp(a, 10 - exponent))));
+}
+}  // namespace sp_emu
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x ? __builtin_clz(unsigned(x)) : 32; }

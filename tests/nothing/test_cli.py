@@ -193,11 +193,12 @@ def test_interrupted_tune_prints_what_it_has_and_exits_130(run, api):
 
 def test_failed_verification_exits_5_after_its_table(run, api):
     api.reports["verify"] = results.VerifyReport(
-        passed=False, tolerance=1e-5, rel_l2_error=0.5, max_abs_error=1.0, outputs=[]
+        passed=False, tolerance=1e-5, rel_l2_error=0.5, max_abs_error=1.0, outputs=[], notes=["why it may differ"]
     )
     result = run(LINES["verify"])
     assert result.exit_code == 5
     assert "FAILED" in result.stdout
+    assert "note: why it may differ" in result.stdout
 
 
 def test_tune_passes_every_option_on(run, api, tmp_path):

@@ -79,13 +79,12 @@ def test_load_folds_quantised_weights_of_a_float_model(tmp_path):
 @pytest.mark.parametrize(
     ("dtype", "elem_type"),
     [
-        ("float16", TensorProto.FLOAT16),
         ("float64", TensorProto.DOUBLE),
         ("bfloat16", TensorProto.BFLOAT16),
         ("int32", TensorProto.INT32),
     ],
 )
-def test_load_names_layer_and_type_of_weights_that_are_no_float32(dtype, elem_type, tmp_path):
+def test_load_names_layer_and_type_of_weights_that_are_neither_float32_nor_float16(dtype, elem_type, tmp_path):
     b = ModelBuilder()
     x = b.input("x", (1, 4), elem_type)
     weight = onnx.helper.make_tensor("weight", elem_type, [4, 3], [1] * 12)

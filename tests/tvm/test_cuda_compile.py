@@ -7,9 +7,11 @@ import subprocess
 from collections import Counter
 from pathlib import Path
 
+import onnx
 import pytest
 from cuda_tools import architectures, needs_c_compiler, needs_cuda_compiler
-from models import ModelBuilder
+from float16 import to_float16
+from models import ModelBuilder, mlp
 from sparsetvm.schedules import base
 from sparsetvm.schedules.cuda.copy import copy_launch
 from sparsetvm.schedules.cuda.launch import Launch
@@ -49,9 +51,10 @@ def network() -> ModelBuilder:
     return builder.output(builder.gemm(y, 48, 10), waves)
 
 
-def executable_text(builder: ModelBuilder, folder: Path) -> str:
+def executable_text(model: onnx.ModelProto, folder: Path) -> str:
     """The virtual machine's code of the network."""
-    prepared = prepare(builder.save(folder / "m.onnx"), H200)
+    onnx.save(model, folder / "m.onnx")
+    prepared = prepare(folder / "m.onnx", H200)
     configs = {name: choice.config for name, choice in choose_dense(prepared.tasks, H200).items()}
     return build_executable(prepared.graph, prepared.tasks, configs, H200).as_text()
 
@@ -83,7 +86,7 @@ def test_cuda_tools_find_the_kernels_of_a_library(tmp_path):
 
 
 def test_whole_network_is_one_graph_when_tensors_stay_in_place(tmp_path):
-    text = executable_text(network(), tmp_path)
+    text = executable_text(network().model(), tmp_path)
     outside = [name for name in function(text, STATIC_MAIN) if not name.startswith("vm.builtin.")]
     assert outside == []
     captured = function(text, f"{STATIC_MAIN}_cuda_graph_capture")
@@ -92,12 +95,21 @@ def test_whole_network_is_one_graph_when_tensors_stay_in_place(tmp_path):
     assert len(launches) == 5
 
 
+def test_float16_inputs_and_outputs_are_converted_inside_the_graph(tmp_path):
+    text = executable_text(to_float16(mlp((32, 48, 10), batch=2).model()), tmp_path)
+    outside = [name for name in function(text, STATIC_MAIN) if not name.startswith("vm.builtin.")]
+    assert outside == []
+    captured = function(text, f"{STATIC_MAIN}_cuda_graph_capture")
+    launches = [name for name in captured if not name.startswith("vm.builtin.")]
+    assert [name.rsplit("_", 1)[0] for name in launches] == ["sparsetvm_launch"] * 4  # two products, two conversions
+
+
 def test_main_takes_any_tensors_and_captures_what_does_not_touch_them(tmp_path):
     builder = ModelBuilder("chain")
     x = builder.input("x", (2, 32))
     for _ in range(4):
         x = builder.relu(builder.gemm(x, 32, 32, sparsity=0.5))
-    text = executable_text(builder.output(x), tmp_path)
+    text = executable_text(builder.output(x).model(), tmp_path)
     for name in ("main", "main_cuda_graph_capture"):
         assert len([called for called in function(text, name) if called.startswith("sparsetvm_launch_")]) == 2
 
@@ -107,7 +119,7 @@ def test_input_that_many_kernels_read_is_copied_once_before_the_graph(tmp_path):
     x = builder.input("x", (2, 32))
     parts = [builder.gemm(x, 32, 32, sparsity=0.5) for _ in range(3)]
     total = builder.op("Add", builder.op("Add", parts[0], parts[1]), parts[2])
-    main = function(executable_text(builder.output(builder.gemm(total, 32, 8)), tmp_path), "main")
+    main = function(executable_text(builder.output(builder.gemm(total, 32, 8)).model(), tmp_path), "main")
     assert len([name for name in main if name.startswith("sparsetvm_launch_")]) == 2  # the copy and the last product
 
 

@@ -1,0 +1,43 @@
+"""Float16 networks on a GPU: their own types in and out, from numpy and from tensors that are there."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from float16 import half_inputs, rounded, to_float16
+from models import bert, conv_net, relative_error, run_onnxruntime
+
+import sparsetvm
+from sparsetvm.core.target import parse_target
+from sparsetvm.errors import SparseTvmError
+
+
+def has_gpu() -> bool:
+    try:
+        parse_target("cuda")
+    except SparseTvmError:
+        return False
+    return True
+
+
+pytestmark = pytest.mark.skipif(not has_gpu(), reason="needs an NVIDIA GPU")
+
+
+@pytest.mark.parametrize("build", [lambda: conv_net(batch=2, size=20, width=32), lambda: bert(batch=2, seq=12)])
+def test_float16_network_takes_and_returns_float16(build, tmp_path):
+    builder = rounded(build())
+    model = to_float16(builder.model())
+    source, library = tmp_path / "net.onnx", tmp_path / "net.so"
+    onnx.save(model, source)
+    sparsetvm.compile(source, library, target="cuda", log_dir=tmp_path, reuse=False)
+    inputs = half_inputs(model)
+    (expected,) = run_onnxruntime(builder.model(), {at: x.astype(np.float32) for at, x in inputs.items()}).values()
+    with sparsetvm.load(library) as module:
+        for _ in range(2):  # the first run captures the graph, the second replays it
+            (found,) = module.run(inputs).values()
+            assert found.dtype == np.float16
+            assert relative_error(found, expected) < 6e-4
+        torch = pytest.importorskip("torch")
+        (stayed,) = module.run({at: torch.from_numpy(array).cuda() for at, array in inputs.items()}).values()
+        assert torch.equal(torch.from_dlpack(stayed).cpu(), torch.from_numpy(found))
