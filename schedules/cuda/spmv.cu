@@ -1,9 +1,11 @@
 // Y = X W^T for SP_N = 1..8 tokens, X [n][k] and Y [n][m] row-major: LPR lanes walk a row of W, X lies in shared memory.
 //
-// A lane takes four entries at a time: 16 bytes of values and four 16-bit columns (32-bit: SP_WIDE). The order of a
-// row's entries is such that lanes which read X together mostly hit different banks. Rows are sorted by length and dealt
-// to blocks one warp's worth at a time, so that blocks are even and the rows of a warp alike.
-// Macros: SP_N, SP_LPR, SP_WARPS, SP_AHEAD (steps in flight), SP_STAGED (X in shared memory), SP_WIDE; epilogue.cuh's.
+// A lane takes four entries at a time: 16 bytes of values and four 16-bit columns (32-bit: SP_WIDE); where all values are
+// float16 (SP_HALF), 16 bytes hold both. The order of a row's entries is such that lanes which read X together mostly hit
+// different banks. Rows are sorted by length and dealt to blocks one warp's worth at a time, so that blocks are even and
+// the rows of a warp alike.
+// Macros: SP_N, SP_LPR, SP_WARPS, SP_AHEAD (steps in flight), SP_STAGED (X in shared memory), SP_WIDE, SP_HALF;
+// epilogue.cuh's.
 #include "epilogue.cuh"
 #include "streams.cuh"
 
@@ -13,40 +15,70 @@ constexpr int V = N == 1 ? 1 : N == 2 ? 2 : 4;  // tokens of one read of X
 constexpr int PLANES = (N + V - 1) / V;
 static_assert(N >= 1 && N <= 8 && WARP_ROWS * LPR == 32, "no such shape");
 
+// Four entries, as they are read.
+#if SP_HALF
+typedef uint4 Entries;
+#define SP_ENTRIES const uint4* __restrict__ values
+#else
 #if SP_WIDE
 typedef uint4 Columns;
-__device__ __forceinline__ void unpack(Columns c, int (&k)[4]) { k[0] = c.x, k[1] = c.y, k[2] = c.z, k[3] = c.w; }
 #else
 typedef uint2 Columns;
-__device__ __forceinline__ void unpack(Columns c, int (&k)[4]) {
-  k[0] = c.x & 0xffff, k[1] = c.x >> 16, k[2] = c.y & 0xffff, k[3] = c.y >> 16;
-}
+#endif
+struct Entries {
+  float4 values;
+  Columns columns;
+};
+#define SP_ENTRIES const float4* __restrict__ values, const Columns* __restrict__ columns
 #endif
 
+__device__ __forceinline__ void two(unsigned both, int& a, int& b) { a = both & 0xffff, b = both >> 16; }
+
+__device__ __forceinline__ void unpack(const Entries& e, float (&w)[4], int (&k)[4]) {
+#if SP_HALF
+  two(e.z, k[0], k[1]), two(e.w, k[2], k[3]);
+#pragma unroll
+  for (int j = 0; j < 4; j++) w[j] = sp::half_to_float(uint16_t((j < 2 ? e.x : e.y) >> j % 2 * 16));
+#else
+  w[0] = e.values.x, w[1] = e.values.y, w[2] = e.values.z, w[3] = e.values.w;
+#if SP_WIDE
+  k[0] = e.columns.x, k[1] = e.columns.y, k[2] = e.columns.z, k[3] = e.columns.w;
+#else
+  two(e.columns.x, k[0], k[1]), two(e.columns.y, k[2], k[3]);
+#endif
+#endif
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS) spmv(
-    const float* __restrict__ x, SP_RESIDUAL_PARAMETER const float4* __restrict__ values,
-    const Columns* __restrict__ columns, const int* __restrict__ starts, const int* __restrict__ rows,
-    const float* __restrict__ bias, float* __restrict__ y, int m, int k) {
+    const float* __restrict__ x, SP_RESIDUAL_PARAMETER SP_ENTRIES, const int* __restrict__ starts,
+    const int* __restrict__ rows, const float* __restrict__ bias, float* __restrict__ y, int m, int k) {
   sp::start_next();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, place = lane % LPR;
   const int at = (warp * gridDim.x + blockIdx.x) * WARP_ROWS + lane / LPR;
   const bool live = at < m;
   const int begin = live ? starts[at] : 0, end = live ? starts[at + 1] : 0;
 
-  float4 w[AHEAD];
-  Columns c[AHEAD];
+  Entries entries[AHEAD];
   auto read = [&](int slot, int step) {
-    const bool inside = step < end;
-    w[slot] = inside ? __ldg(values + size_t(step) * LPR + place) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    c[slot] = inside ? __ldg(columns + size_t(step) * LPR + place) : Columns{};
+    const size_t at = size_t(step) * LPR + place;
+    entries[slot] = Entries{};
+    if (step >= end) return;
+#if SP_HALF
+    entries[slot] = __ldg(values + at);
+#else
+    entries[slot] = {__ldg(values + at), __ldg(columns + at)};
+#endif
   };
 #pragma unroll
   for (int i = 0; i < AHEAD; i++) {
-    w[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f), c[i] = Columns{};
-    if (begin + i < end) {
-      w[i] = sp::early(values + size_t(begin + i) * LPR + place);
-      c[i] = sp::early(columns + size_t(begin + i) * LPR + place);
-    }
+    const size_t at = size_t(begin + i) * LPR + place;
+    entries[i] = Entries{};
+    if (begin + i >= end) continue;
+#if SP_HALF
+    entries[i] = sp::early(values + at);
+#else
+    entries[i] = {sp::early(values + at), sp::early(columns + at)};
+#endif
   }
   const int row = live ? sp::early(rows + at) : 0;
   const float start = live ? sp::early(bias + at) : 0.0f;
@@ -87,9 +119,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) spmv(
   for (int step = begin; step < end; step += AHEAD) {
 #pragma unroll
     for (int i = 0; i < AHEAD; i++) {
-      const float weights[4] = {w[i].x, w[i].y, w[i].z, w[i].w};
+      float weights[4];
       int from[4];
-      unpack(c[i], from);
+      unpack(entries[i], weights, from);
       read(i, step + AHEAD + i);
 #pragma unroll
       for (int j = 0; j < 4; j++) {

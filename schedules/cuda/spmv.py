@@ -3,7 +3,8 @@
     X -> shared memory
     for row of the warp (lpr lanes each): for 4 entries of a lane: n FMAs each; lanes added by shuffles
 
-Requires: products of 1 to 8 tokens in plain layouts. Bound by the bandwidth of values and columns, 6 bytes a non-zero.
+Requires: products of 1 to 8 tokens in plain layouts. Bound by the bandwidth of values and columns, 6 bytes a non-zero, or
+4 where all values are float16 (models that were stored so): they are widened exactly.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from sparsetvm.core.config import Config
 from sparsetvm.core.layout import Plain
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
-from sparsetvm.formats.lane_rows import PER_LANE, pack_lane_rows
+from sparsetvm.formats.lane_rows import PER_LANE, interleaved_halves, pack_lane_rows
 from sparsetvm.space.knobs import Ordered
 from sparsetvm.space.space import Space
 
@@ -55,7 +56,9 @@ class Spmv(Template):
     ) -> Packed:
         packed = pack_lane_rows(weight, config.int("lanes"), _BANKS // _tokens_a_read(workload.n))
         start = bias_array(bias, workload.m)[packed.order]
-        return Packed((packed.values, packed.columns, packed.starts, packed.order, start))
+        half = interleaved_halves(packed)
+        entries = (packed.values, packed.columns) if half is None else (half,)
+        return Packed((*entries, packed.starts, packed.order, start), {"half": half is not None})
 
     def kernel(self, workload: Workload, config: Config, packed: Packed, target: Target, symbol: str) -> Launch:
         lanes, warps = config.int("lanes"), config.int("warps")
@@ -69,6 +72,7 @@ class Spmv(Template):
             ("SP_AHEAD", config.int("ahead")),
             ("SP_STAGED", int(staged)),
             ("SP_WIDE", int(workload.k > 1 << 16)),
+            ("SP_HALF", int(packed.meta["half"])),
             *epilogue_defines(workload.epilogue),
         )
         blocks = -(-workload.m // (32 // lanes * warps))

@@ -84,13 +84,20 @@ def _makers(target: Target, model: Path | None) -> dict[str, Callable[[], list[C
 
 
 def grid() -> list[Case]:
-    """Square products; the summary has a mean for each N and sparsity."""
-    return [
+    """Square products; the summary has a mean for each N and sparsity. At N = 1 also with weights that are float16."""
+    cases = [
         _random_case("grid", (size, size), n, sparsity, "unstructured", f"n={n},s={sparsity:.2f}")
         for n in _GRID_COLUMNS
         for sparsity in _FEW
         for size in _GRID_SIZES
     ]
+    for sparsity in _FEW:
+        for size in _GRID_SIZES:
+            name = f"{size}x{size} n=1 s={sparsity:.2f} float16 weights"
+            weight = partial(half_weight, (size, size), sparsity, _seed(name))
+            group = f"n=1,s={sparsity:.2f},float16 weights"
+            cases.append(Case("grid", name, group, 1, sparsity, partial(matmul_task, name, 1, weight)))
+    return cases
 
 
 def sparsert(weights: dict[tuple[int, int], np.ndarray]) -> list[Case]:
@@ -216,6 +223,11 @@ def random_weight(shape: tuple[int, int], sparsity: float, seed: int, pattern: s
     """A random normal float32 matrix pruned by magnitude: its positions are random, their number is exact."""
     weight = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
     return prune_weight(weight, sparsity, pattern)
+
+
+def half_weight(shape: tuple[int, int], sparsity: float, seed: int) -> np.ndarray:
+    """random_weight with values that are float16."""
+    return random_weight(shape, sparsity, seed).astype(np.float16).astype(np.float32)
 
 
 def uneven_rows(shape: tuple[int, int], sparsity: float, seed: int) -> np.ndarray:

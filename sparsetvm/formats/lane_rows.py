@@ -56,3 +56,15 @@ def pack_lane_rows(weight: np.ndarray, lanes: int, classes: int) -> LaneRows:
     values[at] = value[sequence]
     columns[at] = column[sequence]
     return LaneRows(values, columns, starts.astype(np.int32), order.astype(np.int32))
+
+
+def interleaved_halves(rows: LaneRows) -> np.ndarray | None:
+    """uint16 [step][lane][4 float16 values, 4 columns]; None when a value is no float16 or columns need more bits."""
+    if rows.columns.dtype != np.uint16:
+        return None
+    with np.errstate(over="ignore"):
+        halves = rows.values.astype(np.float16)
+    if not np.array_equal(halves, rows.values):
+        return None
+    parts = (halves.view(np.uint16).reshape(-1, PER_LANE), rows.columns.reshape(-1, PER_LANE))
+    return np.concatenate(parts, axis=1).ravel()

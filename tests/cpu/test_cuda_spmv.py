@@ -29,6 +29,20 @@ def test_few_tokens_match_float64_for_any_shape(n: int) -> None:
         check_product(TEMPLATE, workload, chosen, weight, rng)
 
 
+@pytest.mark.parametrize("n", [1, 3, 8])
+def test_values_that_are_float16_are_stored_so_and_widened_exactly(n: int) -> None:
+    rng = np.random.default_rng(n)
+    weight = sparse(rng, (70, 150), 0.2).astype(np.float16).astype(np.float32)
+    weight[0, :3] = [2.0**-24, -65504, 2.0**-14]  # subnormal, largest, smallest normal
+    workload = product(n, 70, 150, EPILOGUES[1], weight, plain=True)
+    chosen = Config.of(TEMPLATE.name, lanes=8, warps=4, ahead=2)
+    packed = TEMPLATE.pack(weight, None, workload, chosen, H100)
+    assert packed.arrays[0].dtype == np.uint16
+    check_product(TEMPLATE, workload, chosen, weight, rng)
+    weight[1] *= np.float32(1.0001)
+    assert TEMPLATE.pack(weight, None, workload, chosen, H100).arrays[0].dtype == np.float32
+
+
 def test_x_that_does_not_fit_into_shared_memory_is_read_where_it_lies() -> None:
     rng = np.random.default_rng(0)
     weight = sparse(rng, (9, 700), 0.1)
