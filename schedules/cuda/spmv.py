@@ -3,8 +3,8 @@
     X -> shared memory
     for row of the warp (lpr lanes each): for 4 entries of a lane: n FMAs each; lanes added by shuffles
 
-Requires: products of 1 to 8 tokens in plain layouts. Bound by the bandwidth of values and columns, 6 bytes a non-zero, or
-4 where all values are float16 (models that were stored so): they are widened exactly.
+Requires: products of 1 to 8 tokens in plain layouts. Bound by the bandwidth of values and columns, 6 bytes a non-zero,
+or 4 where all values are float16 (models that were stored so): they are widened exactly.
 """
 
 from __future__ import annotations
