@@ -1,5 +1,5 @@
 // What kernels need of the machine below CUDA C++: asynchronous copies to shared memory, clusters with distributed
-// shared memory. Kernel sources use these names alone, so that the tests can compile them for a CPU (SP_EMULATE).
+// shared memory, tensor cores. Kernel sources use these names alone, so that the tests can compile them for a CPU (SP_EMULATE).
 #pragma once
 #include <cstdint>
 
@@ -46,6 +46,13 @@ __device__ __forceinline__ void cluster_sync() { sp_emu::cluster_barrier(); }
 __device__ __forceinline__ int cluster_rank() { return int(blockIdx.x) % sp_emu::cluster_size; }
 __device__ __forceinline__ float4 cluster_load4(const float* shared, int rank) {
   return *static_cast<const float4*>(sp_emu::remote(shared, rank));
+}
+__device__ __forceinline__ uint32_t to_tf32(float x) {
+  if (!std::isfinite(x)) return std::isnan(x) ? 0x7fffe000u : __float_as_uint(x);
+  return (__float_as_uint(x) + 0x1000u) & 0xffffe000u;
+}
+__device__ __forceinline__ void mma_tf32(float (&c)[4], const float (&a)[4], uint32_t b0, uint32_t b1) {
+  sp_emu::multiply_tf32(c, a, b0, b1);
 }
 
 #else
@@ -107,6 +114,22 @@ __device__ __forceinline__ float4 cluster_load4(const float* shared, int rank) {
                : "r"(address)
                : "memory");
   return v;
+}
+
+// Rounds to TF32 (8 bits of exponent, 10 of fraction), halves away from zero.
+__device__ __forceinline__ uint32_t to_tf32(float x) {
+  uint32_t rounded;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(x));
+  return rounded;
+}
+// C[16][8] += A[16][8] B[8][8] by a warp, factors rounded to TF32, sums in float32. Lane 4 g + t has
+//   a: A[g][t], A[g + 8][t], A[g][t + 4], A[g + 8][t + 4];  b0, b1: B[t][g], B[t + 4][g];
+//   c: C[g][2 t], C[g][2 t + 1], C[g + 8][2 t], C[g + 8][2 t + 1].
+__device__ __forceinline__ void mma_tf32(float (&c)[4], const float (&a)[4], uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])), "r"(__float_as_uint(a[3])),
+        "r"(b0), "r"(b1));
 }
 
 #endif
