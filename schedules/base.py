@@ -112,6 +112,11 @@ def template_names() -> tuple[str, ...]:
     return tuple(_TEMPLATES)
 
 
+def arithmetic_of(name: str) -> Arithmetic:
+    """What kernels of that template compute in; float32 for templates that are not in the list (tests have some)."""
+    return template(name).arithmetic if name in _TEMPLATES else "float32"
+
+
 def is_for(name: str, target: Target) -> bool:
     """True for templates of the target's kind of device, which the first part of a name says."""
     return _DEVICES.get(name.partition(".")[0], target.kind) == target.kind

@@ -4,8 +4,9 @@
         thread: for k: TM + TN floats from shared memory, TM * TN FMAs
     K is split over a cluster of blocks and over slices of warps; the parts are added in fixed order in shared memory
 
-Requires: layouts that `supports_flat`; weights packed [M / BM][K / BK][BK][BM] (dense_tiles.py). The tiles of threads and
-warps, and the fragments loaded one step ahead, are those of CUTLASS's SIMT GEMM (Kerr et al., after Gray's maxas SGEMM).
+Requires: layouts that `supports_flat`; weights packed [M / BM][K / BK][BK][BM] by dense_tiles.py. The tiles of threads
+and warps, and the fragments loaded one step ahead, are those of CUTLASS's SIMT GEMM (Kerr et al., after Gray's maxas
+SGEMM).
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
     K is split over a cluster of blocks and over slices of warps; the parts are added in fixed order in shared memory
 
 Requires: layouts that `supports_flat`, a workload with `tf32`; weights rounded on the host and packed
-[M / BM][K / BK][BK / 8][BM / 16][32 lanes][4] in the order of the instruction's registers. Tiles are those of cuda.dense
-in other sizes (dense_tiles.py); TM x TN is here the tile of a warp.
+[M / BM][K / BK][BK / 8][BM / 16][32 lanes][4], in the order of the instruction's registers. Tiles are as in cuda.dense
+(dense_tiles.py), but TM x TN is the tile of a warp.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ _RESIDENT = {4096: 256, 2048: 512, 1024: 640, 512: 1024}
 # What a multiprocessor does in a cycle by data sheets, not by measurements of this kernel: multiply-adds of this
 # instruction (0.6 of what Hopper's own reach), bytes from shared memory; and the share of both that is reached.
 _PRODUCTS, _BYTES, _REACHED = 620, 128, 0.75
-_STEP, _CLUSTER = 180, 500  # cycles that cuda.dense needs besides: of a step of BK, of two barriers and parts of a cluster
+# As of cuda.dense: cycles of a step of BK besides, of two barriers of a cluster; bytes of parts exchanged in a cycle.
+_STEP, _CLUSTER, _PARTS = 180, 250, 33
+_MOST_SPLIT = 2  # blocks per multiprocessor up to which K is split
 
 
 class DenseTf32(TiledDense):
@@ -67,10 +69,14 @@ class DenseTf32(TiledDense):
 
 def _cost(tiles: Tiles, workload: Workload, target: Target) -> float:
     """Cycles: waves of as many blocks as fit a multiprocessor, each a chain of steps that share the tensor cores."""
-    share = -(-tiles.blocks(flat_geometry(workload)) // target.sms)
+    blocks = tiles.blocks(flat_geometry(workload))
+    if tiles.split > 1 and blocks > _MOST_SPLIT * target.sms:
+        return float("inf")
+    share = -(-blocks // target.sms)
     resident = max(1, min(_RESIDENT[tiles.tm * tiles.tn] // tiles.threads, target.shared // tiles.shared))
-    steps = -(-workload.k // (tiles.bk * tiles.split))
+    steps, area = -(-workload.k // (tiles.bk * tiles.split)), tiles.bm * tiles.bn
     fragments = 4 * (tiles.tm + tiles.tn) / (tiles.tm * tiles.tn)  # bytes for one multiply-add of a warp
     rate = _REACHED * min(_PRODUCTS, _BYTES / fragments)
+    exchange = 4 * area * tiles.slices / _PARTS if tiles.slices * tiles.split > 1 else 0
     alone = steps * _STEP + (_CLUSTER if tiles.split > 1 else 0)
-    return -(-share // resident) * alone + share * steps * tiles.bk * tiles.bm * tiles.bn / rate
+    return -(-share // resident) * alone + share * (steps * tiles.bk * area / rate + exchange)

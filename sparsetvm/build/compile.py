@@ -16,12 +16,14 @@ from tvm import relax
 from sparsetvm.build.cuda_kernels import check_machine_code, use_our_compiler
 from sparsetvm.build.emit import emit
 from sparsetvm.build.tvm_target import tvm_target
+from sparsetvm.core.arithmetic import Arithmetic, network_tolerance
 from sparsetvm.core.config import Config
 from sparsetvm.core.graph import Graph
 from sparsetvm.core.manifest import MANIFEST_SCHEMA, manifest_path, sha256_of
 from sparsetvm.core.target import Target, toolchain_fingerprint
 from sparsetvm.core.task import Task
 from sparsetvm.errors import EnvironmentProblem
+from sparsetvm.schedules.base import arithmetic_of
 
 _COMPILERS = ("c++", "g++", "clang++")
 
@@ -34,6 +36,11 @@ class LayerChoice(msgspec.Struct, frozen=True):
     best_us: float | None = None
     dense_us: float | None = None
     why: str = ""
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """What the layer's kernel computes in."""
+        return arithmetic_of(self.config.template)
 
 
 def find_cxx() -> str:
@@ -131,7 +138,7 @@ def _manifest(
             _tensor(graph, name, public) for name, public in zip(graph.outputs, graph.output_names, strict=True)
         ],
         "layers": [_layer(name, tasks[name], choice) for name, choice in choices.items()],
-        "tolerances": {"rel_l2_error": 1e-5},
+        "tolerances": {"rel_l2_error": network_tolerance([choice.arithmetic for choice in choices.values()])},
     }
 
 
@@ -149,6 +156,7 @@ def _layer(name: str, task: Task, choice: LayerChoice) -> dict[str, Any]:
         "pattern": task.workload.pattern.describe(),
         "sparsity": round(task.workload.pattern.sparsity, 6),
         "config": str(choice.config),
+        "arithmetic": choice.arithmetic,
         "source": choice.source,
         "why": choice.why,
         "best_us": choice.best_us,

@@ -1,7 +1,7 @@
 """What a kernel computes in, and how far its results may be from those in float64.
 
-TF32 is what tensor cores multiply float32 in: 10 bits of fraction instead of 23. Rounding a factor is off by at most
-2^-11, by 2e-4 in the root mean square; sums of such products, in float32, by 3e-4 of their terms, whatever their length.
+TF32 is what tensor cores multiply float32 in: 10 bits of fraction instead of 23. A rounded factor is off by at most
+2^-11, by 2e-4 in the root mean square; sums of such products, in float32, by 3e-4 of their terms, however many.
 """
 
 from __future__ import annotations

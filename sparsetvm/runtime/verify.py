@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sparsetvm.core.arithmetic import TOLERANCES
 from sparsetvm.core.results import OutputError, VerifyReport
 from sparsetvm.errors import EnvironmentProblem, UsageError
 from sparsetvm.runtime.module import Module
@@ -48,12 +49,14 @@ def check_signature(session: Any, module: Module, reference: Path) -> None:
         raise UsageError(f"'{reference}' has {problem}", hint="pass the model that the .so was compiled from")
 
 
-def verify_module(module: Module, reference: Path, *, samples: int, tolerance: float, seed: int) -> VerifyReport:
-    """Run `samples` random inputs through both; the report has the worst errors.
+def verify_module(module: Module, reference: Path, *, samples: int, tolerance: float | None, seed: int) -> VerifyReport:
+    """Run `samples` random inputs through both; the report has the worst errors. tolerance: None is the manifest's.
 
     Two computations in float32 with sums of length k differ by about sqrt(k) * 6e-8 relative: 1e-5 leaves room for the
     longest sums of common networks and is far below any wrong index or lost weight.
     """
+    if tolerance is None:
+        tolerance = float(module.manifest.get("tolerances", {}).get("rel_l2_error", TOLERANCES["float32"]))
     session = onnxruntime_session(reference, module.threads)
     check_signature(session, module, reference)
     worst: dict[str, OutputError] = {}
