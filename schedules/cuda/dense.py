@@ -11,12 +11,17 @@ SGEMM).
 
 from __future__ import annotations
 
-from sparsetvm.schedules.cuda.dense_tiles import TiledDense, Tiles
-from sparsetvm.schedules.cuda.geometry import flat_geometry
+from typing import Any
+
+import numpy as np
+from sparsetvm.schedules.base import Packed, Template
+from sparsetvm.schedules.cuda.dense_tiles import Tiles, pack_tiles, tile_space, tiled_launch
+from sparsetvm.schedules.cuda.geometry import flat_geometry, supports_flat
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
+from sparsetvm.space.space import Space
 
 # Tiles, as "BM x BN x BK - tile of a thread - slices - stages". Of 20 timed on an H200 over 36 layers of BERT, ResNet,
 # MobileNet and square products, these hold one within 3 % of the fastest for every layer (0.1 % in the geometric mean);
@@ -43,24 +48,38 @@ _MOST_SPLIT = 6  # blocks per multiprocessor up to which K was split in what was
 _SPREAD = 10 / 11  # of the multiprocessors: what clusters of 4 and more reach at once, since GPCs differ in size
 
 
-class Dense(TiledDense):
+class Dense(Template):
     """Template cuda.dense."""
 
     name = "cuda.dense"
     version = 2
-    source = "dense"
-    shapes = _SHAPES
+    dense = True
 
-    def tiles(self, config: Config) -> Tiles:
-        tiles = Tiles.of(config)
-        threads = tiles.bm * tiles.bn // (tiles.tm * tiles.tn) * tiles.slices
-        return tiles.sized(threads=threads, row_x=tiles.bn)
+    def matches(self, workload: Workload, target: Target) -> bool:
+        return target.kind == "cuda" and supports_flat(workload)
+
+    def space(self, workload: Workload, target: Target) -> Space:
+        return tile_space(self.name, _SHAPES)
 
     def default(self, workload: Workload, target: Target) -> Config:
         """The config that takes the fewest cycles by a model of waves of blocks, latencies and exchanged parts."""
         configs = list(self.space(workload, target))
-        costs = [_cost(self.tiles(config), workload, target) for config in configs]
+        costs = [_cost(_tiles(config), workload, target) for config in configs]
         return configs[costs.index(min(costs))]
+
+    def pack(
+        self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target
+    ) -> Packed:
+        return pack_tiles(weight, bias, workload, _tiles(config))
+
+    def kernel(self, workload: Workload, config: Config, packed: Packed, target: Target, symbol: str) -> Any:
+        return tiled_launch("dense", workload, _tiles(config))
+
+
+def _tiles(config: Config) -> Tiles:
+    tiles = Tiles.of(config)
+    threads = tiles.bm * tiles.bn // (tiles.tm * tiles.tn) * tiles.slices
+    return tiles.sized(threads=threads, row_x=tiles.bn)
 
 
 def _cost(tiles: Tiles, workload: Workload, target: Target) -> float:

@@ -11,14 +11,18 @@ Requires: layouts that `supports_flat`, a workload with `tf32`; weights rounded 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from sparsetvm.schedules.cuda.dense_tiles import TiledDense, Tiles
-from sparsetvm.schedules.cuda.geometry import flat_geometry
+from sparsetvm.schedules.base import Packed, Template
+from sparsetvm.schedules.cuda.dense_tiles import Tiles, pack_tiles, tile_space, tiled_launch
+from sparsetvm.schedules.cuda.geometry import flat_geometry, supports_flat
 
 from sparsetvm.core.arithmetic import round_to_tf32
 from sparsetvm.core.config import Config
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
+from sparsetvm.space.space import Space
 
 _SHAPES = (
     *("32x32x32-16x32-4-4", "64x32x32-32x32-4-3", "32x64x32-32x32-4-3", "64x64x32-32x32-1-3", "64x64x16-32x32-1-4"),
@@ -36,35 +40,48 @@ _STEP, _CLUSTER, _PARTS = 180, 250, 33
 _MOST_SPLIT = 2  # blocks per multiprocessor up to which K is split
 
 
-class DenseTf32(TiledDense):
+class DenseTf32(Template):
     """Template cuda.dense_tf32."""
 
     name = "cuda.dense_tf32"
     version = 1
+    dense = True
     arithmetic = "tf32"
-    source = "dense_tf32"
-    shapes = _SHAPES
-
-    def tiles(self, config: Config) -> Tiles:
-        tiles = Tiles.of(config)
-        warps = tiles.bm * tiles.bn // (tiles.tm * tiles.tn) * tiles.slices
-        return tiles.sized(threads=32 * warps, row_x=tiles.bn + _PADDING)
-
-    def arrange(self, blocks: np.ndarray) -> np.ndarray:
-        *outer, bk, bm = blocks.shape
-        at = len(outer)
-        # Column 8 s + 4 h + t of row 16 i + 8 r + g is number 2 h + r of lane 4 g + t (PTX: fragments of m16n8k8).
-        split = round_to_tf32(blocks).reshape(*outer, bk // 8, 2, 4, bm // 16, 2, 8)
-        return split.transpose(*range(at), at, at + 3, at + 5, at + 2, at + 1, at + 4)
 
     def matches(self, workload: Workload, target: Target) -> bool:
-        return workload.tf32 and super().matches(workload, target)
+        return target.kind == "cuda" and workload.tf32 and supports_flat(workload)
+
+    def space(self, workload: Workload, target: Target) -> Space:
+        return tile_space(self.name, _SHAPES)
 
     def default(self, workload: Workload, target: Target) -> Config:
         """The config with the fewest estimated cycles of the multiprocessor that has the most blocks."""
         configs = list(self.space(workload, target))
-        costs = [_cost(self.tiles(config), workload, target) for config in configs]
+        costs = [_cost(_tiles(config), workload, target) for config in configs]
         return configs[costs.index(min(costs))]
+
+    def pack(
+        self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target
+    ) -> Packed:
+        return pack_tiles(weight, bias, workload, _tiles(config), _in_fragments)
+
+    def kernel(self, workload: Workload, config: Config, packed: Packed, target: Target, symbol: str) -> Any:
+        return tiled_launch("dense_tf32", workload, _tiles(config))
+
+
+def _tiles(config: Config) -> Tiles:
+    tiles = Tiles.of(config)
+    warps = tiles.bm * tiles.bn // (tiles.tm * tiles.tn) * tiles.slices
+    return tiles.sized(threads=32 * warps, row_x=tiles.bn + _PADDING)
+
+
+def _in_fragments(blocks: np.ndarray) -> np.ndarray:
+    """Tiles (..., BK, BM) rounded, as (..., BK / 8, BM / 16, lanes, registers)."""
+    *outer, bk, bm = blocks.shape
+    at = len(outer)
+    # Column 8 s + 4 h + t of row 16 i + 8 r + g is number 2 h + r of lane 4 g + t (PTX: fragments of m16n8k8).
+    split = round_to_tf32(blocks).reshape(*outer, bk // 8, 2, 4, bm // 16, 2, 8)
+    return split.transpose(*range(at), at, at + 3, at + 5, at + 2, at + 1, at + 4)
 
 
 def _cost(tiles: Tiles, workload: Workload, target: Target) -> float:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import numpy as np
-from sparsetvm.schedules.base import Packed, Template
+from sparsetvm.schedules.base import Packed
 from sparsetvm.schedules.cuda.epilogue import bias_array, epilogue_defines
-from sparsetvm.schedules.cuda.geometry import FlatGeometry, flat_geometry, supports_flat
+from sparsetvm.schedules.cuda.geometry import FlatGeometry, flat_geometry
 from sparsetvm.schedules.cuda.launch import Launch
 
 from sparsetvm.core.config import Config
-from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
 from sparsetvm.space.knobs import Choice, Ordered
 from sparsetvm.space.space import Space
@@ -60,63 +58,48 @@ class Tiles:
         return len(g.taps) * -(-g.rows_per_group // self.bm) * -(-g.positions // self.bn) * g.batch * self.split
 
 
-class TiledDense(Template):
-    """A dense template whose kernel is dense_block.cuh with products of its own.
+def tile_space(template: str, shapes: Sequence[str]) -> Space:
+    """Knobs of a dense template. shapes: "BM x BN x BK - tile of what multiplies - slices - stages"."""
+    return Space(template, (Choice("shape", tuple(shapes)), Ordered("split", _SPLITS)))
 
-    source: name of the .cu file and of its entry. shapes: "BM x BN x BK - tile of what multiplies - slices - stages".
-    """
 
-    dense = True
-    source: ClassVar[str]
-    shapes: ClassVar[tuple[str, ...]]
+def pack_tiles(
+    weight: np.ndarray, bias: np.ndarray | None, workload: Workload, tiles: Tiles,
+    arrange: Callable[[np.ndarray], np.ndarray] = lambda blocks: blocks,
+) -> Packed:  # fmt: skip
+    """Weight, bias and taps as dense_block.cuh reads them. arrange: puts tiles (..., BK, BM) in the kernel's order."""
+    g = flat_geometry(workload)
+    bm, bk = tiles.bm, tiles.bk
+    groups, rows, k = len(g.taps), g.rows_per_group, workload.k
+    m_tiles, k_tiles = -(-rows // bm), -(-k // bk)
+    padded = np.zeros((groups, m_tiles * bm, k_tiles * bk), np.float32)
+    padded[:, :rows, :k] = weight.reshape(groups, rows, k)
+    blocks = arrange(padded.reshape(groups, m_tiles, bm, k_tiles, bk).transpose(0, 1, 3, 4, 2))
+    taps = np.full(k_tiles * bk, g.taps[0][0], np.int32)  # columns past K read what column 0 reads
+    taps[:k] = g.taps[0]
+    return Packed((np.ascontiguousarray(blocks).ravel(), bias_array(bias, workload.m), taps))
 
-    @abstractmethod
-    def tiles(self, config: Config) -> Tiles:
-        """The tiles of a config."""
 
-    def arrange(self, blocks: np.ndarray) -> np.ndarray:
-        """Tiles (..., BK, BM) of the weight in the order in which the kernel reads them."""
-        return blocks
-
-    def matches(self, workload: Workload, target: Target) -> bool:
-        return target.kind == "cuda" and supports_flat(workload)
-
-    def space(self, workload: Workload, target: Target) -> Space:
-        return Space(self.name, (Choice("shape", self.shapes), Ordered("split", _SPLITS)))
-
-    def pack(
-        self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target
-    ) -> Packed:
-        g, tiles = flat_geometry(workload), self.tiles(config)
-        bm, bk = tiles.bm, tiles.bk
-        groups, rows, k = len(g.taps), g.rows_per_group, workload.k
-        m_tiles, k_tiles = -(-rows // bm), -(-k // bk)
-        padded = np.zeros((groups, m_tiles * bm, k_tiles * bk), np.float32)
-        padded[:, :rows, :k] = weight.reshape(groups, rows, k)
-        blocks = self.arrange(padded.reshape(groups, m_tiles, bm, k_tiles, bk).transpose(0, 1, 3, 4, 2))
-        taps = np.full(k_tiles * bk, g.taps[0][0], np.int32)  # columns past K read what column 0 reads
-        taps[:k] = g.taps[0]
-        return Packed((np.ascontiguousarray(blocks).ravel(), bias_array(bias, workload.m), taps))
-
-    def kernel(self, workload: Workload, config: Config, packed: Packed, target: Target, symbol: str) -> Any:
-        g, tiles = flat_geometry(workload), self.tiles(config)
-        groups, m_tiles = len(g.taps), -(-g.rows_per_group // tiles.bm)
-        defines = (
-            *(("SP_BM", tiles.bm), ("SP_BN", tiles.bn), ("SP_BK", tiles.bk), ("SP_TM", tiles.tm), ("SP_TN", tiles.tn)),
-            *(("SP_SLICES", tiles.slices), ("SP_STAGES", tiles.stages), ("SP_CLUSTER", tiles.split)),
-            *(("SP_ROWS", int(g.x_row != 0)), *epilogue_defines(workload.epilogue)),
-        )
-        return Launch(
-            f"{self.source}.cu",
-            self.source,
-            defines,
-            (groups * m_tiles * tiles.split, -(-g.positions // tiles.bn), g.batch),
-            tiles.threads,
-            tiles.shared,
-            tiles.split,
-            _scalars(g, workload.k, m_tiles, -(-workload.k // tiles.bk)),
-            overlaps=True,
-        )
+def tiled_launch(entry: str, workload: Workload, tiles: Tiles) -> Launch:
+    """The launch of the kernel `entry`, which stands in the .cu file of that name and includes dense_block.cuh."""
+    g = flat_geometry(workload)
+    groups, m_tiles = len(g.taps), -(-g.rows_per_group // tiles.bm)
+    defines = (
+        *(("SP_BM", tiles.bm), ("SP_BN", tiles.bn), ("SP_BK", tiles.bk), ("SP_TM", tiles.tm), ("SP_TN", tiles.tn)),
+        *(("SP_SLICES", tiles.slices), ("SP_STAGES", tiles.stages), ("SP_CLUSTER", tiles.split)),
+        *(("SP_ROWS", int(g.x_row != 0)), *epilogue_defines(workload.epilogue)),
+    )
+    return Launch(
+        f"{entry}.cu",
+        entry,
+        defines,
+        (groups * m_tiles * tiles.split, -(-g.positions // tiles.bn), g.batch),
+        tiles.threads,
+        tiles.shared,
+        tiles.split,
+        _scalars(g, workload.k, m_tiles, -(-workload.k // tiles.bk)),
+        overlaps=True,
+    )
 
 
 def _scalars(g: FlatGeometry, k: int, m_tiles: int, k_tiles: int) -> tuple[int, ...]:

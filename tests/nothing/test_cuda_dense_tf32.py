@@ -17,7 +17,7 @@ from sparsetvm.core.workload import ConvGeometry, Epilogue, Workload
 from sparsetvm.measure.verdict import judge
 
 TF32 = DenseTf32()
-SHAPES = [str(shape) for shape in TF32.shapes]
+SHAPES = [str(shape) for shape in TF32.space(matmul(64, 64, 64), TARGET).knobs[0].values]
 BASE = Config.of("cuda.dense_tf32", shape=SHAPES[0], split=1)
 THREE = ConvGeometry(5, 7, 7, (3, 3), pads=(1, 1, 1, 1))
 CONVOLUTIONS = {
