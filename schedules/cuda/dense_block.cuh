@@ -3,9 +3,10 @@
 //   SP_SLICES: groups of warps that share the K of every tile. SP_STAGES: tiles in flight. SP_CLUSTER: blocks along K.
 //   SP_ROWS 1: rows of X lie x_row apart and 16-byte aligned; 0: row k begins at taps[k], anywhere.
 // Whoever includes this defines SP_KERNEL (the entry), kBM, kBN, kBK, kStages, kSlices, kThreads, kWanted (blocks of a
-// multiprocessor), kRowX (floats from row to row of X in a stage), and
-//   struct Sums { slice; multiply(stage); row(i), i < kRows; column(quad), quad < kQuads; at(i, quad): four sums }
-// for the sums of one thread: at row(i), columns column(quad) and the three after it.
+// multiprocessor), kRowX (floats from row to row of X in a stage), and for the sums of one thread
+//   Sums, an array; clear(sums); multiply(sums, w, x), with w and x at w_at and x_at of a stage;
+//   place(warp, lane) -> Place {slice, row, column, w_at, x_at};
+//   four(sums, i, quad), i < kRows, quad < kQuads: four neighbours at row + row_of(i), column + column_of(quad).
 #pragma once
 #include "positions.cuh"
 
@@ -89,7 +90,9 @@ extern "C" __global__ void SP_CLUSTER_DIMS __launch_bounds__(kThreads, kResident
     sp::copy_commit();
   }
 
-  Sums sums(warp, lane);
+  const Place my = place(warp, lane);
+  Sums sums;
+  clear(sums);
   int full = 0, free = kStages - 1;  // the stage that is multiplied, the one that is filled
   for (int t = first; t < last; t++) {
     sp::copy_wait<kStages - 2>();
@@ -102,7 +105,7 @@ extern "C" __global__ void SP_CLUSTER_DIMS __launch_bounds__(kThreads, kResident
       sp::copy16(ring + slot * kBK + 4 * tid, taps + (next + kStages - 1) * kBK + 4 * tid);
     }
     sp::copy_commit();
-    sums.multiply(shared + full * kStage);
+    multiply(sums, shared + full * kStage + my.w_at, shared + full * kStage + my.x_at);
     free = full;
     full = full + 1 == kStages ? 0 : full + 1;
   }
@@ -125,16 +128,16 @@ extern "C" __global__ void SP_CLUSTER_DIMS __launch_bounds__(kThreads, kResident
 
 #if SP_CLUSTER * SP_SLICES == 1
 #pragma unroll
-  for (int quad = 0; quad < Sums::kQuads; quad++) {
-    const int p = p0 + sums.column(quad);
+  for (int quad = 0; quad < kQuads; quad++) {
+    const int p = p0 + my.column + column_of(quad);
     if (p >= positions) continue;
     const unsigned real = sp::pixels<4>(p, pitch, width, valid);
 #pragma unroll
-    for (int i = 0; i < Sums::kRows; i++) {
-      const int r = sums.row(i);
+    for (int i = 0; i < kRows; i++) {
+      const int r = my.row + row_of(i);
       if (r >= rows) continue;
       const float b = bias[r];
-      float4 v = sp::add4(sums.at(i, quad), make_float4(b, b, b, b));
+      float4 v = sp::add4(four(sums, i, quad), make_float4(b, b, b, b));
 #if SP_RESIDUAL
       v = sp::add4(v, *reinterpret_cast<const float4*>(residual + static_cast<size_t>(r) * r_row + p));
 #endif
@@ -145,10 +148,11 @@ extern "C" __global__ void SP_CLUSTER_DIMS __launch_bounds__(kThreads, kResident
   // Parts of the tile [kSlices][kBM][kBN] meet in shared memory; every block adds its share of them, in fixed order.
   __syncthreads();
 #pragma unroll
-  for (int i = 0; i < Sums::kRows; i++)
+  for (int i = 0; i < kRows; i++)
 #pragma unroll
-    for (int quad = 0; quad < Sums::kQuads; quad++)
-      *reinterpret_cast<float4*>(shared + (sums.slice * kBM + sums.row(i)) * kBN + sums.column(quad)) = sums.at(i, quad);
+    for (int quad = 0; quad < kQuads; quad++)
+      *reinterpret_cast<float4*>(shared + (my.slice * kBM + my.row + row_of(i)) * kBN + my.column + column_of(quad)) =
+          four(sums, i, quad);
   if (SP_CLUSTER > 1)
     sp::cluster_sync();
   else

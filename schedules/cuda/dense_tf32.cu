@@ -16,63 +16,60 @@ constexpr int kSumsOfWarp = kTM * kTN;
 constexpr int kWanted =
     (kSumsOfWarp == 4096 ? 256 : kSumsOfWarp == 2048 ? 512 : kSumsOfWarp == 1024 ? 640 : 1024) / kThreads;
 
-// The sums of a thread. W of a stage is [kBK / 8][kBM / 16][32 lanes][4], as the instruction wants it.
-struct Sums {
-  static constexpr int kRows = kTM / 8, kQuads = kTN / 16;
-  const int slice, first_row, first_column, lane;
-  float sums[kTM / 16][kTN / 8][4];
+// W of a stage is [kBK / 8][kBM / 16][32 lanes][4], as the instruction wants it.
+constexpr int kRows = kTM / 8, kQuads = kTN / 16;
+using Sums = float[kTM / 16][kTN / 8][4];
 
-  __device__ __forceinline__ Sums(int warp, int lane)
-      : slice(warp / (kWarpsM * kWarpsN)),
-        first_row(warp % kWarpsM * kTM),
-        first_column(warp / kWarpsM % kWarpsN * kTN),
-        lane(lane) {
-#pragma unroll
-    for (int i = 0; i < kTM / 16; i++)
-#pragma unroll
-      for (int j = 0; j < kTN / 8; j++)
-#pragma unroll
-        for (int part = 0; part < 4; part++) sums[i][j][part] = 0.0f;
-  }
+struct Place {
+  int slice, row, column, w_at, x_at;
+};
 
-  __device__ __forceinline__ int row(int i) const { return first_row + 8 * i + lane / 4; }
-  __device__ __forceinline__ int column(int quad) const {
-    return first_column + quad / 2 * 32 + quad % 2 * 4 + lane % 4 * 8;
-  }
-  __device__ __forceinline__ float4 at(int i, int quad) const {
-    const int part = i % 2 * 2 + quad % 2;
-    const auto& s = sums[i / 2];
-    const int j = quad / 2 * 4;
-    return make_float4(s[j][part], s[j + 1][part], s[j + 2][part], s[j + 3][part]);
-  }
+__device__ __forceinline__ Place place(int warp, int lane) {
+  const int slice = warp / (kWarpsM * kWarpsN), row = warp % kWarpsM * kTM, column = warp / kWarpsM % kWarpsN * kTN;
+  return {slice, row + lane / 4, column + lane % 4 * 8, (slice * kSteps * kBM + row) * 8 + 4 * lane,
+          kBK * kBM + (slice * kSteps * 8 + lane % 4) * kRowX + column + lane / 4 * 4};
+}
 
-  __device__ __forceinline__ void multiply(const float* stage) {
-    const float* w = stage + (slice * kSteps * kBM + first_row) * 8 + 4 * lane;
-    const float* x = stage + kBK * kBM + (slice * kSteps * 8 + lane % 4) * kRowX + first_column + lane / 4 * 4;
-    float a[2][kTM / 16][4], b[2][2][kTN / 8];
+__device__ __forceinline__ constexpr int row_of(int i) { return 8 * i; }
+__device__ __forceinline__ constexpr int column_of(int quad) { return quad / 2 * 32 + quad % 2 * 4; }
+__device__ __forceinline__ float4 four(const Sums& sums, int i, int quad) {
+  const int j = quad / 2 * 4, part = i % 2 * 2 + quad % 2;
+  return make_float4(sums[i / 2][j][part], sums[i / 2][j + 1][part], sums[i / 2][j + 2][part], sums[i / 2][j + 3][part]);
+}
+
+__device__ __forceinline__ void clear(Sums& sums) {
 #pragma unroll
-    for (int step = -1; step < kSteps; step++) {
-      const int next = step + 1, now = step & 1;
-      // The fragments of the next step are on their way while those of this one are multiplied.
-      if (next < kSteps) {
+  for (int i = 0; i < kTM / 16; i++)
 #pragma unroll
-        for (int i = 0; i < kTM / 16; i++) sp::read4(a[next & 1][i], w + (next * kBM + 16 * i) * 8);
+    for (int j = 0; j < kTN / 8; j++)
 #pragma unroll
-        for (int half = 0; half < 2; half++)
+      for (int part = 0; part < 4; part++) sums[i][j][part] = 0.0f;
+}
+
+__device__ __forceinline__ void multiply(Sums& sums, const float* w, const float* x) {
+  float a[2][kTM / 16][4], b[2][2][kTN / 8];
 #pragma unroll
-          for (int j = 0; j < kTN / 8; j += 4) sp::read4(b[next & 1][half] + j, x + (next * 8 + half * 4) * kRowX + 8 * j);
-      }
-      if (step >= 0) {
+  for (int step = -1; step < kSteps; step++) {
+    const int next = step + 1, now = step & 1;
+    // The fragments of the next step are on their way while those of this one are multiplied.
+    if (next < kSteps) {
 #pragma unroll
-        for (int j = 0; j < kTN / 8; j++) {
-          const uint32_t low = sp::to_tf32(b[now][0][j]), high = sp::to_tf32(b[now][1][j]);
+      for (int i = 0; i < kTM / 16; i++) sp::read4(a[next & 1][i], w + (next * kBM + 16 * i) * 8);
 #pragma unroll
-          for (int i = 0; i < kTM / 16; i++) sp::mma_tf32(sums[i][j], a[now][i], low, high);
-        }
+      for (int half = 0; half < 2; half++)
+#pragma unroll
+        for (int j = 0; j < kTN / 8; j += 4) sp::read4(b[next & 1][half] + j, x + (next * 8 + half * 4) * kRowX + 8 * j);
+    }
+    if (step >= 0) {
+#pragma unroll
+      for (int j = 0; j < kTN / 8; j++) {
+        const uint32_t low = sp::to_tf32(b[now][0][j]), high = sp::to_tf32(b[now][1][j]);
+#pragma unroll
+        for (int i = 0; i < kTM / 16; i++) sp::mma_tf32(sums[i][j], a[now][i], low, high);
       }
     }
   }
-};
+}
 
 #define SP_KERNEL dense_tf32
 #include "dense_block.cuh"

@@ -52,7 +52,8 @@ class DenseTf32(Template):
         return target.kind == "cuda" and workload.tf32 and supports_flat(workload)
 
     def space(self, workload: Workload, target: Target) -> Space:
-        return tile_space(self.name, _SHAPES)
+        most = {shape: _tiles(Config.of(self.name, shape=shape, split=2)).shared for shape in _SHAPES}
+        return tile_space(self.name, [shape for shape in _SHAPES if most[shape] <= target.shared])
 
     def default(self, workload: Workload, target: Target) -> Config:
         """The config with the fewest estimated cycles of the multiprocessor that has the most blocks."""

@@ -127,6 +127,14 @@ def test_tf32_configs_all_fit_a_block() -> None:
         assert launch.shared <= TARGET.shared
 
 
+def test_tf32_space_leaves_out_what_a_smaller_gpu_cannot_hold() -> None:
+    small = msgspec.structs.replace(TARGET, shared=99 << 10)  # sm_86, sm_89
+    workload = allowed(matmul(4096, 4096, 4096))
+    config = TF32.default(workload, small)
+    assert len(list(TF32.space(workload, small))) == len(SHAPES) * 4 - 4
+    assert config.str("shape") != "128x128x32-64x32-1-3"
+
+
 @needs_nvcc
 @pytest.mark.parametrize("shape", SHAPES)
 def test_tf32_compiles_for_sm_90_without_spills(shape: str, tmp_path: Path) -> None:
