@@ -100,7 +100,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
     against = args.against or ("torch" if gpu else "ort")
     names = competitors(against, _GPU_COLUMNS if gpu else _COLUMNS)
     runner = ModelBench(
-        str(target), args.threads, args.budget, names, args.log_dir, args.records,
+        str(target) if gpu else args.target, args.threads, args.budget, names, args.log_dir, args.records,
         args.deepsparse_python,
     )  # fmt: skip
     if not gpu:
