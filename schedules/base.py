@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sparsetvm.schedules.cuda.launch import Launch
 
 # Imported by name, so that listing templates needs no TVM. Order: the first that matches and is preferred gives the
-# default config.
+# default config, unless templates have estimates (search/candidates.py compares those).
 _TEMPLATES: dict[str, tuple[str, str]] = {
     "x86.pattern_code": ("sparsetvm.schedules.x86.pattern_code", "PatternCode"),
     "x86.pattern_data": ("sparsetvm.schedules.x86.pattern_data", "PatternData"),
@@ -34,6 +34,7 @@ _TEMPLATES: dict[str, tuple[str, str]] = {
     "x86.dense_gemv": ("sparsetvm.schedules.x86.dense_gemv", "DenseGemv"),
     "x86.dense": ("sparsetvm.schedules.x86.dense", "Dense"),
     "cuda.spmv": ("sparsetvm.schedules.cuda.spmv", "Spmv"),
+    "cuda.spmm_dispatch": ("sparsetvm.schedules.cuda.spmm_dispatch", "SpmmDispatch"),
     "cuda.spmm_data": ("sparsetvm.schedules.cuda.spmm_data", "SpmmData"),
     "cuda.spmm_rows": ("sparsetvm.schedules.cuda.spmm_rows", "SpmmRows"),
     "cuda.spmm_code": ("sparsetvm.schedules.cuda.spmm_code", "SpmmCode"),
@@ -72,6 +73,18 @@ class Template(abc.ABC):
 
     def preferred(self, workload: Workload, target: Target) -> bool:
         """False where templates after this one have the better default config."""
+        return True
+
+    def estimate(self, workload: Workload, config: Config, target: Target) -> float | None:
+        """Clocks that a launch is expected to take, None when nothing is known, infinity where the config cannot run.
+
+        Of the sparse templates that are `preferred` and have an estimate, the one whose default has the smallest gives
+        the default config of the task. So all count the same: from the end of the kernel before to that of this one.
+        """
+        return None
+
+    def quick(self, workload: Workload) -> bool:
+        """False where building takes far longer than usual: no default, and measured after others only."""
         return True
 
     @abc.abstractmethod
@@ -123,6 +136,6 @@ def is_for(name: str, target: Target) -> bool:
 
 
 def matching(workload: Workload, target: Target) -> list[Template]:
-    """All templates that can implement the workload; the first has the default config."""
+    """All templates that can implement the workload, the preferred ones first (see `Template.estimate`)."""
     found = [t for name in _TEMPLATES if is_for(name, target) and (t := template(name)).matches(workload, target)]
     return sorted(found, key=lambda t: not t.preferred(workload, target))

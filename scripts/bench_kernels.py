@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchlib.block_csr import BLOCK_COMPETITORS
 from benchlib.case import Case
 from benchlib.machine import describe_machine, pin, use_threads
 
@@ -25,7 +26,8 @@ from sparsetvm.core.target import Target, parse_target, version_of
 from sparsetvm.errors import EnvironmentProblem, SparseTvmError, UsageError, did_you_mean
 
 _AGAINST = (
-    "numpy, ort, openvino, scipy, or none; on a GPU torch-fp32, torch-tf32, torch-fp16, cusparse or none (default: all)"
+    "numpy, ort, openvino, scipy, or none; on a GPU torch-fp32, torch-tf32, torch-fp16, cusparse, triton-block, "
+    "triton-block-tf32 or none (default: all that are installed)"
 )
 
 
@@ -38,6 +40,7 @@ def parse_arguments() -> argparse.Namespace:
         help="anchors, conv, dlmc, grid, patterns, sparsert or FILE.npz; may be repeated (default: anchors)",
     )
     parser.add_argument("--patterns", type=Path, metavar="DIR", help="folder of pattern files, for the suite dlmc")
+    parser.add_argument("--model", type=Path, metavar="FILE", help="weights of the suite sparsert's 1x1 layers, .onnx")
     parser.add_argument("--n", type=int_list, default=[], metavar="N,...", help="only these columns of X")
     parser.add_argument("--sparsity", type=float_list, default=[], metavar="S,...", help="only these, e.g. 0.9,0.95")
     parser.add_argument(
@@ -114,8 +117,8 @@ def open_gpu(args: argparse.Namespace, names: list[str], target: Target) -> tupl
 
 
 def parse_gpu_names(text: str | None) -> list[str]:
-    """ "torch-fp32,cusparse" -> keys of the JSON; None stands for all, none without PyTorch."""
-    known = ("torch-fp32", "torch-tf32", "torch-fp16", "cusparse")
+    """ "torch-fp32,cusparse" -> keys of the JSON; None stands for all that are installed."""
+    known = ("torch-fp32", "torch-tf32", "torch-fp16", "cusparse", *BLOCK_COMPETITORS)
     if version_of("torch") == "missing":
         if text not in (None, "none"):
             raise EnvironmentProblem("torch is not installed", hint="pip install torch, or use --against none")
@@ -127,6 +130,11 @@ def parse_gpu_names(text: str | None) -> list[str]:
                 f"--against {name}: unknown competitor{did_you_mean(name, known)}",
                 hint=f"known: {', '.join(known)}, none",
             )
+    if version_of("triton") == "missing":
+        wanted = [name for name in names if name in BLOCK_COMPETITORS]
+        if wanted and text is not None:
+            raise EnvironmentProblem("triton is not installed", hint=f"pip install triton, or leave out {wanted[0]}")
+        names = [name for name in names if name not in BLOCK_COMPETITORS]
     return names
 
 
@@ -172,7 +180,13 @@ def main() -> int:
             case
             for suite in args.suite
             for case in find_cases(
-                suite, target, patterns=args.patterns, columns=args.n, sparsities=args.sparsity, limit=args.limit
+                suite,
+                target,
+                patterns=args.patterns,
+                columns=args.n,
+                sparsities=args.sparsity,
+                limit=args.limit,
+                model=args.model,
             )
         ]
         result, interrupted = bench(args, cases, names, target)

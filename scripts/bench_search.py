@@ -1,11 +1,13 @@
 """Compare searches on spaces that were measured whole: best time so far against trials, without timing anything twice.
 
-    python scripts/bench_search.py --measurements TABLE.jsonl [--json OUT.json]
-    python scripts/bench_search.py --only measure --measurements TABLE.jsonl [--task TEXT]
+    python scripts/bench_search.py --measurements TABLE.jsonl [--tasks held-out] [--json OUT.json]
+    python scripts/bench_search.py --only measure --measurements TABLE.jsonl [--measure-jobs N] [--measure-seconds S]
+    python scripts/bench_search.py --only replay --measurements TABLE.jsonl [--json OUT.json]
 
 Every config of each task is measured once into TABLE, a tuning log (what it holds already is not measured again). Then
-random search, evolutionary search without a model and the XGBoost-guided search replay it with many seeds. What is
-compared, and the keys of the JSON: docs/tuning.md, docs/json.md.
+random search, evolutionary search without a model and the XGBoost-guided search replay it with many seeds, here or on
+another machine. The search was tuned on the default set of tasks and never saw the set "held-out". What is compared,
+and the keys of the JSON: docs/tuning.md, docs/json.md.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchlib.machine import pin, use_threads
+from benchlib.machine import use_threads
+from benchlib.search_tasks import LARGEST, TASK_SETS, TaskSet, search_cases
 
 from sparsetvm.core.target import Target, parse_target
 from sparsetvm.errors import SparseTvmError, UsageError
@@ -26,7 +29,21 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--measurements", type=Path, default=Path("search_table.jsonl"), metavar="FILE")
     parser.add_argument("--only", choices=["measure", "replay"], help="one half of the work (default: both)")
+    parser.add_argument("--tasks", choices=TASK_SETS, default=TASK_SETS[0], help="which set of tasks (default: tuned)")
     parser.add_argument("--task", default="", metavar="TEXT", help="only tasks whose name has this text")
+    parser.add_argument(
+        "--configs", type=positive, default=LARGEST, metavar="N",
+        help=f"to measure of a task's largest space; an 18th of each other (default: {LARGEST})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--measure-jobs", type=positive, default=1, metavar="N", help="tasks at a time, a core for each (default: 1)"
+    )
+    parser.add_argument(
+        "--measure-seconds",
+        type=positive,
+        metavar="S",
+        help="for all tasks; then smaller spaces are kept (default: no limit)",
+    )
     parser.add_argument("--seeds", type=positive, default=20, metavar="N", help="runs of each search (default: 20)")
     parser.add_argument("--trials", type=positive, default=128, metavar="N", help="of each run (default: 128)")
     parser.add_argument("--target", default="cpu")
@@ -41,22 +58,8 @@ def positive(text: str) -> int:
     return value
 
 
-def measure(path: Path, wanted: str, target: Target) -> None:
-    from benchlib.search_table import measure_space
-    from benchlib.search_tasks import search_cases
-
-    from sparsetvm.log.journal import read_records
-    from sparsetvm.measure.pool import Measurer
-
-    known = read_records(path).records if path.exists() else []
-    with Measurer(target) as measurer:
-        for case in search_cases(target):
-            if wanted in case.name:
-                measure_space(case.task(target), target, measurer, path, known)
-
-
-def replay_all(path: Path, wanted: str, seeds: int, trials: int, target: Target) -> dict[str, Any]:
-    """The JSON object: all searches on all tasks of a table."""
+def replay_all(path: Path, tasks: TaskSet, wanted: str, seeds: int, trials: int, target: Target) -> dict[str, Any]:
+    """The JSON object: all searches on all tasks of a table. target: of this machine, for tables that say none."""
     from benchlib.machine import describe_machine
     from benchlib.search_replay import METHODS, replay
     from benchlib.search_summary import summarize, task_row
@@ -64,23 +67,25 @@ def replay_all(path: Path, wanted: str, seeds: int, trials: int, target: Target)
 
     from sparsetvm.search.candidates import candidates_of
 
-    tables = read_tables(path, target)
-    chosen = [table for table in tables if wanted in table.name]
+    found = read_tables(path, tasks, target)
+    for name in found.unfinished:
+        print(f"left out: no space of {name} was measured whole", file=sys.stderr)
+    chosen = [table for table in found.tables if wanted in table.name]
     if not chosen:
         raise UsageError(f"--task {wanted}: no task of {path} has that in its name", hint="leave it out for all")
     all_runs, rows = [], []
     for table in chosen:
-        others = [other for other in tables if other is not table]
         runs = {
-            method: [replay(table, method, seed, trials, target, others) for seed in range(seeds)] for method in METHODS
+            method: [replay(table, method, seed, trials, found.tables) for seed in range(seeds)] for method in METHODS
         }
         all_runs.append(runs)
-        rows.append(task_row(table, candidates_of(table.task.workload, target).cardinality, runs))
+        rows.append(task_row(table, candidates_of(table.task.workload, table.target).cardinality, runs))
         print(f"replayed {table.name}", file=sys.stderr, flush=True)
-    machine = {**describe_machine(target), "measured_on": tables[0].records[0].device.model}
+    measured = found.tables[0]
     return {
-        "schema": 1, "machine": machine, "seeds": seeds, "trials": trials,
-        "tasks": rows, "summary": summarize(rows, all_runs),
+        "schema": 1, "machine": {**describe_machine(measured.target), "measured_on": measured.device.model},
+        "task_set": tasks, "tasks_of_set": len(search_cases(tasks)), "unfinished": found.unfinished,
+        "seeds": seeds, "trials": trials, "tasks": rows, "summary": summarize(rows, all_runs),
     }  # fmt: skip
 
 
@@ -90,11 +95,14 @@ def main() -> int:
     try:
         target = parse_target(args.target, 1)
         if args.only != "replay":
-            pin(1)
-            measure(args.measurements, args.task, target)
+            from benchlib.search_measure import Plan, measure_all
+
+            plan = Plan(args.measurements, args.tasks, target, args.configs, args.measure_jobs, args.measure_seconds)
+            for name in measure_all(plan, args.task):
+                print(f"the time was up before all configs of {name} were measured", file=sys.stderr)
         if args.only == "measure":
             return 0
-        result = replay_all(args.measurements, args.task, args.seeds, args.trials, target)
+        result = replay_all(args.measurements, args.tasks, args.task, args.seeds, args.trials, target)
     except SparseTvmError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

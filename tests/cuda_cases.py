@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 from emulator import run_launch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 from sparsetvm.schedules.base import Template
 
 from sparsetvm.core.config import Config
@@ -13,6 +15,7 @@ from sparsetvm.core.target import Target
 from sparsetvm.core.workload import ConvGeometry, Epilogue, Workload
 from sparsetvm.rewrite.plane_geometry import conv_layouts, required_pad
 
+RELU = Epilogue(bias=True, activation="relu")
 H100 = Target("cuda", "x86-64-v3", "sm_90", l2=50 << 20, host=False, sms=132, shared=227 << 10)
 
 
@@ -69,6 +72,27 @@ def check_product(
     assert np.isfinite(got).all(), config
     logical = workload.layout_out.to_logical(got, (n, m)) if isinstance(workload.layout_out, Tiled) else got
     close(logical, want, config)
+
+
+def examples(count: int) -> settings:
+    """`count` random cases, the same in every run."""
+    return settings(
+        max_examples=count, deadline=None, derandomize=True, phases=[Phase.generate],
+        suppress_health_check=[HealthCheck.too_slow],
+    )  # fmt: skip
+
+
+def check_products_of_any_shape(template: Template, config: Config, count: int) -> None:
+    """Random sizes and densities, with bias and ReLU."""
+
+    @examples(count)
+    @given(st.integers(1, 140), st.integers(1, 80), st.integers(2, 150), st.floats(0.02, 0.6), st.integers(0, 99))
+    def check(n: int, m: int, k: int, density: float, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        weight = sparse(rng, (m, k), density)
+        check_product(template, product(n, m, k, RELU, weight), config, weight, rng)
+
+    check()
 
 
 def check_convolution(

@@ -67,6 +67,9 @@ class Dense(Template):
         costs = [_cost(_tiles(config), workload, target) for config in configs]
         return configs[costs.index(min(costs))]
 
+    def estimate(self, workload: Workload, config: Config, target: Target) -> float:
+        return _cost(_tiles(config), workload, target)
+
     def pack(
         self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target
     ) -> Packed:

@@ -8,44 +8,16 @@ and stored as zero. A k x k convolution is therefore a product whose rows of X s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
 
 import numpy as np
 from sparsetvm.schedules.x86.geometry import TapGeometry, supports_taps, tap_geometry
 
 from sparsetvm.core.layout import Tiled
 from sparsetvm.core.workload import Workload
+from sparsetvm.formats.flat_geometry import FlatGeometry
 
-
-@dataclass(frozen=True)
-class FlatGeometry:
-    """Offsets and strides in floats; all but `taps` of a convolution are multiples of 4 (16 bytes).
-
-    taps[g]: (k,) int64 offsets of the columns of convolution group g. rows_per_group: output rows of one group.
-    positions: of one image, a multiple of 4. x0, y0, r0: offset of position 0 of image 0 in X, Y and the residual;
-    *_batch: step to the next image; y_row, r_row: step to the next output row. x_row: the same in X where all taps lie
-    one row apart (products and 1x1 convolutions), else 0.
-    pitch, width: position p is a real pixel when p % pitch < width and p < valid (tokens: pitch = width = positions).
-    borders: (start, stop) ranges of every output plane that must be written as zero.
-    """
-
-    taps: tuple[np.ndarray, ...]
-    rows_per_group: int
-    batch: int
-    positions: int
-    valid: int
-    pitch: int
-    width: int
-    x0: int
-    x_batch: int
-    x_row: int
-    y0: int
-    y_batch: int
-    y_row: int
-    r0: int
-    r_batch: int
-    r_row: int
-    borders: tuple[tuple[int, int], ...]
+__all__ = ["FlatGeometry", "flat_geometry", "supports_flat"]
 
 
 def supports_flat(workload: Workload) -> bool:
@@ -56,9 +28,12 @@ def supports_flat(workload: Workload) -> bool:
     return not isinstance(layout, Tiled) or layout.tiles == 1
 
 
+@functools.lru_cache(64)  # estimates of a whole space ask for it hundreds of times
 def flat_geometry(workload: Workload) -> FlatGeometry:
     """Geometry of a workload for which `supports_flat` holds."""
     taps: TapGeometry = tap_geometry(workload)
+    for offsets in taps.taps:
+        offsets.setflags(write=False)
     lin, lout = workload.layout_in, workload.layout_out
     positions = taps.tiles * taps.lanes
     if isinstance(lin, Tiled):

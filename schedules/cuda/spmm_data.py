@@ -18,6 +18,8 @@ from sparsetvm.schedules.base import Packed, Template
 from sparsetvm.schedules.cuda.epilogue import bias_array, epilogue_defines
 from sparsetvm.schedules.cuda.geometry import FlatGeometry, flat_geometry, supports_flat
 from sparsetvm.schedules.cuda.launch import Launch
+from sparsetvm.schedules.cuda.spmm_data_model import best_config
+from sparsetvm.schedules.cuda.spmm_data_model import estimate as clocks
 from sparsetvm.schedules.cuda.windows import Windows, aligned_rows, windows
 
 from sparsetvm.core.config import Config
@@ -77,9 +79,12 @@ class SpmmData(Template):
         )
 
     def default(self, workload: Workload, target: Target) -> Config:
-        from sparsetvm.schedules.cuda.spmm_data_model import best_config
-
         return best_config(workload, self.space(workload, target), target)
+
+    def estimate(self, workload: Workload, config: Config, target: Target) -> float:
+        g = flat_geometry(workload)
+        view = windows(workload, g, config.int("nt"))
+        return clocks(workload, config, view, target, g.positions, g.batch)
 
     def pack(
         self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target
@@ -106,7 +111,7 @@ class SpmmData(Template):
         view, meta = knobs.windows, packed.meta
         single = meta["chunks"] == 1
         start, reach = (int(v) for v in view.starts[0])
-        before, after = _border_sizes(g)
+        before, after = border_sizes(g)
         defines = (
             ("SP_NT", knobs.nt),
             ("SP_C", knobs.c),
@@ -183,7 +188,7 @@ def _pack_that_fits(weight: np.ndarray, geometry: FlatGeometry, shape: Shape, ta
         channels = -(-channels // 2)
 
 
-def _border_sizes(geometry: FlatGeometry) -> tuple[int, int]:
+def border_sizes(geometry: FlatGeometry) -> tuple[int, int]:
     """Floats of zeros in front of position 0 and behind the last position of an output plane."""
     if not geometry.borders:
         return 0, 0

@@ -1,7 +1,9 @@
-"""What a layer is compared with on a GPU: cuBLAS and cuDNN in three precisions and cuSPARSE, through PyTorch.
+"""What a layer is compared with on a GPU: cuBLAS and cuDNN in three precisions and cuSPARSE, through PyTorch, and for
+products with blocks of 16 x 16 and more a kernel in Triton.
 
 Each product is tried as W X with X[k, n] and as X W^T with X[n, k]; the faster orientation counts. Convolutions are
-tried in both memory formats. Bias, residual and activation are left out, which favours the competitors.
+tried in both memory formats, Triton with several tiles. Bias, residual and activation are left out, which favours the
+competitors.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchlib.block_csr import BLOCK_COMPETITORS, tensor_core_block
+from benchlib.kernel_row import Failed
 from benchlib.torch_model import convolution
 from benchlib.torch_timing import PRECISIONS, capture, dtype_of, precision, time_replays
 from sparsetvm.core.task import Task
@@ -31,7 +35,10 @@ class GpuCompetitor:
 
 
 def gpu_competitors(task: Task, x: np.ndarray, names: list[str]) -> list[GpuCompetitor]:
-    """Those of `names` that can run the layer on logical `x`, once per orientation; several may share a name."""
+    """Those of `names` that can run the layer on logical `x`, once per orientation or tile; several may share a name.
+
+    Raises Failed when Triton cannot compile its kernel, for which it needs a C compiler.
+    """
     found = []
     for kind in PRECISIONS:
         if f"torch-{kind}" in names:
@@ -39,6 +46,10 @@ def gpu_competitors(task: Task, x: np.ndarray, names: list[str]) -> list[GpuComp
                 found += [_competitor(f"torch-{kind}", *way) for way in _ways(task, x, dtype_of(kind))]
     if "cusparse" in names and task.workload.conv is None:
         found.append(_competitor("cusparse", *_cusparse(task, x)))
+    block = tensor_core_block(task.workload)
+    if block is not None:
+        for name in (name for name in BLOCK_COMPETITORS if name in names):
+            found += _triton(name, task, x, block)
     return found
 
 
@@ -69,6 +80,17 @@ def _ways(task: Task, x: np.ndarray, dtype: str) -> list[_Way]:
         run = convolution(conv, kernel.contiguous(memory_format=memory_format), None)
         ways.append((lambda run=run, images=images: run(images), lambda result: result))
     return ways
+
+
+def _triton(name: str, task: Task, x: np.ndarray, block: tuple[int, int]) -> list[GpuCompetitor]:
+    from benchlib.triton_block import block_products
+
+    runs = block_products(task.weight, block, x, BLOCK_COMPETITORS[name])
+    try:
+        return [_competitor(name, run, lambda result: result.t()) for run in runs]
+    except Exception as problem:  # whatever its compiler, and the one that this calls, have to say
+        reason = str(problem).strip().splitlines()
+        raise Failed(f"{name}: {reason[-1] if reason else type(problem).__name__}") from problem
 
 
 def _cusparse(task: Task, x: np.ndarray) -> _Way:

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 from sparsetvm.schedules.base import template
 
+from benchlib.block_csr import BLOCK_COMPETITORS
 from benchlib.case import Case
 from benchlib.configs import ConfigSource
 from benchlib.kernel_row import OURS_DENSE, Failed, time_in_turn
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
 
 _OURS = "ours"
 # Relative L2 error that a competitor may have; inputs are standard normal.
-_TOLERANCES = {"torch-fp32": 1e-5, "torch-tf32": 3e-3, "torch-fp16": 3e-3, "cusparse": 1e-5}
+_TOLERANCES = {
+    "torch-fp32": 1e-5, "torch-tf32": 3e-3, "torch-fp16": 3e-3, "cusparse": 1e-5,
+    **dict.fromkeys(BLOCK_COMPETITORS, 3e-3),
+}  # fmt: skip
 # Competitors that compute what ours may compute.
 _EXACT = ("torch-fp32", OURS_DENSE)
 _EXACT_TF32 = (*_EXACT, "torch-tf32")

@@ -11,8 +11,9 @@ from typing import Literal, get_args
 
 from benchlib.search_table import Table
 from sparsetvm.core.config import Config
-from sparsetvm.core.target import Target, device_fingerprint
+from sparsetvm.core.workload import Workload
 from sparsetvm.log.lookup import RecordIndex
+from sparsetvm.log.relation import patterns_alike
 from sparsetvm.search.budget import TuneOptions, round_size
 from sparsetvm.search.candidates import validator
 from sparsetvm.search.random_search import RandomSearch
@@ -42,12 +43,14 @@ class Run:
     model_seconds: float = 0.0
 
 
-def replay(table: Table, method: Method, seed: int, trials: int, target: Target, others: Sequence[Table] = ()) -> Run:
-    """One search on a table. others: tables whose records are in the log when the search is "warm"."""
+def replay(table: Table, method: Method, seed: int, trials: int, others: Sequence[Table] = ()) -> Run:
+    """One search on a table, as on the machine that was measured. others: tables whose records are in the log when the
+    search is "warm", but for those of the same layer.
+    """
     if method in ("random", "random_defaults"):
         order = _blind(table, seed, trials, defaults=method == "random_defaults")
         return Run(curve_of(table, order, trials), order)
-    search = _task_search(table, method, seed, target, others)
+    search = _task_search(table, method, seed, others)
     measurer = ReplayMeasurer(lambda _, config: table.seen[config])
     rounds, began = 0, time.process_time()
     while search.budget.trials < trials:
@@ -78,15 +81,33 @@ def _blind(table: Table, seed: int, trials: int, *, defaults: bool) -> list[Conf
     return [*first, *RandomSearch(table.candidates, rng, first).propose(max(0, trials - len(first)))]
 
 
-def _task_search(table: Table, method: Method, seed: int, target: Target, others: Sequence[Table]) -> TaskSearch:
+def of_other_layers(table: Table, tables: Sequence[Table]) -> list[Table]:
+    """The tables whose records teach a search on `table` something without giving it away.
+
+    Left out are the task itself, the same weights with other tokens, and tasks so much alike that tune would take their
+    best config without a search.
+    """
+    ours = table.task.workload
+
+    def same(theirs: Workload) -> bool:
+        alike = theirs.family == ours.family and patterns_alike(theirs, ours)
+        return alike or theirs.pattern.digest == ours.pattern.digest
+
+    return [other for other in tables if not same(other.task.workload)]
+
+
+def _task_search(table: Table, method: Method, seed: int, others: Sequence[Table]) -> TaskSearch:
     """The search as the tuner starts it."""
+    task, candidates, target, device = table.task, table.candidates, table.target, table.device
     if method != "warm":
-        return TaskSearch(table.task, table.candidates, target, _OPTIONS, seed=seed, guided=method == "guided")
+        guided = method == "guided"
+        return TaskSearch(task, candidates, target, _OPTIONS, device=device, seed=seed, guided=guided)
     index = RecordIndex()
-    for other in others:
+    for other in of_other_layers(table, others):
         for record in other.records:
             index.add(record)
-    workload, device = table.task.workload, device_fingerprint(target)
-    seeds = index.seeds(workload, SEEDS, device, validator(table.candidates))
-    training = index.training(workload, device)
-    return TaskSearch(table.task, table.candidates, target, _OPTIONS, seed=seed, seeds=seeds, training=training)
+    seeds = index.seeds(task.workload, SEEDS, device, validator(candidates))
+    training = index.training(task.workload, device)
+    return TaskSearch(
+        task, candidates, target, _OPTIONS, device=device, seed=seed, seeds=seeds, training=training
+    )  # fmt: skip

@@ -46,7 +46,8 @@ def task_row(table: Table, full_space: int, runs: Runs) -> dict[str, Any]:
         "task": table.name, "op": workload.op, "m": workload.m, "k": workload.k, "n": workload.n,
         "pattern": workload.pattern.describe(), "density": workload.pattern.density,
         "row_imbalance": workload.pattern.row_imbalance,
-        "configs": len(table.seen), "configs_of_templates": full_space, "optimum_us": table.optimum_us,
+        "configs": len(table.seen), "configs_asked": table.asked, "configs_of_templates": full_space,
+        "optimum_us": table.optimum_us,
         "default": table.slower(table.candidates.default),
         "best_built_again": table.again_us[table.best] / min(table.again_us.values()),
         "curves": curves,
@@ -75,6 +76,7 @@ def summarize(rows: Sequence[Mapping[str, Any]], runs: Sequence[Runs]) -> dict[s
         "mean_curve_trials_to_5pct": {method: trials_to(curve) for method, curve in curves.items()},
         "worst_vs_random": worst_ratio(curves["guided"], curves["random"]),
         "rank_correlation": statistics.mean(correlations) if correlations else None,
+        "spaces_cut_short": sum(row["configs"] < row["configs_asked"] for row in rows),
         "model_ms_per_round": 1e3 * statistics.mean(run.model_seconds for run in guided),
         "curves": curves,
     }
@@ -86,7 +88,8 @@ def describe(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> s
     lines = [head, "all tasks"]
     lines += [_line(method, curve, summary["trials_to_5pct"][method]) for method, curve in summary["curves"].items()]
     for row in rows:
-        lines.append(f"{row['task']} ({row['configs']} of {row['configs_of_templates']} configs)")
+        cut = f", {row['configs_asked']} asked for" if row["configs"] < row["configs_asked"] else ""
+        lines.append(f"{row['task']} ({row['configs']} of {row['configs_of_templates']} configs{cut})")
         lines += [_line(m, row["curves"][m], row["trials_to_5pct"][m]) for m in ("random", "guided", "warm")]
     named = {name: value for name, value in summary.items() if isinstance(value, float)}
     lines += [f"{name} {value:.3f}" for name, value in named.items()]

@@ -2,7 +2,7 @@
 
 anchors   products of five shapes, N = 1, 16, 128 and 784, random patterns of 80 to 98 %, and 4x1 blocks
 conv      convolutions of ResNet-50 and MobileNetV1
-patterns  one shape, N = 128: random, blocks, 2:4, uneven rows
+patterns  one shape, N = 128: random, blocks, 2:4, uneven rows; on a GPU large blocks too, N = 128 and 1024
 grid      square products, 512 to 4096, N = 1 to 1024, random patterns of 90 and 95 % (what GPU papers quote)
 sparsert  the cases of SparseRT (Wang, PACT 2020): 1x1 layers of MobileNetV1, two products, 3x3 layers of ResNet-50
 dlmc      every matrix in the files of a folder, each beside a random pattern of its shape and density
@@ -25,6 +25,7 @@ from sparsetvm.analysis.magnitude import prune_weight
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import ConvGeometry
 from sparsetvm.errors import UsageError, did_you_mean
+from sparsetvm.rewrite.prepare import prepare
 
 SUITES = ("anchors", "conv", "dlmc", "grid", "patterns", "sparsert")
 _SHAPES = ((512, 512), (1024, 1024), (2048, 512), (768, 3072), (3072, 768))
@@ -37,6 +38,8 @@ _SPARSERT = (
     *((512, 512, 196), (1024, 512, 49), (1024, 1024, 49), (512, 512, 1024), (1024, 1024, 512)),
 )
 _SPARSERT_3X3 = ((64, 56), (128, 28), (256, 14))  # channels, height and width
+_SPARSERT_3X3_SPARSITIES = (0.91, 0.96)
+_TENSOR_CORE_BLOCKS, _TENSOR_CORE_COLUMNS = ("16x16", "32x32"), (128, 1024)
 _TOKENS = 128  # columns of X where nothing else is said: one sequence of a transformer
 
 
@@ -48,11 +51,13 @@ def find_cases(
     columns: Sequence[int] = (),
     sparsities: Sequence[float] = (),
     limit: int | None = None,
+    model: Path | None = None,
 ) -> list[Case]:
     """The cases of a suite. Raises UsageError for an unknown one.
 
     patterns: folder of dlmc's files. columns, sparsities: only these; a file of patterns is timed at these columns
-    instead of its own. limit: at most so many cases, of a file where the suite is made of files.
+    instead of its own. limit: at most so many cases, of a file where the suite is made of files. model: its 1x1 layers
+    lend sparsert's their weights.
     """
     if suite == "dlmc":
         cases = [
@@ -61,7 +66,7 @@ def find_cases(
     elif suite.endswith(".npz"):
         cases = even_sample(file_cases("file", Path(suite), columns), limit)
     elif suite in SUITES:
-        made = _makers(target)[suite]()
+        made = _makers(target, model)[suite]()
         made = [case for case in made if not columns or case.n in columns]
         cases = even_sample([case for case in made if _asked(case, sparsities)], limit)
     else:
@@ -71,10 +76,10 @@ def find_cases(
     return [case for case in cases if _asked(case, sparsities)]
 
 
-def _makers(target: Target) -> dict[str, Callable[[], list[Case]]]:
+def _makers(target: Target, model: Path | None) -> dict[str, Callable[[], list[Case]]]:
     return {
-        "anchors": anchors, "conv": lambda: convolutions(target), "patterns": pattern_kinds, "grid": grid,
-        "sparsert": sparsert,
+        "anchors": anchors, "conv": lambda: convolutions(target), "patterns": lambda: pattern_kinds(target),
+        "grid": grid, "sparsert": lambda: sparsert(pointwise_weights(model, target) if model else {}),
     }  # fmt: skip
 
 
@@ -88,21 +93,45 @@ def grid() -> list[Case]:
     ]
 
 
-def sparsert() -> list[Case]:
-    """SparseRT's cases at 90 and 95 %."""
+def sparsert(weights: dict[tuple[int, int], np.ndarray]) -> list[Case]:
+    """SparseRT's cases at 90 and 95 %, its 3x3 layers at 91 and 96 %. weights: by shape, instead of random ones."""
     cases = [
         _random_case("sparsert", (rows, columns), n, sparsity, "unstructured", f"product,s={sparsity:.2f}")
         for sparsity in _FEW
         for rows, columns, n in _SPARSERT
+        if (rows, columns) not in weights
     ]
-    for sparsity in _FEW:
+    for rows, columns, n in _SPARSERT:
+        if (weight := weights.get((rows, columns))) is not None:
+            name, sparsity = f"{rows}x{columns} n={n} of the model", 1 - np.count_nonzero(weight) / weight.size
+            task = partial(matmul_task, name, n, lambda weight=weight: weight)
+            cases.append(Case("sparsert", name, "product, model's weights", n, sparsity, task))
+    for sparsity in _SPARSERT_3X3_SPARSITIES:
         for channels, size in _SPARSERT_3X3:
             name = f"conv 3x3 {channels}ch {size}x{size} s={sparsity:.2f}"
             conv = ConvGeometry(channels, size, size, (3, 3), pads=(1, 1, 1, 1))
-            weight = partial(random_weight, (channels, 9 * channels), sparsity, _seed(name))
-            task = partial(conv_task, name, conv, weight)
-            cases.append(Case("sparsert", name, f"conv 3x3,s={sparsity:.2f}", size * size, sparsity, task))
+            weight3 = partial(random_weight, (channels, 9 * channels), sparsity, _seed(name))
+            cases.append(
+                Case(
+                    "sparsert",
+                    name,
+                    f"conv 3x3,s={sparsity:.2f}",
+                    size * size,
+                    sparsity,
+                    partial(conv_task, name, conv, weight3),
+                )
+            )
     return cases
+
+
+def pointwise_weights(model: Path, target: Target) -> dict[tuple[int, int], np.ndarray]:
+    """Weight of the model's first pruned 1x1 convolution of each shape (m, k). Raises ModelError."""
+    found: dict[tuple[int, int], np.ndarray] = {}
+    for task in prepare(model, target).unique_tasks():
+        conv = task.workload.conv
+        if conv is not None and conv.kernel == (1, 1) and task.workload.pattern.kind != "dense":
+            found.setdefault((task.workload.m, task.workload.k), task.weight)
+    return found
 
 
 def anchors() -> list[Case]:
@@ -116,8 +145,8 @@ def anchors() -> list[Case]:
     return cases + [_random_case("anchors", shape, 128, 0.95, "block:4x1", "n=128,s=0.95,4x1") for shape in _SHAPES]
 
 
-def pattern_kinds() -> list[Case]:
-    """One shape with patterns of many kinds."""
+def pattern_kinds(target: Target) -> list[Case]:
+    """One shape with patterns of many kinds; for a GPU also blocks that tensor cores take."""
     kinds = ("unstructured", "block:4x1", "block:8x1", "block:16x1", "block:1x4", "block:4x4")
     cases = [
         _random_case("patterns", (1024, 1024), 128, sparsity, kind, f"{kind.removeprefix('block:')},s={sparsity:.2f}")
@@ -130,7 +159,16 @@ def pattern_kinds() -> list[Case]:
         weight = partial(uneven_rows, (1024, 1024), sparsity, _seed(name))
         group = f"uneven rows,s={sparsity:.2f}"
         cases.append(Case("patterns", name, group, 128, sparsity, partial(matmul_task, name, 128, weight)))
-    return cases
+    return cases + (_large_blocks() if target.kind == "cuda" else [])
+
+
+def _large_blocks() -> list[Case]:
+    return [
+        _random_case("patterns", (1024, 1024), n, sparsity, f"block:{size}", f"{size},n={n},s={sparsity:.2f}")
+        for size in _TENSOR_CORE_BLOCKS
+        for n in _TENSOR_CORE_COLUMNS
+        for sparsity in _FEW
+    ]
 
 
 def pattern_files(folder: Path | None) -> list[Path]:

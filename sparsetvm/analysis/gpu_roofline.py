@@ -56,6 +56,11 @@ def sparse_us(workload: Workload, target: Target) -> float:
     return _LAUNCH_US + max(compute, nnz * _ENTRY_BYTES / _L2_RATE, _activations(workload))
 
 
+def us_of(clocks: float) -> float:
+    """Microseconds of clocks at the highest rate of an H200."""
+    return clocks / _CLOCK
+
+
 def _activations(workload: Workload) -> float:
     """X read, Y written, the residual read."""
     inputs = workload.k * workload.n

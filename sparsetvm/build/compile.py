@@ -13,8 +13,9 @@ import msgspec
 import tvm
 from tvm import relax
 
-from sparsetvm.build.cuda_kernels import check_machine_code, use_our_compiler
+from sparsetvm.build.cuda_kernels import use_our_compiler
 from sparsetvm.build.emit import emit
+from sparsetvm.build.fatbin import check_machine_code, linker
 from sparsetvm.build.tvm_target import tvm_target
 from sparsetvm.core.arithmetic import Arithmetic, network_tolerance
 from sparsetvm.core.config import Config
@@ -91,9 +92,11 @@ def compile_graph(
     try:
         with tempfile.TemporaryDirectory(dir=output.parent or Path(), prefix=".sparsetvm-") as folder:
             library = Path(folder) / output.name
-            executable.export_library(str(library), cc=cxx)
             if target.kind == "cuda":
+                executable.export_library(str(library), fcompile=linker(cxx, target.isa, Path(folder)))
                 check_machine_code(library.read_bytes())
+            else:
+                executable.export_library(str(library), cc=cxx)
             manifest = Path(folder) / manifest_path(output).name
             text = msgspec.json.encode(_manifest(graph, tasks, choices, target, library, model))
             manifest.write_bytes(msgspec.json.format(text, indent=2))

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sparsetvm.core.cuda_runtime import load_cuda_runtime
 from sparsetvm.core.target import Target
 from sparsetvm.errors import SparseTvmError
-from sparsetvm.measure.nvcc import Source, compile_sources, is_cubin, kernel_symbol, launch_source
+from sparsetvm.measure.nvcc import Source, compile_sources, kernel_symbol, launch_source
 from sparsetvm.schedules.cuda.launch import Launch
 
 # Order of the arguments after the scalars; TVM wants the tag of the shared memory last.
@@ -24,7 +24,6 @@ _OVERLAPS_TAG = "tirx.use_programtic_dependent_launch"  # TVM's spelling; takes 
 _SHARED_TAG = "tirx.use_dyn_shared_memory"
 _OPAQUE = 8  # relax.OpPatternKind: nothing is fused with it
 
-_SOURCE_TEXT = b'extern "C" __global__'  # in all CUDA C++ that TVM writes, in no cubin
 
 TensorSpec = tuple[tuple[int, ...], str]
 """Shape and dtype of an argument."""
@@ -92,20 +91,3 @@ def use_our_compiler(target: Target) -> None:
 
 def _compile_text(target: Target, code: str) -> bytes:
     return compile_sources([Source(code)], target)[0]
-
-
-def check_machine_code(library: bytes) -> None:
-    """Raise SparseTvmError when a library holds source text of a kernel: TVM embeds it without a word."""
-    cubins = sum(1 for at in _elf_headers(library) if is_cubin(library[at : at + 64]))
-    if not cubins or _SOURCE_TEXT in library:
-        raise SparseTvmError(
-            f"the library holds {cubins} CUDA modules of machine code and {library.count(_SOURCE_TEXT)} of source text",
-            hint="report it with the output of `sparsetvm doctor`",
-        )
-
-
-def _elf_headers(library: bytes) -> Iterator[int]:
-    at = library.find(b"\x7fELF", 1)
-    while at >= 0:
-        yield at
-        at = library.find(b"\x7fELF", at + 1)

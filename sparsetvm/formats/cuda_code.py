@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sparsetvm.formats.flat_geometry import FlatGeometry
 from sparsetvm.formats.row_order import cluster_rows
 
 
@@ -39,30 +40,6 @@ class CodeShape:
         return self.threads * self.groups
 
 
-@dataclass(frozen=True)
-class Places:
-    """Where operands lie, in floats: X of column k at x0 + taps[row group of the convolution][k] + position; rows of Y
-    and of the residual. border: floats before and behind the positions of an output plane that must be zero.
-    """
-
-    taps: np.ndarray
-    rows_per_group: int
-    positions: int
-    valid: int
-    pitch: int
-    width: int
-    x0: int
-    x_batch: int
-    x_row: int
-    y0: int
-    y_batch: int
-    y_row: int
-    border: tuple[int, int]
-    r0: int
-    r_batch: int
-    r_row: int
-
-
 def deal_groups(weight: np.ndarray, shape: CodeShape, rows_per_group: int) -> list[np.ndarray]:
     """Row numbers of each group, `shape.groups` groups for each block (the last ones of a block may be empty).
 
@@ -81,7 +58,7 @@ def deal_groups(weight: np.ndarray, shape: CodeShape, rows_per_group: int) -> li
     return dealt
 
 
-def cuda_code(weight: np.ndarray, bias: np.ndarray, shape: CodeShape, at: Places) -> tuple[str, int]:
+def cuda_code(weight: np.ndarray, bias: np.ndarray, shape: CodeShape, at: FlatGeometry) -> tuple[str, int]:
     """(source of the kernel `spmm_code`, blocks along y of its grid) for the (m, k) weight and (m,) bias."""
     groups = deal_groups(weight, shape, at.rows_per_group)
     body = _staged if shape.stage else _direct
@@ -106,7 +83,7 @@ def _fmas(column: int, rows: np.ndarray, weight: np.ndarray) -> str:
     return "  " + " ".join(f"sp::fma(a{i}, x{column}, {_float(weight[rows[i], column])});" for i in used)
 
 
-def _direct(rows: np.ndarray, weight: np.ndarray, shape: CodeShape, at: Places) -> list[str]:
+def _direct(rows: np.ndarray, weight: np.ndarray, shape: CodeShape, at: FlatGeometry) -> list[str]:
     """X is read where it lies, `ahead` columns before it is used."""
     taps = at.taps[rows[0] // at.rows_per_group]
     columns = np.flatnonzero(weight[rows].any(0))
@@ -118,7 +95,7 @@ def _direct(rows: np.ndarray, weight: np.ndarray, shape: CodeShape, at: Places) 
     return lines
 
 
-def _staged(rows: np.ndarray, weight: np.ndarray, shape: CodeShape, at: Places) -> list[str]:
+def _staged(rows: np.ndarray, weight: np.ndarray, shape: CodeShape, at: FlatGeometry) -> list[str]:
     """X comes to shared memory `stage` rows at a time, by all threads of the block."""
     k, size = weight.shape[1], shape.stage * shape.columns
     count = -(-k // shape.stage)
@@ -144,7 +121,7 @@ def _staged(rows: np.ndarray, weight: np.ndarray, shape: CodeShape, at: Places) 
     return [*lines, "  sp::copy_wait<0>();"]
 
 
-def _kernel(groups: list[np.ndarray], shape: CodeShape, at: Places) -> str:
+def _kernel(groups: list[np.ndarray], shape: CodeShape, at: FlatGeometry) -> str:
     tiles = -(-at.positions // shape.columns)
     shared = "SP_DYNAMIC_SHARED(float, tile);" if shape.stage else "float* const tile = nullptr;"
     start = "p0" if shape.stage else f"min(p, {at.positions - shape.v})"
@@ -181,7 +158,7 @@ spmm_code(const float* __restrict__ x, SP_RESIDUAL_PARAMETER float* __restrict__
 """
 
 
-def _borders(groups: list[np.ndarray], shape: CodeShape, at: Places) -> tuple[str, str]:
+def _borders(groups: list[np.ndarray], shape: CodeShape, at: FlatGeometry) -> tuple[str, str]:
     """A table of the rows of all groups, and the lines that zero what surrounds an image."""
     rows = np.full((len(groups), shape.rows), -1, np.int64)
     for number, group in enumerate(groups):

@@ -7,6 +7,7 @@ The function `main_static` of the library writes its outputs where they are want
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,11 +18,15 @@ from sparsetvm.errors import EnvironmentProblem, UsageError
 
 _DEVICE_TYPE = 2  # kDLCUDA
 
+# Held by whatever a model does on a GPU. TVM captures graphs in CUDA's global mode: until a capture ends, no other
+# thread of the process may allocate, free, copy or load anything there, for whichever model, or the capture fails.
+gpu_lock = threading.RLock()
+
 
 class CudaRun:
     """Runs one loaded library on a GPU.
 
-    machine: TVM's virtual machine of the library. device: number of the GPU. Not thread-safe.
+    machine: TVM's virtual machine of the library. device: number of the GPU. Call everything under `gpu_lock`.
     """
 
     def __init__(self, machine: Any, device: int, inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo]) -> None:

@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -31,7 +31,7 @@ from sparsetvm.core.results import Latency
 from sparsetvm.core.target import Target
 from sparsetvm.errors import ModelError, UsageError, did_you_mean
 from sparsetvm.runtime.compare import latency_of
-from sparsetvm.runtime.cuda import CudaRun, on_gpu
+from sparsetvm.runtime.cuda import CudaRun, gpu_lock, on_gpu
 from sparsetvm.runtime.threads import set_threads
 
 _ALIGNMENT = 64  # bytes; generated code uses aligned vector loads
@@ -39,7 +39,7 @@ _WARM_UP_RUNS = 3
 
 
 class Module:
-    """A loaded model; calls are serialised, so one Module may be shared by threads.
+    """A loaded model; calls are serialised, so one Module may be shared by threads. On a GPU those of all modules are.
 
     inputs, outputs: name, shape and dtype of each tensor. manifest: the parsed manifest, {} when there is none.
     notes: what the user should know about how it was loaded. Raises ModelError when the file cannot be loaded.
@@ -55,7 +55,10 @@ class Module:
             raise UsageError(f"'{path}' is no file", hint="sparsetvm compile MODEL -o m.so writes one")
         found = read_manifest(self.path)
         target = found[0].get("target", {}) if found else {}
-        machine, arity = _load(self.path, target)
+        on_cuda = target.get("kind") == "cuda"
+        self._lock: AbstractContextManager[object] = gpu_lock if on_cuda else threading.Lock()
+        with self._lock:
+            machine, arity = _load(self.path, target)
         self._main = machine["main"]
         if found is None:
             self.inputs = [TensorInfo(f"input_{i}", (), "") for i in range(arity)]
@@ -71,11 +74,11 @@ class Module:
                     hint="compile the model again",
                 )
         self._checked = found is not None
-        self._lock = threading.Lock()
         self._gpu: CudaRun | None = None
         self._buffers: list[_Buffer] = []
-        if target.get("kind") == "cuda":
-            self._gpu = CudaRun(machine, int(target.get("device", 0)), self.inputs, self.outputs)
+        if on_cuda:
+            with self._lock:
+                self._gpu = CudaRun(machine, int(target.get("device", 0)), self.inputs, self.outputs)
             return
         real = set_threads(self.threads)
         if real < self.threads:
@@ -108,8 +111,9 @@ class Module:
         gpu, launch = self._gpu, self.launcher(inputs)
 
         def call() -> None:
-            launch()
-            gpu.wait()
+            with self._lock:
+                launch()
+                gpu.wait()
 
         return call
 
@@ -120,10 +124,17 @@ class Module:
         """
         if self._gpu is None:
             raise UsageError("only models for a GPU can be launched", hint="use run()")
-        self._gpu.load(self._as_arrays(self._in_order(inputs)))
-        self._gpu.launch()  # the first run captures the graph
-        self._gpu.wait()
-        return self._gpu.launch
+        gpu, given = self._gpu, self._as_arrays(self._in_order(inputs))
+        with self._lock:
+            gpu.load(given)
+            gpu.launch()  # the first run captures the graph
+            gpu.wait()
+
+        def launch() -> None:
+            with self._lock:
+                gpu.launch()
+
+        return launch
 
     def _in_order(self, inputs: Mapping[str, Any]) -> list[Any]:
         names = [info.name for info in self.inputs]

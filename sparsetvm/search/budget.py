@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from sparsetvm.core.target import Target
 from sparsetvm.errors import UsageError, did_you_mean
 
 
@@ -95,6 +96,19 @@ def round_size(trials: int, batch: int, jobs: int = 1) -> int:
     jobs: how many are built at once; a round of fewer would leave builders idle.
     """
     return min(batch, max(_FIRST_BATCH, jobs, trials // 4))
+
+
+def starts_broad(target: Target) -> bool:
+    """True where trials cost little beside a build and builds run side by side: on GPUs."""
+    return target.kind == "cuda"
+
+
+def broad_round_size(rounds: int, opening: int, batch: int, jobs: int) -> int:
+    """Configs of a task's next round after `rounds` of them where the search starts broad.
+
+    First all `opening` configs that were chosen without measuring, then whole batches. jobs: as in `round_size`.
+    """
+    return max(batch if rounds else opening, jobs)
 
 
 class Deadline:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from sparsetvm.analysis.gpu_roofline import dense_us, us_of
 from sparsetvm.analysis.roofline import WORTH_IT, expected_speedup
 from sparsetvm.core.config import Config
 from sparsetvm.core.record import Record
@@ -19,15 +21,48 @@ from sparsetvm.space.space import Space
 Matching = Callable[[Workload, Target], Sequence[Template]]
 
 
+Estimate = Callable[[Config], float | None]
+
+
+def _unknown(config: Config) -> float | None:
+    """The estimate of templates that have none."""
+    return None
+
+
 @dataclass(frozen=True)
 class TemplateChoice:
-    """One template of the union: its space for the workload and its config without tuning."""
+    """One template of the union: its space for the workload and its config without tuning.
+
+    preferred, quick, estimate: as in Template, for this workload.
+    """
 
     name: str
     version: int
     dense: bool
     space: Space
     default: Config
+    preferred: bool = True
+    quick: bool = True
+    estimate: Estimate = _unknown
+
+    @property
+    def clocks(self) -> float | None:
+        """The estimate of the default where it may be the task's, else None."""
+        return self.estimate(self.default) if self.preferred and not self.dense else None
+
+    def likely(self, count: int) -> list[Config]:
+        """The default and the configs with the smallest estimates, `count` in all; of equal estimates the first.
+
+        Equal estimates mostly mean that two configs say the same.
+        """
+        found: dict[float, Config] = {}
+        for config in self.space:
+            clocks = self.estimate(config)
+            if clocks is not None and clocks < math.inf:
+                found.setdefault(clocks, config)
+        known = self.estimate(self.default)
+        others = [config for clocks, config in sorted(found.items(), key=lambda item: item[0]) if clocks != known]
+        return [self.default, *others[: count - 1]]
 
 
 @dataclass(frozen=True)
@@ -67,6 +102,16 @@ class Candidates:
         dense = [choice.default for choice in self.choices if choice.dense]
         return list(dict.fromkeys([self.default, *dense, *sparse[:1]]))
 
+    def broad(self, each: int) -> list[Config]:
+        """What to measure first where trials are cheap: `first`, then of every sparse template that builds quickly its
+        default, then by turns what else it is likely fastest with, `each` configs of it in all.
+
+        Tasks that only dense templates match get the likely configs of those.
+        """
+        choices = [choice for choice in self.choices if choice.quick and (not choice.dense or self.dense_only)]
+        turns = itertools.chain(*itertools.zip_longest(*(choice.likely(each) for choice in choices)))
+        return list(dict.fromkeys([*self.first(), *(config for config in turns if config is not None)]))
+
     def later(self) -> list[Config]:
         """The defaults of the other templates: better than what is drawn at random."""
         return [choice.default for choice in self.choices if choice.default not in self.first()]
@@ -100,13 +145,32 @@ class Candidates:
 
 def candidates_of(workload: Workload, target: Target, templates: Matching = matching) -> Candidates:
     """Candidates of a workload; `choices` is empty when no template matches."""
-    choices = [
-        TemplateChoice(t.name, t.version, t.dense, t.space(workload, target), t.default(workload, target))
-        for t in templates(workload, target)
-    ]
-    if expected_speedup(workload, target) < WORTH_IT:
+    choices = _fastest_first([_choice(t, workload, target) for t in templates(workload, target)])
+    if _stays_dense(choices, workload, target):
         choices.sort(key=lambda choice: not choice.dense)  # stable: without tuning such a layer stays dense
     return Candidates(tuple(choices))
+
+
+def _stays_dense(choices: Sequence[TemplateChoice], workload: Workload, target: Target) -> bool:
+    """True when no sparse config is expected to gain enough, neither by the roofline nor by its template's estimate."""
+    if expected_speedup(workload, target) >= WORTH_IT:
+        return False
+    clocks = min((value for choice in choices if (value := choice.clocks) is not None), default=math.inf)
+    return target.kind != "cuda" or dense_us(workload, target) < WORTH_IT * us_of(clocks)
+
+
+def _choice(t: Template, workload: Workload, target: Target) -> TemplateChoice:
+    return TemplateChoice(
+        t.name, t.version, t.dense, t.space(workload, target), t.default(workload, target),
+        t.preferred(workload, target), t.quick(workload), lambda config: t.estimate(workload, config, target),
+    )  # fmt: skip
+
+
+def _fastest_first(choices: Sequence[TemplateChoice]) -> list[TemplateChoice]:
+    """The choices, those that may give the default and have an estimate by it in their places."""
+    clocks = {choice.name: value for choice in choices if (value := choice.clocks) is not None}
+    ranked = iter(sorted((c for c in choices if c.name in clocks), key=lambda c: clocks[c.name]))
+    return [next(ranked) if choice.name in clocks else choice for choice in choices]
 
 
 def validator(candidates: Candidates) -> Valid:

@@ -8,21 +8,24 @@ from collections.abc import Iterable, Sequence
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.record import Record
-from sparsetvm.core.target import Target, device_fingerprint
+from sparsetvm.core.target import DeviceFingerprint, Target
 from sparsetvm.core.task import Task
 from sparsetvm.errors import NoCandidateError
-from sparsetvm.search.budget import TaskBudget, TuneOptions
+from sparsetvm.search.budget import TaskBudget, TuneOptions, starts_broad
 from sparsetvm.search.candidates import Candidates
 from sparsetvm.search.cost_model import CostModel, Sample, samples_of
 from sparsetvm.search.evolutionary import EvolutionarySearch
 from sparsetvm.search.trial import Measured
 
+_LIKELY = 3  # configs of each sparse template in a broad first round
+
 
 class TaskSearch:
     """State of one task's search.
 
-    seeds: configs that were good for tasks like it. skip: configs that are known to fail. earlier: records of exactly
-    this task, from which an interrupted run goes on. training: records of other tasks and machines for the cost model.
+    device: what it is measured on; records of other models say less to the cost model. seeds: configs that were good
+    for tasks like it. skip: configs that are known to fail. earlier: records of exactly this task, from which an
+    interrupted run goes on. training: records of other tasks and machines for the cost model.
     guided: False leaves the cost model out, to compare with.
     """
 
@@ -33,6 +36,7 @@ class TaskSearch:
         target: Target,
         options: TuneOptions,
         *,
+        device: DeviceFingerprint,
         seed: int,
         seeds: Sequence[Config] = (),
         skip: Iterable[Config] = (),
@@ -50,10 +54,11 @@ class TaskSearch:
         if self._model is not None:
             own = {(record.config, record.time) for record in earlier}
             others = [r for r in training if r.workload != task.workload or (r.config, r.time) not in own]
-            self._model.transfer(samples_of(others, device_fingerprint(target).model))
+            self._model.transfer(samples_of(others, device.model))
             self._model.fit()
         rng = random.Random(f"{seed} {task.workload.id}")  # noqa: S311
-        first = dict.fromkeys([*candidates.first(), *(c for c in seeds if candidates.contains(c))])
+        broad = candidates.broad(_LIKELY) if starts_broad(target) else []
+        first = dict.fromkeys([*candidates.first(), *(c for c in seeds if candidates.contains(c)), *broad])
         # The strategy need not propose what is measured first anyway.
         self.strategy = EvolutionarySearch(candidates, task.workload, self._model, rng, [*skip, *first])
         limit = options.task_limit(dense_only=candidates.dense_only)
@@ -70,6 +75,11 @@ class TaskSearch:
     def dense_us(self) -> float | None:
         """Best time of a dense config, None when none succeeded."""
         return min((us for config, us in self._best.items() if self.candidates.is_dense(config)), default=None)
+
+    @property
+    def opening(self) -> int:
+        """How many defaults, seeds and likely configs are still to be measured."""
+        return len(self._first)
 
     def next_batch(self, size: int) -> list[Config]:
         """What to measure next: first the defaults and seeds, then what the strategy proposes."""

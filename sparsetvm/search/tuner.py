@@ -21,7 +21,7 @@ from sparsetvm.core.task import Task
 from sparsetvm.errors import NoCandidateError
 from sparsetvm.log.relation import patterns_alike
 from sparsetvm.schedules.base import matching
-from sparsetvm.search.budget import Deadline, TuneOptions, next_task, round_size
+from sparsetvm.search.budget import Deadline, TuneOptions, broad_round_size, next_task, round_size, starts_broad
 from sparsetvm.search.candidates import Candidates, Matching, candidates_of, known_dense, validator
 from sparsetvm.search.cost_model import Sample
 from sparsetvm.search.outcome import Origin, RecordMaker, RecordStage, TaskOutcome, TuningInterrupted, count_statuses
@@ -34,6 +34,7 @@ SEEDS = 4
 _CHECK_ROUNDS = 3
 # A guess of what a trial takes, until some of the task were measured: compiling a pattern into code costs most.
 _TRIAL_SECONDS, _NNZ_SECONDS = 0.15, 5e-6
+_GPU_BUILD_SECONDS, _GPU_RUN_SECONDS = 0.5, 0.05  # the same on a GPU: nvcc, as often as there are builders at once
 _LEAST_SECONDS = 1e-3
 _MARGIN = 1.3  # on the time kept for final rounds: a new worker computes the reference again
 
@@ -89,6 +90,7 @@ class _Tuner:
         self._progress = progress
         self._seed = seed
         self._device = device_fingerprint(target)
+        self._broad = starts_broad(target)
         self._deadline = Deadline(options.seconds, clock)
         self._records = RecordMaker(self._device, seed, options.run)
         self._candidates = [self._candidates_of(task, templates) for task in tasks]
@@ -180,13 +182,14 @@ class _Tuner:
     def _make_search(self, at: int) -> TaskSearch:
         task, candidates = self._tasks[at], self._candidates[at]
         if not self._options.reuse:
-            return TaskSearch(task, candidates, self._target, self._options, seed=self._seed)
+            return TaskSearch(task, candidates, self._target, self._options, device=self._device, seed=self._seed)
         valid, workload = validator(candidates), task.workload
         return TaskSearch(
             task,
             candidates,
             self._target,
             self._options,
+            device=self._device,
             seed=self._seed,
             seeds=self._index.seeds(workload, SEEDS, self._device, valid),
             skip=self._index.failed_configs(workload, self._device, valid),
@@ -218,15 +221,16 @@ class _Tuner:
 
     def _round(self, at: int) -> None:
         search = self._searches[at]
-        size = min(
-            round_size(search.budget.trials, self._options.preset.batch, self._measurer.jobs), self._trials_left()
-        )
+        size = min(self._round_size(search), self._trials_left())
         waiting = sum(other.budget.rounds == 0 for other in self._searches.values())
         if not search.budget.rounds and waiting > 1:
             # Few trials in all: no task's first round may use up those of the others.
             size = min(size, max(2, self._trials_left() // waiting))
         least = 1 if search.budget.rounds else 2  # the default and a dense config: less says nothing
-        size = max(min(size, least), min(size, int(min(self._time_left(), 1e6) / self._trial_seconds(at))))
+        left = min(self._time_left(), 1e6)
+        if self._broad and not search.budget.rounds:
+            left /= waiting  # a broad round is long: those of other tasks need as much
+        size = max(min(size, least), min(size, int(left / self._trial_seconds(at))))
         configs = search.next_batch(size)
         if not configs:
             return
@@ -242,6 +246,12 @@ class _Tuner:
         for other, theirs in self._searches.items():
             if other != at:
                 theirs.learn_from(samples)
+
+    def _round_size(self, search: TaskSearch) -> int:
+        batch, jobs = self._options.preset.batch, self._measurer.jobs
+        if self._broad:
+            return broad_round_size(search.budget.rounds, search.opening, batch, jobs)
+        return round_size(search.budget.trials, batch, jobs)
 
     def _tell_round(self, at: int, trials: int) -> None:
         search = self._searches[at]
@@ -277,9 +287,12 @@ class _Tuner:
 
     def _trial_seconds(self, at: int) -> float:
         """Seconds that a trial of the task takes, measured or guessed."""
+        build = _GPU_BUILD_SECONDS / max(1, self._measurer.jobs) if self._broad else 0.0
         if self._measured[at]:
-            return max(self._spent[at] / self._measured[at], _LEAST_SECONDS)
-        return _TRIAL_SECONDS + _NNZ_SECONDS * self._tasks[at].workload.nnz
+            # When the first result of many builds at once is there, the others' are done as well: not the next ones.
+            return max(self._spent[at] / self._measured[at], _LEAST_SECONDS, build)
+        guess = build + _GPU_RUN_SECONDS if self._broad else _TRIAL_SECONDS
+        return guess + _NNZ_SECONDS * self._tasks[at].workload.nnz
 
     # Step 4. Final rounds.
 

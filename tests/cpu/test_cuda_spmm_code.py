@@ -2,47 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-from pathlib import Path
-
-import cuda_cases
 import numpy as np
 import pytest
 from cuda_cases import H100, check_convolution, check_product, convolution, product, sparse
 from sparsetvm.schedules.base import Packed, template
-from sparsetvm.schedules.cuda import launch as launch_module
-from sparsetvm.schedules.cuda.launch import Launch
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.workload import ConvGeometry, Epilogue
 
 TEMPLATE = template("cuda.spmm_code")
 RELU = Epilogue(bias=True, activation="relu")
-
-
-class Written(Launch):
-    """A launch whose generated text is a file."""
-
-    folder: Path
-
-    @property
-    def path(self) -> Path:
-        return self.folder / self.source
-
-
-@pytest.fixture(autouse=True)
-def _text_as_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The emulator compiles files."""
-    headers = Path(launch_module.__file__).parent
-    run = cuda_cases.run_launch
-
-    def run_text(launch: Launch, arrays: list[np.ndarray]) -> None:
-        made = Written(**{field.name: getattr(launch, field.name) for field in dataclasses.fields(launch)})
-        object.__setattr__(made, "folder", tmp_path)
-        made.path.write_text(launch.text.replace('#include "', f'#include "{headers}/'))
-        run(made, arrays)
-
-    monkeypatch.setattr(cuda_cases, "run_launch", run_text)
 
 
 def config(rows: int, groups: int, threads: int, v: int = 1, stage: int = 0) -> Config:

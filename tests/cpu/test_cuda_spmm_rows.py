@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from cuda_cases import H100, check_convolution, check_product, convolution, launch, product, sparse
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
+from cuda_cases import (
+    H100,
+    RELU,
+    check_convolution,
+    check_product,
+    check_products_of_any_shape,
+    convolution,
+    launch,
+    product,
+    sparse,
+)
 from sparsetvm.schedules.base import template
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.workload import ConvGeometry, Epilogue
 
 TEMPLATE = template("cuda.spmm_rows")
-SETTINGS = settings(
-    max_examples=6, deadline=None, derandomize=True, phases=[Phase.generate],
-    suppress_health_check=[HealthCheck.too_slow],
-)  # fmt: skip
-RELU = Epilogue(bias=True, activation="relu")
 
 
 def config(
@@ -49,14 +52,7 @@ PRODUCTS = [
 
 @pytest.mark.parametrize("chosen", PRODUCTS, ids=lambda c: "_".join(str(v) for _, v in c.knobs))
 def test_product_matches_float64_for_any_shape(chosen: Config) -> None:
-    @SETTINGS
-    @given(st.integers(1, 140), st.integers(1, 80), st.integers(2, 150), st.floats(0.02, 0.6), st.integers(0, 99))
-    def check(n: int, m: int, k: int, density: float, seed: int) -> None:
-        rng = np.random.default_rng(seed)
-        weight = sparse(rng, (m, k), density)
-        check_product(TEMPLATE, product(n, m, k, RELU, weight), chosen, weight, rng)
-
-    check()
+    check_products_of_any_shape(TEMPLATE, chosen, 6)
 
 
 @pytest.mark.parametrize("residual", [False, True])

@@ -73,7 +73,7 @@ def test_cpp_example_builds_and_runs_as_documented(library, x, weight, tmp_path)
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     subprocess.run(["bash", "-euc", script], cwd=tmp_path, check=True, env={**os.environ, "PATH": path})
-    command = [tmp_path / "run", library, *map(str, SHAPE)]
+    command = [tmp_path / "run", library, "cpu", *map(str, SHAPE)]
     done = subprocess.run(command, input=x.tobytes(), stdout=subprocess.PIPE, check=True)
     check(np.frombuffer(done.stdout, np.float32).reshape(4, 32), x, weight)
 

@@ -54,6 +54,17 @@ const void* remote(const void* mine, int rank);           // the same place in t
 void copy_later(void* to, const void* from, int bytes, int zeros);
 void commit();
 void wait(int groups_left);
+
+// A barrier of bulk copies in shared memory. state: bytes that are still to come * 2 + parity of the phase.
+struct alignas(8) Mbarrier {
+  uint16_t count, pending;
+  int32_t state;
+};
+void mbarrier_init(Mbarrier* bar, int count);
+void mbarrier_arrive(Mbarrier* bar, int bytes);  // `bytes` more are to come
+void mbarrier_arrive_copied(Mbarrier* bar);      // once the thread's cp.async are done
+void mbarrier_wait(Mbarrier* bar, int parity);
+void bulk_copy(void* to, const void* from, int bytes, Mbarrier* bar);
 [[noreturn]] void fail(const char* message);
 }  // namespace sp_emu
 

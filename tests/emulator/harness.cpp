@@ -41,11 +41,18 @@ dim3 block_size, grid_size;
 int cluster_size;
 
 namespace {
-enum class State { ready, block_barrier, cluster_barrier, warp, done };
+enum class State { ready, block_barrier, cluster_barrier, warp, done, mbarrier };
 struct Copy {
   void* to;
   const void* from;
   int bytes, zeros;
+};
+struct BulkCopy {
+  void* to;
+  const void* from;
+  int bytes;
+  Mbarrier* bar;
+  std::vector<Copy> others;  // of a thread, which arrives when they are done; then there is no `to`
 };
 struct Fiber {
   void* stack = nullptr;
@@ -56,6 +63,8 @@ struct Fiber {
   unsigned mask = 0;      // of the shuffle it waits at
   int exchanges = 0;      // its shuffles so far: the parity picks the buffer
   int bar_index = 0, bar_threads = 0;
+  const Mbarrier* polled = nullptr;
+  int parity = 0;  // of the phase that it waits for
   std::vector<Copy> open;
   std::vector<std::vector<Copy>> groups;
 };
@@ -66,6 +75,7 @@ struct Warp {
 constexpr size_t kStack = 64 << 10;
 std::vector<Fiber> fibers;
 std::vector<Warp> warps;
+std::vector<BulkCopy> bulk;
 std::vector<char*> shared;
 size_t shared_bytes;
 Fiber* current;
@@ -110,9 +120,39 @@ void prepare(Fiber& fiber) {
   fiber.groups.clear();
 }
 
+void settle(Mbarrier* bar) {
+  if (bar->pending || bar->state >> 1) return;
+  bar->pending = bar->count;
+  bar->state ^= 1;
+}
+
+void finish(const Copy& c) {
+  memcpy(c.to, c.from, c.bytes - c.zeros);
+  memset(static_cast<char*>(c.to) + c.bytes - c.zeros, 0, c.zeros);
+}
+
+// Bulk copies arrive when no thread can run any more: as late as may be.
+bool copy_bulk() {
+  const bool any = !bulk.empty();
+  for (const BulkCopy& c : bulk) {
+    if (c.to) {
+      memcpy(c.to, c.from, c.bytes);
+      c.bar->state -= 2 * c.bytes;
+      settle(c.bar);
+    } else {
+      for (const Copy& other : c.others) finish(other);
+      mbarrier_arrive(c.bar, 0);
+    }
+  }
+  bulk.clear();
+  return any;
+}
+
 // Releases whoever has nobody left to wait for; true when anyone was released.
 bool release() {
-  bool any = false;
+  bool any = copy_bulk();
+  for (Fiber& f : fibers)
+    if (f.state == State::mbarrier && (f.polled->state & 1) != f.parity) f.state = State::ready, any = true;
   const int per_block = block_size.x;
   for (size_t first = 0; first < fibers.size(); first += per_block) {
     int counts[17] = {}, live = 0;
@@ -152,18 +192,19 @@ bool release() {
 void run_cluster(bool backward) {
   for (Fiber& f : fibers) prepare(f);
   for (char* s : shared) memset(s, 0xff, shared_bytes);
+  bulk.clear();
   for (;;) {
     for (size_t i = 0; i < fibers.size(); i++) {
       Fiber& f = fibers[backward ? fibers.size() - 1 - i : i];
       if (f.state == State::ready) run(f);
     }
     if (release()) continue;
-    int at[5] = {};
+    int at[6] = {};
     for (const Fiber& f : fibers) at[int(f.state)]++;
     if (at[int(State::done)] == int(fibers.size())) return;
     char text[200];
-    snprintf(text, sizeof text, "deadlock: %d threads at __syncthreads, %d at a cluster barrier, %d at a shuffle, %d done",
-             at[1], at[2], at[3], at[4]);
+    snprintf(text, sizeof text, "deadlock: %d threads at __syncthreads, %d at a cluster barrier, %d at a shuffle, %d at an mbarrier, %d done",
+             at[1], at[2], at[3], at[5], at[4]);
     message = where() + text;
     siglongjmp(escape, 1);
   }
@@ -266,12 +307,36 @@ void commit() {
 void wait(int groups_left) {
   auto& groups = current->groups;
   while (int(groups.size()) > groups_left) {
-    for (const Copy& c : groups.front()) {
-      memcpy(c.to, c.from, c.bytes - c.zeros);
-      memset(static_cast<char*>(c.to) + c.bytes - c.zeros, 0, c.zeros);
-    }
+    for (const Copy& c : groups.front()) finish(c);
     groups.erase(groups.begin());
   }
+}
+
+void mbarrier_init(Mbarrier* bar, int count) { *bar = {uint16_t(count), uint16_t(count), 0}; }
+
+void mbarrier_arrive(Mbarrier* bar, int bytes) {
+  if (!bar->pending) fail("more threads arrive at an mbarrier than it counts");
+  bar->state += 2 * bytes;
+  bar->pending--;
+  settle(bar);
+}
+
+void mbarrier_arrive_copied(Mbarrier* bar) {
+  bulk.push_back({nullptr, nullptr, 0, bar, std::move(current->open)});
+  current->open.clear();
+}
+
+void mbarrier_wait(Mbarrier* bar, int parity) {
+  if ((bar->state & 1) != parity) return;
+  current->polled = bar;
+  current->parity = parity;
+  leave(State::mbarrier);
+}
+
+void bulk_copy(void* to, const void* from, int bytes, Mbarrier* bar) {
+  if (uintptr_t(to) % 16 || uintptr_t(from) % 16 || bytes % 16 || bytes <= 0) fail("bulk copy: not in units of 16 bytes");
+  memset(to, 0xff, bytes);
+  bulk.push_back({to, from, bytes, bar, {}});
 }
 }  // namespace sp_emu
 

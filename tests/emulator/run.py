@@ -56,7 +56,8 @@ def run_launch(launch: Launch, arrays: list[np.ndarray]) -> None:
             raise EmulatorError("arrays must be contiguous")
     if launch.grid[0] * launch.grid[1] * launch.grid[2] == 0 or launch.grid[0] % launch.cluster:
         raise EmulatorError(f"grid {launch.grid} holds no whole clusters of {launch.cluster} blocks")
-    run = _compiled(launch.path, launch.entry, launch.defines, _digest(launch.path))
+    source = _source(launch)
+    run = _compiled(source, launch.entry, launch.defines, _digest(source))
     outcomes = [_run(run, launch, arrays, backward) for backward in (False, True)]
     for number, (array, forward, backward) in enumerate(zip(arrays, *outcomes, strict=True)):
         differ = np.flatnonzero(forward.view(np.uint8) != backward.view(np.uint8))
@@ -131,6 +132,24 @@ def _protect(address: int, how: int) -> None:
         raise OSError(ctypes.get_errno(), "mprotect")
 
 
+def _source(launch: Launch) -> Path:
+    """The launch's file; generated text becomes one."""
+    if launch.text is None:
+        return launch.path
+    path = _cache() / f"{hashlib.sha256(launch.text.encode()).hexdigest()[:24]}.cu"
+    if not path.exists():
+        partial = path.with_suffix(f".{os.getpid()}")
+        partial.write_text(launch.text)
+        partial.replace(path)
+    return path
+
+
+def _cache() -> Path:
+    folder = Path(tempfile.gettempdir()) / f"sparsetvm-emulator-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
 def _digest(source: Path) -> str:
     files = sorted((source, *Path(launch_module.__file__).parent.glob("*.cuh"), *HERE.glob("*.h"), *HERE.glob("*.cpp")))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
@@ -140,8 +159,7 @@ def _digest(source: Path) -> str:
 def _compiled(
     path: Path, entry: str, defines: tuple[tuple[str, int | float], ...], digest: str
 ) -> ctypes._NamedFuncPointer:
-    cache = Path(tempfile.gettempdir()) / f"sparsetvm-emulator-{os.getuid()}"
-    cache.mkdir(mode=0o700, exist_ok=True)
+    cache = _cache()
     key = hashlib.sha256(repr((str(path), entry, defines, digest, FLAGS)).encode()).hexdigest()[:24]
     library = cache / f"{key}.so"
     if not library.exists():
@@ -149,6 +167,7 @@ def _compiled(
         partial = cache / f"{key}.{os.getpid()}.so"
         command = [
             *("g++", *FLAGS, *macros, f'-DSP_SOURCE="{path}"', f"-DSP_ENTRY={entry}", f"-I{HERE}"),
+            f"-I{Path(launch_module.__file__).parent}",
             *(str(HERE / "harness.cpp"), "-o", str(partial)),
         ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

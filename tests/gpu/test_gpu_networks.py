@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-import numpy as np
 import pytest
+from gpu_tools import Compiled, compiled, needs_gpu
 from models import bert, conv_net, mlp, mobile_net, random_inputs, relative_error, run_onnxruntime
 
 import sparsetvm
 from sparsetvm.core.target import parse_target
-from sparsetvm.errors import SparseTvmError
 from sparsetvm.measure.pool import Measurer
 from sparsetvm.rewrite.prepare import prepare
 from sparsetvm.search.candidates import candidates_of
 
-
-def why_not() -> str:
-    """Why these tests cannot run here, "" where they can."""
-    try:
-        parse_target("cuda")
-    except SparseTvmError as problem:
-        return f"needs an NVIDIA GPU: {problem.message}"
-    return ""
-
-
-pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "-")
+pytestmark = needs_gpu
 NETWORKS = {
     "mlp of one sample": lambda: mlp((64, 128, 96, 10), batch=1),
     "mlp of nine samples": lambda: mlp((64, 128, 96, 10), batch=9),
@@ -39,22 +23,14 @@ NETWORKS = {
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory) -> tuple[Path, dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """(library, inputs, expected outputs) of a small network."""
-    folder = tmp_path_factory.mktemp("gpu")
-    builder = conv_net(batch=2, size=20, width=32)
-    path = folder / "net.so"
-    sparsetvm.compile(builder.save(folder / "net.onnx"), path, target="cuda", log_dir=folder, reuse=False)
-    inputs = random_inputs(builder.model())
-    return path, inputs, run_onnxruntime(builder.model(), inputs)
+def library(tmp_path_factory) -> Compiled:
+    return compiled(conv_net(batch=2, size=20, width=32), tmp_path_factory.mktemp("gpu"))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_network_computes_what_onnxruntime_computes(name, tmp_path):
     builder = NETWORKS[name]()
-    path = tmp_path / "net.so"
-    sparsetvm.compile(builder.save(tmp_path / "net.onnx"), path, target="cuda", log_dir=tmp_path, reuse=False)
-    with sparsetvm.load(path) as module:
+    with sparsetvm.load(compiled(builder, tmp_path).path) as module:
         for seed in range(3):  # the first run captures the graph, later ones replay it
             inputs = random_inputs(builder.model(), seed)
             found = module.run(inputs)
@@ -75,7 +51,7 @@ def test_network_in_tf32_verifies_within_the_tolerance_of_its_manifest(build, tm
 
 def test_tensors_on_the_gpu_stay_there(library):
     torch = pytest.importorskip("torch")
-    path, inputs, expected = library
+    path, inputs, expected = library.path, library.inputs, library.expected
     with sparsetvm.load(path) as module:
         given = {name: torch.from_numpy(array).cuda() for name, array in inputs.items()}
         (found,) = module.run(given).values()
@@ -91,26 +67,12 @@ def test_function_main_takes_any_tensors(library):
     import tvm
     from tvm.runtime.vm import VirtualMachine
 
-    path, inputs, expected = library
+    path, inputs, expected = library.path, library.inputs, library.expected
     machine = VirtualMachine(tvm.runtime.load_module(str(path)), tvm.cuda(0))
     for _ in range(3):
         tensors = [tvm.runtime.tensor(array, tvm.cuda(0)) for array in inputs.values()]
         result = machine["main"](*tensors).numpy()
         assert relative_error(result, next(iter(expected.values()))) < 1e-5
-
-
-def test_library_runs_in_a_fresh_process_without_a_compiler(library):
-    path, _, _ = library
-    code = (
-        f"import sparsetvm; m = sparsetvm.load({str(path)!r}); print(m.run(m.random_inputs())[m.outputs[0].name].shape)"
-    )
-    paths = os.pathsep.join(path for path in sys.path if path)
-    environment = {**os.environ, "PATH": "", "CUDA_HOME": "", "TVM_USE_RUNTIME_LIB": "1", "PYTHONPATH": paths}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=200, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "(2, 10)"
 
 
 def test_every_tf32_config_is_right_and_no_strict_one(tmp_path):

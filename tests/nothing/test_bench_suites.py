@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 from benchlib.case import Case, even_sample
 from benchlib.conv_suite import convolutions
 from benchlib.pattern_file import read_columns, read_patterns
 from benchlib.suites import file_cases, find_cases, random_weight, uneven_rows
+from models import ModelBuilder
 
 from sparsetvm.core.layout import Plain, Tiled
-from sparsetvm.core.target import Target
+from sparsetvm.core.target import Target, parse_target
 from sparsetvm.errors import UsageError
 
 TARGET = Target("cpu", "skylake-avx512", "avx512")
@@ -117,12 +119,34 @@ def test_patterns_are_of_the_kind_that_they_are_called():
     assert found["uneven rows,s=0.95"] == "unstructured"
 
 
+def test_patterns_for_a_gpu_have_blocks_for_tensor_cores_in_addition():
+    cpu, gpu = (find_cases("patterns", target) for target in (TARGET, parse_target("cuda,sm_90")))
+    assert len(cpu) == 15
+    assert [case.name for case in gpu[:15]] == [case.name for case in cpu]
+    assert {(case.n, case.sparsity) for case in gpu[15:]} == {(n, s) for n in (128, 1024) for s in (0.9, 0.95)}
+    found = {case.group: case.task(parse_target("cuda,sm_90")).workload for case in gpu[15:]}
+    assert found["16x16,n=128,s=0.95"].pattern.describe() == "block 16x16"
+    assert found["32x32,n=1024,s=0.90"].pattern.describe() == "block 32x32"
+    assert len(found) == 8
+
+
 def test_uneven_rows_range_from_empty_to_full_at_the_wanted_density():
     weight = uneven_rows((512, 256), 0.95, 0)
     lengths = np.count_nonzero(weight, axis=1)
     assert lengths.min() == 0
     assert lengths.max() > 10 * lengths.mean()
     assert np.count_nonzero(weight) / weight.size == pytest.approx(0.05, rel=0.1)
+
+
+def test_sparserts_layers_take_the_weights_of_a_model_where_it_has_their_shape(tmp_path):
+    builder = ModelBuilder()
+    x = builder.input("x", (1, 32, 4, 4))
+    model = builder.output(builder.conv(x, 32, 64, 1, pad=0, sparsity=0.9)).save(tmp_path / "net.onnx")
+    weight = next(onnx.numpy_helper.to_array(t) for t in builder.initializers if len(t.dims) == 4)
+    cases = [case for case in find_cases("sparsert", TARGET, model=model) if case.name.startswith("64x32")]
+    assert [case.n for case in cases] == [12544]
+    np.testing.assert_array_equal(cases[0].task(TARGET).weight, weight.reshape(64, 32))
+    assert len(find_cases("sparsert", TARGET)) == len(find_cases("sparsert", TARGET, model=model)) + 1
 
 
 def test_random_weight_is_the_same_for_one_seed():

@@ -28,7 +28,8 @@ def records_of(task: Task, n: int, seed: int = 0) -> list[Record]:
 
 
 def search(task: Task, **more: object) -> TaskSearch:
-    return TaskSearch(task, candidates_of(task.workload, TARGET, templates), TARGET, OPTIONS, seed=0, **more)
+    candidates, device = candidates_of(task.workload, TARGET, templates), device_fingerprint(TARGET)
+    return TaskSearch(task, candidates, TARGET, OPTIONS, **{"device": device, "seed": 0, **more})
 
 
 def go(found: TaskSearch, trials: int, batch: int = 4) -> float:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from sparsetvm.schedules.cuda.launch import Launch
 import sparsetvm
 from sparsetvm.build.choose import choose_dense
 from sparsetvm.build.compile import build_executable
+from sparsetvm.build.fatbin import cubins_in, fatbin
 from sparsetvm.core.manifest import STATIC_MAIN
 from sparsetvm.core.target import parse_target
 from sparsetvm.errors import EnvironmentProblem, SparseTvmError
@@ -64,6 +68,18 @@ def test_library_holds_machine_code_of_the_architecture_and_no_source(tmp_path):
     code = library.read_bytes()
     assert architectures(code) == {90}
     assert b"__global__" not in code
+
+
+def test_cuda_tools_find_the_kernels_of_a_library(tmp_path):
+    library = tmp_path / "net.so"
+    sparsetvm.compile(network().save(tmp_path / "net.onnx"), library, target="cuda,sm_90", log_dir=tmp_path)
+    code = library.read_bytes()
+    cubins = Counter(cubins_in(code))
+    assert set(cubins.values()) == {2}  # TVM's, and those in the section
+    assert fatbin(cubins, "sm_90") in code
+    if cuobjdump := shutil.which("cuobjdump"):
+        listed = subprocess.run([cuobjdump, "-lelf", str(library)], capture_output=True, text=True, check=True).stdout
+        assert listed.count(".sm_90.cubin") == len(cubins)
 
 
 def test_whole_network_is_one_graph_when_tensors_stay_in_place(tmp_path):
