@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sparsetvm.core.arithmetic import TOLERANCES, Arithmetic
 from sparsetvm.core.config import Config
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
@@ -38,6 +39,7 @@ _TEMPLATES: dict[str, tuple[str, str]] = {
     "cuda.spmm_rows": ("sparsetvm.schedules.cuda.spmm_rows", "SpmmRows"),
     "cuda.spmm_code": ("sparsetvm.schedules.cuda.spmm_code", "SpmmCode"),
     "cuda.dense_gemv": ("sparsetvm.schedules.cuda.dense_gemv", "DenseGemv"),
+    "cuda.dense_tf32": ("sparsetvm.schedules.cuda.dense_tf32", "DenseTf32"),
     "cuda.dense": ("sparsetvm.schedules.cuda.dense", "Dense"),
 }
 # What the first part of a template's name runs on.
@@ -58,6 +60,12 @@ class Template(abc.ABC):
     name: str
     version: int
     dense: bool = False  # True for templates that ignore zeros: the baseline that always competes
+    arithmetic: Arithmetic = "float32"  # "tf32" only for workloads with `tf32`
+
+    @property
+    def tolerance(self) -> float:
+        """Relative L2 error that a kernel of this template may have."""
+        return TOLERANCES[self.arithmetic]
 
     @abc.abstractmethod
     def matches(self, workload: Workload, target: Target) -> bool:
@@ -115,6 +123,11 @@ def template(name: str) -> Template:
 def template_names() -> tuple[str, ...]:
     """Names of all templates."""
     return tuple(_TEMPLATES)
+
+
+def arithmetic_of(name: str) -> Arithmetic:
+    """What kernels of that template compute in; float32 for templates that are not in the list (tests have some)."""
+    return template(name).arithmetic if name in _TEMPLATES else "float32"
 
 
 def is_for(name: str, target: Target) -> bool:

@@ -2,7 +2,7 @@
 
     python scripts/bench_kernels.py --suite anchors [--threads 1] [--budget 30] [--json OUT.json]
     python scripts/bench_kernels.py --suite dlmc --patterns DIR --limit 12
-    python scripts/bench_kernels.py --target cuda --suite grid,sparsert [--budget 30] [--json OUT.json]
+    python scripts/bench_kernels.py --target cuda [--allow-tf32] --suite grid,sparsert [--budget 30] [--json OUT.json]
 
 Each row is one layer. Its config comes from the tuning log; with --budget SECONDS, a layer that no record settles is
 tuned first and its records are kept, else it gets the default config. All competitors are checked against a float64
@@ -51,6 +51,7 @@ def parse_arguments() -> argparse.Namespace:
         help="at most N cases of each suite (or pattern file), evenly spread",
     )
     parser.add_argument("--target", default="cpu")
+    parser.add_argument("--allow-tf32", action="store_true", help="on a GPU, let our dense kernels use tensor cores")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--budget", type=float, default=0.0, metavar="SECONDS", help="of search for each layer")
     parser.add_argument("--against", metavar="NAME,...", help=_AGAINST)
@@ -167,7 +168,7 @@ def bench(args: argparse.Namespace, cases: list[Case], names: list[str], target:
 def main() -> int:
     args = parse_arguments()
     try:
-        target = parse_target(args.target, args.threads)
+        target = parse_target(args.target, args.threads, args.allow_tf32)
         if target.kind == "cpu":
             use_threads(args.threads)
             pin(args.threads)

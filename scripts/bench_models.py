@@ -3,7 +3,7 @@
     python scripts/bench_models.py --models DIR|FILE... [--threads 1] [--budget 5m] [--against ort,openvino]
         [--deepsparse-python ENV/bin/python] [--json OUT.json]
 
-    python scripts/bench_models.py --models DIR|FILE... --target cuda [--against torch,dense]
+    python scripts/bench_models.py --models DIR|FILE... --target cuda [--allow-tf32] [--against torch,dense]
 
 Each step is a `sparsetvm` process of its own, so one model's crash costs one row. Competitors are timed in turn with
 ours in one process; DeepSparse, which wants an environment of its own, right after them. `openvino` gives two columns:
@@ -76,6 +76,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", type=Path, nargs="+", required=True, metavar="DIR|FILE")
     parser.add_argument("--target", default="cpu")
+    parser.add_argument("--allow-tf32", action="store_true", help="on a GPU, let our dense kernels use tensor cores")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--budget", default="5m", help="time to tune each model; what the log knows is not tuned again")
     parser.add_argument(
@@ -93,13 +94,13 @@ def parse_arguments() -> argparse.Namespace:
 
 def bench(args: argparse.Namespace) -> dict[str, Any]:
     """The JSON object."""
-    target = parse_target(args.target, args.threads)
+    target = parse_target(args.target, args.threads, args.allow_tf32)
     models = find_models(args.models)
     gpu = target.kind == "cuda"
     against = args.against or ("torch" if gpu else "ort")
     names = competitors(against, _GPU_COLUMNS if gpu else _COLUMNS)
     runner = ModelBench(
-        args.target, args.threads, args.budget, names, args.log_dir, args.records,
+        str(target) if gpu else args.target, args.threads, args.budget, names, args.log_dir, args.records,
         args.deepsparse_python,
     )  # fmt: skip
     if not gpu:

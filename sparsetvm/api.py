@@ -34,12 +34,20 @@ PathLike = str | Path
 
 
 def inspect(
-    model: PathLike, *, target: str = "cpu", threads: int | None = None, shapes: Shapes | None = None
+    model: PathLike,
+    *,
+    target: str = "cpu",
+    threads: int | None = None,
+    shapes: Shapes | None = None,
+    allow_tf32: bool = False,
 ) -> InspectReport:
-    """Which layers of an ONNX model are pruned, how, and what that is expected to gain on `target`."""
+    """Which layers of an ONNX model are pruned, how, and what that is expected to gain on `target`.
+
+    allow_tf32, here and below: on a GPU, let dense kernels round the factors of products to TF32.
+    """
     from sparsetvm.analysis.layers import inspect_layers
 
-    where = parse_target(target, threads)
+    where = parse_target(target, threads, allow_tf32)
     prepared = prepare(model, where, shapes)
     workloads = {name: task.workload for name, task in prepared.tasks.items()}
     layers = inspect_layers(prepared.graph, workloads, where)
@@ -47,10 +55,15 @@ def inspect(
 
 
 def tasks(
-    model: PathLike, *, target: str = "cpu", threads: int | None = None, shapes: Shapes | None = None
+    model: PathLike,
+    *,
+    target: str = "cpu",
+    threads: int | None = None,
+    shapes: Shapes | None = None,
+    allow_tf32: bool = False,
 ) -> list[Task]:
     """The tuning tasks of a model, in execution order."""
-    return prepare(model, parse_target(target, threads), shapes).unique_tasks()
+    return prepare(model, parse_target(target, threads, allow_tf32), shapes).unique_tasks()
 
 
 def tune(
@@ -71,6 +84,7 @@ def tune(
     jobs: int | None = None,
     shapes: Shapes | None = None,
     output: PathLike | None = None,
+    allow_tf32: bool = False,
     progress: Progress | None = None,
 ) -> TuneReport:
     """Search the fastest config of every layer on this device and append every measurement to the tuning log.
@@ -88,7 +102,7 @@ def tune(
     begun = time.monotonic()
     warnings: list[str] = []
     tell = _collect(warnings, progress or _silent)
-    where = parse_target(target, threads)
+    where = parse_target(target, threads, allow_tf32)
     if where.kind == "cuda" and not dry_run:
         find_compiler()  # fail before the search, not in every candidate
     if output is not None:
@@ -128,6 +142,7 @@ def compile(
     shapes: Shapes | None = None,
     reuse: bool = True,
     require_tuned: bool = False,
+    allow_tf32: bool = False,
     progress: Progress | None = None,
 ) -> CompileReport:
     """Compile an ONNX model into the library `output` and its manifest, with the best known config of every layer.
@@ -139,7 +154,7 @@ def compile(
 
     begun = time.monotonic()
     tell = progress or _silent
-    where = parse_target(target, threads)
+    where = parse_target(target, threads, allow_tf32)
     check_can_write(Path(output))
     prepared = prepare(model, where, shapes)
     index = open_index(log_dir, records)
@@ -155,6 +170,7 @@ def compile(
             "name": name,
             "workload": prepared.tasks[name].workload.describe(),
             "config": str(choice.config),
+            "arithmetic": choice.arithmetic,
             "source": choice.source,
             "why": choice.why,
             "best_us": choice.best_us,
@@ -186,7 +202,7 @@ def verify(
 ) -> VerifyReport:
     """Compare a compiled model with ONNX Runtime on random inputs; `passed` says whether all errors are in bounds.
 
-    tolerance: on the relative L2 error. None for the manifest's: 1e-5, or 1e-2 for a float16 model.
+    tolerance: on the relative L2 error. None for that of the manifest: 1e-5, more with TF32 layers, 1e-2 for float16.
     """
     from sparsetvm.runtime.verify import verify_module
 
@@ -203,6 +219,7 @@ def bench(
     inputs: Mapping[str, Any] | None = None,
     reference_model: PathLike | None = None,
     target: str = "cpu",
+    allow_tf32: bool = False,
 ) -> BenchReport:
     """Time a compiled model (or an .onnx file, compiled first) beside competitors, interleaved in one process.
 
@@ -220,7 +237,7 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="sparsetvm-bench-") as folder:
         if path.suffix == ".onnx":
             library = Path(folder) / "model.so"
-            compile(path, library, target=target, threads=threads)
+            compile(path, library, target=target, threads=threads, allow_tf32=allow_tf32)
         else:
             library = path
         module = load(library, threads=threads)

@@ -4,25 +4,23 @@
         thread: for k: TM + TN floats from shared memory, TM * TN FMAs
     K is split over a cluster of blocks and over slices of warps; the parts are added in fixed order in shared memory
 
-Requires: layouts that `supports_flat`; weights packed [M / BM][K / BK][BK][BM]. The tiles of threads and warps, and the
-fragments loaded one step ahead, are those of CUTLASS's SIMT GEMM (Kerr et al., after Gray's maxas SGEMM).
+Requires: layouts that `supports_flat`; weights packed [M / BM][K / BK][BK][BM] by dense_tiles.py. The tiles of threads
+and warps, and the fragments loaded one step ahead, are those of CUTLASS's SIMT GEMM (Kerr et al., after Gray's maxas
+SGEMM).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from sparsetvm.schedules.base import Packed, Template
-from sparsetvm.schedules.cuda.epilogue import bias_array, epilogue_defines
-from sparsetvm.schedules.cuda.geometry import FlatGeometry, flat_geometry, supports_flat
-from sparsetvm.schedules.cuda.launch import Launch
+from sparsetvm.schedules.cuda.dense_tiles import Tiles, pack_tiles, tile_space, tiled_launch
+from sparsetvm.schedules.cuda.geometry import flat_geometry, supports_flat
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
-from sparsetvm.space.knobs import Choice, Ordered
 from sparsetvm.space.space import Space
 
 # Tiles, as "BM x BN x BK - tile of a thread - slices - stages". Of 20 timed on an H200 over 36 layers of BERT, ResNet,
@@ -33,7 +31,6 @@ _SHAPES = (
     *("64x64x16-8x4-1-4", "64x64x32-8x4-2-3", "64x64x16-8x8-1-4", "128x64x16-8x8-1-3", "64x128x16-8x8-1-3"),
     "128x128x16-8x8-1-3",
 )
-_SPLITS = (1, 2, 4, 8)
 # By the size of a thread's tile: threads per multiprocessor that its registers allow (see dense.cu).
 _RESIDENT = {64: 512, 32: 640, 16: 768}
 # What follows was fitted by least squares to the 889 of 1673 times on an H200 that are of these tiles. Fitted without
@@ -62,109 +59,50 @@ class Dense(Template):
         return target.kind == "cuda" and supports_flat(workload)
 
     def space(self, workload: Workload, target: Target) -> Space:
-        return Space(self.name, (Choice("shape", _SHAPES), Ordered("split", _SPLITS)))
+        return tile_space(self.name, _SHAPES)
 
     def default(self, workload: Workload, target: Target) -> Config:
         """The config that takes the fewest cycles by a model of waves of blocks, latencies and exchanged parts."""
         configs = list(self.space(workload, target))
-        costs = [_cost(_Shape.of(config), workload, target) for config in configs]
+        costs = [_cost(_tiles(config), workload, target) for config in configs]
         return configs[costs.index(min(costs))]
 
     def estimate(self, workload: Workload, config: Config, target: Target) -> float:
-        return _cost(_Shape.of(config), workload, target)
+        return _cost(_tiles(config), workload, target)
 
     def pack(
         self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target
     ) -> Packed:
-        g, shape = flat_geometry(workload), _Shape.of(config)
-        bm, bk = shape.bm, shape.bk
-        groups, rows, k = len(g.taps), g.rows_per_group, workload.k
-        m_tiles, k_tiles = -(-rows // bm), -(-k // bk)
-        padded = np.zeros((groups, m_tiles * bm, k_tiles * bk), np.float32)
-        padded[:, :rows, :k] = weight.reshape(groups, rows, k)
-        blocks = padded.reshape(groups, m_tiles, bm, k_tiles, bk).transpose(0, 1, 3, 4, 2)
-        taps = np.full(k_tiles * bk, g.taps[0][0], np.int32)  # columns past K read what column 0 reads
-        taps[:k] = g.taps[0]
-        return Packed((np.ascontiguousarray(blocks).ravel(), bias_array(bias, workload.m), taps))
+        return pack_tiles(weight, bias, workload, _tiles(config))
 
     def kernel(self, workload: Workload, config: Config, packed: Packed, target: Target, symbol: str) -> Any:
-        g, shape = flat_geometry(workload), _Shape.of(config)
-        groups, m_tiles = len(g.taps), -(-g.rows_per_group // shape.bm)
-        defines = (
-            *(("SP_BM", shape.bm), ("SP_BN", shape.bn), ("SP_BK", shape.bk), ("SP_TM", shape.tm), ("SP_TN", shape.tn)),
-            *(("SP_SLICES", shape.slices), ("SP_STAGES", shape.stages), ("SP_CLUSTER", shape.split)),
-            *(("SP_ROWS", int(g.x_row != 0)), *epilogue_defines(workload.epilogue)),
-        )
-        return Launch(
-            "dense.cu",
-            "dense",
-            defines,
-            (groups * m_tiles * shape.split, -(-g.positions // shape.bn), g.batch),
-            shape.threads,
-            shape.shared,
-            shape.split,
-            _scalars(g, workload.k, m_tiles, -(-workload.k // shape.bk)),
-            overlaps=True,
-        )
+        return tiled_launch("dense", workload, _tiles(config))
 
 
-@dataclass(frozen=True)
-class _Shape:
-    """The tile of a block, its threads and its shares of K."""
-
-    bm: int
-    bn: int
-    bk: int
-    tm: int
-    tn: int
-    slices: int
-    stages: int
-    split: int
-
-    @staticmethod
-    def of(config: Config) -> _Shape:
-        bm, bn, bk, tm, tn, slices, stages = (int(size) for size in config.str("shape").replace("x", "-").split("-"))
-        return _Shape(bm, bn, bk, tm, tn, slices, stages, config.int("split"))
-
-    @property
-    def threads(self) -> int:
-        return self.bm * self.bn // (self.tm * self.tn) * self.slices
-
-    @property
-    def shared(self) -> int:
-        """Bytes of shared memory: the stages (tiles of W and X, taps), later the parts of the sums."""
-        parts = self.slices * self.bm * self.bn if self.slices * self.split > 1 else 0
-        return 4 * max(self.stages * self.bk * (self.bm + self.bn + 1), parts)
+def _tiles(config: Config) -> Tiles:
+    tiles = Tiles.of(config)
+    threads = tiles.bm * tiles.bn // (tiles.tm * tiles.tn) * tiles.slices
+    return tiles.sized(threads=threads, row_x=tiles.bn)
 
 
-def _cost(shape: _Shape, workload: Workload, target: Target) -> float:
+def _cost(tiles: Tiles, workload: Workload, target: Target) -> float:
     """Estimated cycles of the multiprocessor that has the most blocks, which run in waves of as many as fit it."""
     g = flat_geometry(workload)
-    blocks = len(g.taps) * -(-g.rows_per_group // shape.bm) * -(-g.positions // shape.bn) * g.batch * shape.split
-    if shape.split > 1 and blocks > _MOST_SPLIT * target.sms:
+    blocks = tiles.blocks(g)
+    if tiles.split > 1 and blocks > _MOST_SPLIT * target.sms:
         return float("inf")
-    share = -(-blocks // max(1, int(target.sms * (_SPREAD if shape.split >= 4 else 1))))
-    resident = max(1, min(_RESIDENT[shape.tm * shape.tn] // shape.threads, target.shared // shape.shared))
-    area, steps = shape.bm * shape.bn, -(-workload.k // (shape.bk * shape.split))
-    column = area / (128 * _EFFICIENCY[shape.tm * shape.tn]) + (0 if g.x_row else _COPY * shape.bn)
-    parts = shape.slices * shape.split
-    alone = steps * _STEP + _FINISH * shape.tm * shape.tn + (_CLUSTER + _PART * parts if shape.split > 1 else 0)
-    exchange = 4 * area * shape.slices / _PARTS if parts > 1 else 0
+    share = -(-blocks // max(1, int(target.sms * (_SPREAD if tiles.split >= 4 else 1))))
+    resident = max(1, min(_RESIDENT[tiles.tm * tiles.tn] // tiles.threads, target.shared // tiles.shared))
+    area, steps = tiles.bm * tiles.bn, -(-workload.k // (tiles.bk * tiles.split))
+    column = area / (128 * _EFFICIENCY[tiles.tm * tiles.tn]) + (0 if g.x_row else _COPY * tiles.bn)
+    parts = tiles.slices * tiles.split
+    alone = steps * _STEP + _FINISH * tiles.tm * tiles.tn + (_CLUSTER + _PART * parts if tiles.split > 1 else 0)
+    exchange = 4 * area * tiles.slices / _PARTS if parts > 1 else 0
 
     def wave(together: int) -> float:
         if not together:
             return 0.0
-        idle = max(1.0, 4 * 32 / (together * shape.threads))  # schedulers without a warp
-        return alone + together * (steps * shape.bk * column * idle + exchange)
+        idle = max(1.0, 4 * 32 / (together * tiles.threads))  # schedulers without a warp
+        return alone + together * (steps * tiles.bk * column * idle + exchange)
 
     return share // resident * wave(resident) + wave(share % resident)
-
-
-def _scalars(g: FlatGeometry, k: int, m_tiles: int, k_tiles: int) -> tuple[int, ...]:
-    """The scalars of dense.cu."""
-    group_step = int(g.taps[1][0] - g.taps[0][0]) if len(g.taps) > 1 else 0
-    head, tail, stop = (g.borders[0][1], *g.borders[1]) if g.borders else (0, 0, 0)
-    return (
-        *(g.rows_per_group, m_tiles, group_step, k, k_tiles, g.positions, g.valid, g.pitch, g.width),
-        *(g.x0, g.x_batch, g.x_row, g.y0, g.y_batch, g.y_row, g.r0, g.r_batch, g.r_row, head, tail, stop),
-    )

@@ -1,5 +1,6 @@
 // What kernels need of the machine below CUDA C++: asynchronous copies to shared memory, clusters with distributed
-// shared memory, float16 numbers as bits. Kernel sources use these names alone, so that the tests can compile them for a CPU (SP_EMULATE).
+// shared memory, tensor cores, float16 numbers as bits. Kernel sources use these names alone, so that the tests can
+// compile them for a CPU (SP_EMULATE).
 #pragma once
 #include <cstdint>
 
@@ -49,6 +50,13 @@ __device__ __forceinline__ float4 cluster_load4(const float* shared, int rank) {
 }
 __device__ __forceinline__ float half_to_float(unsigned short bits) { return sp_emu::half_to_float(bits); }
 __device__ __forceinline__ unsigned short float_to_half(float x) { return sp_emu::float_to_half(x); }
+__device__ __forceinline__ uint32_t to_tf32(float x) {
+  if (!std::isfinite(x)) return std::isnan(x) ? 0x7fffe000u : __float_as_uint(x);
+  return (__float_as_uint(x) + 0x1000u) & 0xffffe000u;
+}
+__device__ __forceinline__ void mma_tf32(float (&c)[4], const float (&a)[4], uint32_t b0, uint32_t b1) {
+  sp_emu::multiply_tf32(c, a, b0, b1);
+}
 
 #else
 
@@ -120,6 +128,22 @@ __device__ __forceinline__ unsigned short float_to_half(float x) {
   unsigned short bits;
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
   return bits;
+}
+
+// Rounds to TF32 (8 bits of exponent, 10 of fraction), halves away from zero.
+__device__ __forceinline__ uint32_t to_tf32(float x) {
+  uint32_t rounded;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(x));
+  return rounded;
+}
+// C[16][8] += A[16][8] B[8][8] by a warp, factors rounded to TF32, sums in float32. Lane 4 g + t has
+//   a: A[g][t], A[g + 8][t], A[g][t + 4], A[g + 8][t + 4];  b0, b1: B[t][g], B[t + 4][g];
+//   c: C[g][2 t], C[g][2 t + 1], C[g + 8][2 t], C[g + 8][2 t + 1].
+__device__ __forceinline__ void mma_tf32(float (&c)[4], const float (&a)[4], uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])), "r"(__float_as_uint(a[3])),
+        "r"(b0), "r"(b1));
 }
 
 #endif

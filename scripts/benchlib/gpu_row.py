@@ -32,7 +32,9 @@ _TOLERANCES = {
     "torch-fp32": 1e-5, "torch-tf32": 3e-3, "torch-fp16": 3e-3, "cusparse": 1e-5,
     **dict.fromkeys(BLOCK_COMPETITORS, 3e-3),
 }  # fmt: skip
-_EXACT = ("torch-fp32", OURS_DENSE)  # competitors that compute what ours computes
+# Competitors that compute what ours may compute.
+_EXACT = ("torch-fp32", OURS_DENSE)
+_EXACT_TF32 = (*_EXACT, "torch-tf32")
 _COLD_SECONDS = 0.2
 
 
@@ -70,7 +72,8 @@ class GpuKernelBench:
         own = [us[str(other)] for other, _ in dense] + ([us[_OURS]] if is_dense else [])
         if own:
             baselines[OURS_DENSE] = min(own)
-        best = min((name for name in _EXACT if name in baselines), key=lambda name: baselines[name], default=_OURS)
+        exact = _EXACT_TF32 if self._target.tf32 else _EXACT
+        best = min((name for name in exact if name in baselines), key=lambda name: baselines[name], default=_OURS)
         cold = time_repeats(ours.timer(self._flush), 3, _COLD_SECONDS)
         done = workload.dense_flops if is_dense else 2 * workload.nnz * workload.n
         best_us = baselines.get(best, us[_OURS])
@@ -87,6 +90,7 @@ class GpuKernelBench:
             "peak_fraction": done / us[_OURS] / 1e3 / self._peak,
             "rel_error": error,
             "template": config.template,
+            "arithmetic": template(config.template).arithmetic,
             "config": str(config),
             "source": source,
             "sm_mhz": current_clock(self._target.device),
@@ -108,7 +112,8 @@ class GpuKernelBench:
         return found
 
     def _trial(self, task: Task, config: Config, reference: Reference) -> tuple[CudaTrial, float]:
-        trial = CudaTrial(build_cuda(task, config, self._target, template), [reference], self._target)
+        built = build_cuda(task, config, self._target, template)
+        trial = CudaTrial(built, [reference], self._target, template(config.template).tolerance)
         checked = trial.check()
         if checked.status != "ok" or checked.error is None:
             raise Failed(f"{config}: {checked.status}: {checked.message}")

@@ -17,12 +17,14 @@ from sparsetvm.build.cuda_kernels import use_our_compiler
 from sparsetvm.build.emit import emit
 from sparsetvm.build.fatbin import check_machine_code, linker
 from sparsetvm.build.tvm_target import tvm_target
+from sparsetvm.core.arithmetic import Arithmetic, network_tolerance
 from sparsetvm.core.config import Config
 from sparsetvm.core.graph import Graph
-from sparsetvm.core.manifest import FLOAT16_TOLERANCE, FLOAT32_TOLERANCE, MANIFEST_SCHEMA, manifest_path, sha256_of
+from sparsetvm.core.manifest import FLOAT16_TOLERANCE, MANIFEST_SCHEMA, manifest_path, sha256_of
 from sparsetvm.core.target import Target, toolchain_fingerprint
 from sparsetvm.core.task import Task
 from sparsetvm.errors import EnvironmentProblem
+from sparsetvm.schedules.base import arithmetic_of
 
 _COMPILERS = ("c++", "g++", "clang++")
 
@@ -35,6 +37,11 @@ class LayerChoice(msgspec.Struct, frozen=True):
     best_us: float | None = None
     dense_us: float | None = None
     why: str = ""
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """What the layer's kernel computes in."""
+        return arithmetic_of(self.config.template)
 
 
 def find_cxx() -> str:
@@ -134,8 +141,14 @@ def _manifest(
             _tensor(graph, name, public) for name, public in zip(graph.outputs, graph.output_names, strict=True)
         ],
         "layers": [_layer(name, tasks[name], choice) for name, choice in choices.items()],
-        "tolerances": {"rel_l2_error": FLOAT16_TOLERANCE if graph.float16 else FLOAT32_TOLERANCE},
+        "tolerances": {"rel_l2_error": _tolerance(graph, choices)},
     }
+
+
+def _tolerance(graph: Graph, choices: Mapping[str, LayerChoice]) -> float:
+    """Largest relative L2 error that verify accepts."""
+    of_layers = network_tolerance([choice.arithmetic for choice in choices.values()])
+    return max(of_layers, FLOAT16_TOLERANCE) if graph.float16 else of_layers
 
 
 def _tensor(graph: Graph, name: str, public: str) -> dict[str, Any]:
@@ -152,6 +165,7 @@ def _layer(name: str, task: Task, choice: LayerChoice) -> dict[str, Any]:
         "pattern": task.workload.pattern.describe(),
         "sparsity": round(task.workload.pattern.sparsity, 6),
         "config": str(choice.config),
+        "arithmetic": choice.arithmetic,
         "source": choice.source,
         "why": choice.why,
         "best_us": choice.best_us,

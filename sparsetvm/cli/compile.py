@@ -9,6 +9,7 @@ from sparsetvm.cli.params import (
     record_options,
     shape_option,
     target_option,
+    tf32_option,
     threads_option,
     to_shapes,
 )
@@ -19,6 +20,7 @@ from sparsetvm.cli.session import Session, common_options, pass_session
 @model_argument()
 @click.option("-o", "--output", type=click.Path(dir_okay=False), required=True, help="The .so to write.")
 @target_option
+@tf32_option
 @threads_option
 @record_options
 @shape_option
@@ -31,6 +33,7 @@ def command(
     model: str,
     output: str,
     target: str,
+    allow_tf32: bool,
     threads: int | None,
     records: tuple[str, ...],
     log_dir: str | None,
@@ -45,12 +48,13 @@ def command(
     from sparsetvm import api
 
     session.say_settings(
-        "compile", model=model, output=output, target=target, threads=threads, records=records, log_dir=log_dir,
-        no_reuse=no_reuse or None, shape=to_shapes(shapes), require_tuned=require_tuned or None,
+        "compile", model=model, output=output, target=target, allow_tf32=allow_tf32 or None, threads=threads,
+        records=records, log_dir=log_dir, no_reuse=no_reuse or None, shape=to_shapes(shapes),
+        require_tuned=require_tuned or None,
     )  # fmt: skip
     with session.progress() as progress:
         report = api.compile(
-            model, output, target=target, threads=threads, records=records, log_dir=log_dir,
+            model, output, target=target, allow_tf32=allow_tf32, threads=threads, records=records, log_dir=log_dir,
             shapes=to_shapes(shapes), reuse=not no_reuse, require_tuned=require_tuned, progress=progress,
         )  # fmt: skip
 

@@ -94,6 +94,13 @@ def target_option(command: _Command) -> _Command:
     )(command)
 
 
+def tf32_option(command: _Command) -> _Command:
+    return click.option(
+        "--allow-tf32", is_flag=True,
+        help="GPUs: dense kernels may use tensor cores, which round to TF32 (10 bits of fraction).",
+    )(command)  # fmt: skip
+
+
 def threads_option(command: _Command) -> _Command:
     return click.option(
         "--threads", type=click.IntRange(min=1), help="Threads of the compiled code.  [default: cores of this process]"

@@ -12,6 +12,7 @@ from sparsetvm.cli.params import (
     record_options,
     shape_option,
     target_option,
+    tf32_option,
     threads_option,
     to_shapes,
 )
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 @click.command("tune")
 @model_argument()
 @target_option
+@tf32_option
 @threads_option
 @click.option("--trials", type=click.IntRange(min=0), help="Most measurements in all.")
 @click.option("--budget", type=Duration(), help="Most time in all: 90s, 10m, 1h.")
@@ -50,6 +52,7 @@ def command(
     *,
     model: str,
     target: str,
+    allow_tf32: bool,
     threads: int | None,
     trials: int | None,
     budget: float | None,
@@ -73,16 +76,17 @@ def command(
 
     only_list = tasks == "list"
     session.say_settings(
-        "tune", model=model, target=target, threads=threads, trials=trials, budget=budget,
-        early_stopping=early_stopping, effort=effort, tasks=tasks, records=records, log_dir=log_dir,
+        "tune", model=model, target=target, allow_tf32=allow_tf32 or None, threads=threads, trials=trials,
+        budget=budget, early_stopping=early_stopping, effort=effort, tasks=tasks, records=records, log_dir=log_dir,
         no_reuse=no_reuse or None, dry_run=dry_run or None, seed=seed, jobs=jobs, shape=to_shapes(shapes),
         output=output,
     )  # fmt: skip
     with session.progress() as progress:
         report = api.tune(
-            model, target=target, threads=threads, trials=trials, budget=budget, early_stopping=early_stopping,
-            effort=effort, tasks="all" if only_list else tasks, records=records, log_dir=log_dir, reuse=not no_reuse,
-            dry_run=dry_run or only_list, seed=seed, jobs=jobs, shapes=to_shapes(shapes),
+            model, target=target, allow_tf32=allow_tf32, threads=threads, trials=trials, budget=budget,
+            early_stopping=early_stopping, effort=effort, tasks="all" if only_list else tasks, records=records,
+            log_dir=log_dir, reuse=not no_reuse, dry_run=dry_run or only_list, seed=seed, jobs=jobs,
+            shapes=to_shapes(shapes),
             output=None if only_list else output, progress=progress,
         )  # fmt: skip
     _finish(session, report, only_list)

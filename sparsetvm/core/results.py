@@ -50,7 +50,8 @@ class InspectReport(Result, kw_only=True):
 class TaskReport(msgspec.Struct, kw_only=True):
     """One task of a tune. source: tuned, exact, compatible, shipped, default or dense. Times in microseconds.
 
-    rank_correlations: after each round, Spearman of the cost model's predictions and the times measured after them.
+    arithmetic: of the choice, "float32" or "tf32". rank_correlations: after each round, Spearman of the cost model's
+    predictions and the times measured after them.
     """
 
     name: str
@@ -64,6 +65,7 @@ class TaskReport(msgspec.Struct, kw_only=True):
     trials: int
     source: str
     config: str
+    arithmetic: str = "float32"
     rank_correlations: list[float | None] = []
 
 

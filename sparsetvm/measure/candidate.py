@@ -22,7 +22,7 @@ from sparsetvm.measure.compile import SYMBOL, Built, FindTemplate, InvalidConfig
 from sparsetvm.measure.conditions import read_conditions
 from sparsetvm.measure.doubt import doubt, relative_difference, settle
 from sparsetvm.measure.protocol import Build, Replies, Reply, Response, Retime, Run, SetTask, Stage, tells_of_memory
-from sparsetvm.measure.reference import Reference, inputs_of, make_references, output_shape
+from sparsetvm.measure.reference import TOLERANCE, Reference, inputs_of, make_references, output_shape
 from sparsetvm.measure.timing import (
     CacheFlush,
     TimeCalls,
@@ -41,14 +41,14 @@ _SHARE_ALL_CORES = -3  # TVM's ThreadGroup::kSpecifyThreadShareAllCore
 class Trial:
     """A built candidate with its buffers. x, y: the tensors that it reads and writes, in their physical layouts."""
 
-    def __init__(self, built: Built, references: Sequence[Reference]) -> None:
+    def __init__(self, built: Built, references: Sequence[Reference], tolerance: float = TOLERANCE) -> None:
         import tvm
 
         first = references[0]
         workload = first.workload
         shape_y = workload.layout_out.physical_shape(output_shape(workload))
         self._built = built
-        self._references = references
+        self._references, self._tolerance = references, tolerance
         self._inputs = [GuardedBuffer.of(array) for array in inputs_of(first)]
         self._y = GuardedBuffer(shape_y, np.float32)
         self._arrays = [GuardedBuffer.of(array) for array in built.arrays]
@@ -84,7 +84,7 @@ class Trial:
             return Reply("wrong_answer", message="the kernel changed its input")
         if not all(map(_same, self._arrays, self._built.arrays)):
             return Reply("wrong_answer", message="the kernel changed its weights")
-        return judge(reference, self._y.array)
+        return judge(reference, self._y.array, self._tolerance)
 
 
 @dataclass(frozen=True)
@@ -152,10 +152,10 @@ class Session:
                 replies.append(built)
                 continue
             self._respond(Stage("run", index))
-            trial = self._trial(built)
+            trial = self._trial(built, config)
             checked = self._guarded("run_error", trial.check)
             if checked.status == "ok":
-                twin = self._trial(built) if twin is None else twin
+                twin = self._trial(built, config) if twin is None else twin
                 trials[index] = trial
             replies.append(replace(checked, build_seconds=built.seconds))
         if twin is not None:
@@ -182,8 +182,8 @@ class Session:
                 verdict = Reply("ok", tuple(series), replies[index].error, conditions=conditions)
             replies[index] = replace(verdict, build_seconds=replies[index].build_seconds)
 
-    def _trial(self, built: Built) -> Trial:
-        return Trial(built, self._references)
+    def _trial(self, built: Built, config: Config) -> Trial:
+        return Trial(built, self._references, self._find(config.template).tolerance)
 
     def _built(self, config: Config, library: str | None) -> Built:
         if library is not None:
@@ -194,7 +194,7 @@ class Session:
         return build_library(self._task, config, self._target, self._find, library)
 
     def _checked_and_timed(self, built: Built, request: Run) -> Reply:
-        trial = self._trial(built)
+        trial = self._trial(built, request.config)
         first = trial.check()
         if first.status != "ok":
             return first

@@ -20,7 +20,7 @@ from sparsetvm.measure.cuda_device import Device, DeviceBuffer, Kernel
 from sparsetvm.measure.cuda_timing import L2Flush, time_cold_launches, time_graph
 from sparsetvm.measure.nvcc import compile_sources, kernel_symbol, launch_source
 from sparsetvm.measure.protocol import Reply
-from sparsetvm.measure.reference import Reference, inputs_of, output_shape
+from sparsetvm.measure.reference import TOLERANCE, Reference, inputs_of, output_shape
 from sparsetvm.measure.timing import TimeCalls
 from sparsetvm.measure.verdict import check_all, judge
 from sparsetvm.schedules.cuda.launch import Launch
@@ -69,10 +69,12 @@ def open_device(number: int) -> Device:
 class CudaTrial:
     """A built candidate with its buffers on the device; the same interface as `candidate.Trial`."""
 
-    def __init__(self, built: CudaBuilt, references: Sequence[Reference], target: Target) -> None:
+    def __init__(
+        self, built: CudaBuilt, references: Sequence[Reference], target: Target, tolerance: float = TOLERANCE
+    ) -> None:
         first = references[0]
         workload = first.workload
-        self._references = references
+        self._references, self._tolerance = references, tolerance
         self._device = open_device(target.device)
         self._inputs = [DeviceBuffer.of(array) for array in inputs_of(first)]
         self._y = DeviceBuffer(workload.layout_out.physical_shape(output_shape(workload)), np.float32)
@@ -116,4 +118,4 @@ class CudaTrial:
         originals = [*zip(self._inputs, inputs_of(reference), strict=True), *self._arrays]
         if not all(np.array_equal(buffer.read(), array) for buffer, array in originals):
             return Reply("wrong_answer", message="the kernel changed what it reads")
-        return judge(reference, self._y.read())
+        return judge(reference, self._y.read(), self._tolerance)

@@ -31,8 +31,8 @@ class CudaSession(Session):
             self._l2_flush = L2Flush(self._target.l2)
         return self._l2_flush
 
-    def _trial(self, built: Any) -> Any:
-        return CudaTrial(built, self._references, self._target)
+    def _trial(self, built: Any, config: Config) -> Any:
+        return CudaTrial(built, self._references, self._target, self._find(config.template).tolerance)
 
     def _built(self, config: Config, library: str | None) -> Any:
         if library is not None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from sparsetvm.measure.protocol import Reply
-from sparsetvm.measure.reference import TOLERANCE, Reference
+from sparsetvm.measure.reference import Reference
 
 
 def check_all(references: Sequence[Reference], check: Callable[[Reference], Reply]) -> Reply:
@@ -21,12 +21,12 @@ def check_all(references: Sequence[Reference], check: Callable[[Reference], Repl
     return worst
 
 
-def judge(reference: Reference, y: np.ndarray) -> Reply:
-    """Whether the physical output `y` is right."""
-    fault = reference.fault(y)
+def judge(reference: Reference, y: np.ndarray, tolerance: float) -> Reply:
+    """Whether the physical output `y` is right, to the relative L2 error that the template may have."""
+    fault = reference.fault(y, tolerance)
     if fault:
         return Reply("wrong_answer", message=fault)
     error = reference.error(y)
-    if not error <= TOLERANCE:
-        return Reply("wrong_answer", error=error, message=f"relative L2 error {error:.2e} > {TOLERANCE:.0e}")
+    if not error <= tolerance:
+        return Reply("wrong_answer", error=error, message=f"relative L2 error {error:.2e} > {tolerance:.0e}")
     return Reply("ok", error=error)

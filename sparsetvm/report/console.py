@@ -128,7 +128,7 @@ def print_tune(report: TuneReport) -> None:
             micros(task.best_us),
             factor(task.speedup),
             str(task.trials),
-            task.source,
+            task.source if task.arithmetic == "float32" else f"{task.source}, {task.arithmetic}",
         )
         for task in report.tasks
     ]

@@ -43,6 +43,8 @@ def workload_of(graph: Graph, node: Node, target: Target) -> Workload:
         node.attrs["conv"],
         threads=target.threads,
         layout_residual=None if residual == out.layout else residual,
+        # Products of few tokens are bound by their weights: they have no TF32 kernel, and their records serve both.
+        tf32=target.tf32 and not isinstance(graph.values[node.inputs[0]].layout, Plain),
     )
 
 

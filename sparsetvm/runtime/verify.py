@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsetvm.core.manifest import FLOAT32_TOLERANCE
+from sparsetvm.core.arithmetic import TOLERANCES
 from sparsetvm.core.results import OutputError, VerifyReport
 from sparsetvm.errors import EnvironmentProblem, UsageError
 from sparsetvm.runtime.module import Module
@@ -64,7 +64,7 @@ def verify_module(module: Module, reference: Path, *, samples: int, tolerance: f
     tolerance: None for the manifest's, which is larger for a float16 model (core/manifest.py says why).
     """
     if tolerance is None:
-        tolerance = float(module.manifest.get("tolerances", {}).get("rel_l2_error", FLOAT32_TOLERANCE))
+        tolerance = float(module.manifest.get("tolerances", {}).get("rel_l2_error", TOLERANCES["float32"]))
     session = onnxruntime_session(reference, module.threads)
     check_signature(session, module, reference)
     worst: dict[str, OutputError] = {}

@@ -14,6 +14,7 @@ from sparsetvm.errors import UsageError, did_you_mean
 from sparsetvm.log.journal import append, check_writable, journal_path
 from sparsetvm.log.location import log_dir as find_log_dir
 from sparsetvm.log.lookup import RecordIndex
+from sparsetvm.schedules.base import arithmetic_of
 from sparsetvm.search.budget import TuneOptions
 from sparsetvm.search.candidates import candidates_of, validator
 from sparsetvm.search.outcome import TaskOutcome, TuningInterrupted
@@ -131,6 +132,7 @@ def report_of(outcome: TaskOutcome) -> TaskReport:
         trials=outcome.trials,
         source=outcome.source,
         config=str(outcome.config),
+        arithmetic=arithmetic_of(outcome.config.template),
         rank_correlations=outcome.rank_correlations,
     )
 

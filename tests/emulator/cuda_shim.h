@@ -184,3 +184,25 @@ inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x ? __builtin_clz(unsigned(x)) : 32; }
 inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned(uint64_t(a) * b >> 32); }
+
+namespace sp_emu {
+// The tensor cores' product (see sp::mma_tf32): lanes hand each other what they hold of A and B.
+inline void multiply_tf32(float (&c)[4], const float (&a)[4], uint32_t b0, uint32_t b1) {
+  const int g = lane() / 4, t = lane() % 4;
+  float rows[2][8], columns[2][8];
+  const auto take = [](uint64_t pair, float& low, float& high) {
+    if (pair & 0x1fff00001fff) fail("mma_tf32: a factor is not rounded to TF32");
+    low = __uint_as_float(unsigned(pair)), high = __uint_as_float(unsigned(pair >> 32));
+  };
+  const auto pack = [](uint32_t low, uint32_t high) { return uint64_t(high) << 32 | low; };
+  for (int half = 0; half < 2; half++) {
+    const uint64_t* all = exchange(~0u, pack(__float_as_uint(a[2 * half]), __float_as_uint(a[2 * half + 1])));
+    for (int k = 0; k < 4; k++) take(all[4 * g + k], rows[0][4 * half + k], rows[1][4 * half + k]);
+  }
+  const uint64_t* all = exchange(~0u, pack(b0, b1));
+  for (int n = 0; n < 2; n++)
+    for (int k = 0; k < 4; k++) take(all[4 * (2 * t + n) + k], columns[n][k], columns[n][k + 4]);
+  for (int i = 0; i < 4; i++)
+    for (int k = 0; k < 8; k++) c[i] += rows[i / 2][k] * columns[i % 2][k];
+}
+}  // namespace sp_emu

@@ -38,6 +38,17 @@ def test_network_computes_what_onnxruntime_computes(name, tmp_path):
                 assert relative_error(found[output], expected) < 1e-5
 
 
+@pytest.mark.parametrize("build", [lambda: bert(batch=2, seq=48, hidden=64, layers=2), conv_net], ids=["bert", "conv"])
+def test_network_in_tf32_verifies_within_the_tolerance_of_its_manifest(build, tmp_path):
+    path = tmp_path / "net.so"
+    model = build().save(tmp_path / "net.onnx")
+    report = sparsetvm.compile(model, path, target="cuda", log_dir=tmp_path, reuse=False, allow_tf32=True)
+    assert "tf32" in {layer["arithmetic"] for layer in report.layers}
+    verified = sparsetvm.verify(path, model)
+    assert verified.passed
+    assert verified.rel_l2_error > 1e-5
+
+
 def test_tensors_on_the_gpu_stay_there(library):
     torch = pytest.importorskip("torch")
     path, inputs, expected = library.path, library.inputs, library.expected
@@ -62,6 +73,19 @@ def test_function_main_takes_any_tensors(library):
         tensors = [tvm.runtime.tensor(array, tvm.cuda(0)) for array in inputs.values()]
         result = machine["main"](*tensors).numpy()
         assert relative_error(result, next(iter(expected.values()))) < 1e-5
+
+
+def test_every_tf32_config_is_right_and_no_strict_one(tmp_path):
+    target = parse_target("cuda", allow_tf32=True)
+    builder = mlp((200, 300, 70), batch=150)
+    tasks = [*prepare(builder.save(tmp_path / "m.onnx"), target).unique_tasks()]
+    tasks += prepare(conv_net(batch=2, size=20, width=32).save(tmp_path / "c.onnx"), target).unique_tasks()
+    with Measurer(target, jobs=8, repeats=3) as measurer:
+        for task in tasks:
+            choice = candidates_of(task.workload, target).choice("cuda.dense_tf32")
+            for result in measurer.measure(task, list(choice.space)) if choice is not None else ():
+                assert result.status == "ok", (result.config, result.message)
+                assert 1e-5 < result.error < 1e-3, (result.config, result.error)
 
 
 def test_defaults_of_all_templates_are_right_and_timed(tmp_path):

@@ -18,7 +18,7 @@ from sparsetvm.core.layout import PLAIN, Tiled
 from sparsetvm.core.pattern import PatternSummary
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import ConvGeometry, Epilogue, Workload
-from sparsetvm.measure.reference import TOLERANCE, make_reference
+from sparsetvm.measure.reference import Reference, inputs_of, make_reference
 from sparsetvm.rewrite.plane_geometry import conv_layouts, required_pad
 
 TARGET = Target("cuda", "x86-64-v3", "sm_90", l2=50 << 20, sms=132, shared=227 << 10)
@@ -42,21 +42,35 @@ def conv2d(conv: ConvGeometry, m: int, batch: int = 1, epilogue: Epilogue = WITH
     return Workload("conv2d", m, k, batch * conv.out_height * conv.out_width, lin, lout, epilogue, _PATTERN, conv)
 
 
-def check_layer(template: Template, workload: Workload, config: Config, seed: int = 0) -> None:
-    """Run one config on the emulator; the output starts as NaN and is compared with float64, zeros included."""
+def check_layer(template: Template, workload: Workload, config: Config, seed: int = 0) -> float:
+    """Run one config on the emulator and compare with float64, zeros included; the relative L2 error."""
     assert template.matches(workload, TARGET)
     assert template.space(workload, TARGET).contains(config)
+    reference, y = run_layer(template, workload, config, seed)
+    assert reference.fault(y, template.tolerance) == ""
+    assert reference.error(y) < template.tolerance, config
+    return reference.error(y)
+
+
+def run_layer(template: Template, workload: Workload, config: Config, seed: int = 0) -> tuple[Reference, np.ndarray]:
+    """A reference of random weights and what one config makes of its inputs."""
     rng = np.random.default_rng(seed)
     weight = rng.standard_normal((workload.m, workload.k)).astype(np.float32)
     bias = rng.standard_normal(workload.m).astype(np.float32) if workload.epilogue.bias else None
     reference = make_reference(workload, weight, bias, seed)
+    return reference, launch_layer(template, workload, config, weight, bias, inputs_of(reference))
+
+
+def launch_layer(
+    template: Template, workload: Workload, config: Config, weight: np.ndarray, bias: np.ndarray | None,
+    inputs: list[np.ndarray],
+) -> np.ndarray:  # fmt: skip
+    """Physical Y of one config on the emulator; it starts as NaN, so that a value that was never written shows."""
     packed = template.pack(weight, bias, workload, config, TARGET)
     launch = template.kernel(workload, config, packed, TARGET, "kernel")
     y = np.full(workload.layout_out.physical_shape((workload.n, workload.m)), np.nan, np.float32)
-    residual = [] if reference.residual is None else [reference.residual]
-    run_launch(launch, [reference.x, *residual, *packed.arrays, y])
-    assert reference.fault(y) == ""
-    assert reference.error(y) < TOLERANCE, config
+    run_launch(launch, [*inputs, *packed.arrays, y])
+    return y
 
 
 def nvcc_faults(launch: Launch, folder: Path) -> str:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import pytest
 from emulator.network import run_network
 from models import bert, conv_net, mlp, mobile_net, random_inputs, relative_error, run_onnxruntime
+from sparsetvm.schedules.base import arithmetic_of
 
+from sparsetvm.core.arithmetic import network_tolerance
 from sparsetvm.core.config import Config
-from sparsetvm.core.target import parse_target
+from sparsetvm.core.target import Target, parse_target
 from sparsetvm.core.workload import Workload
 from sparsetvm.rewrite.prepare import prepare
 from sparsetvm.search.candidates import candidates_of
 
 H200 = parse_target("cuda,sm_90")
+TF32 = parse_target("cuda,sm_90", allow_tf32=True)
 NETWORKS = {
     "mlp of one sample": (lambda: mlp(batch=1), False),
     "mlp of nine samples": (lambda: mlp(batch=9), False),
@@ -24,9 +27,9 @@ NETWORKS = {
 }
 
 
-def config_of(workload: Workload, dense: bool) -> Config:
+def config_of(workload: Workload, dense: bool, target: Target = H200) -> Config:
     """The default of the first template that is dense, or that is not; where there is none, of any."""
-    choices = candidates_of(workload, H200).choices
+    choices = candidates_of(workload, target).choices
     return next((choice for choice in choices if choice.dense is dense), choices[0]).default
 
 
@@ -43,3 +46,16 @@ def test_network_of_launches_computes_what_onnxruntime_computes(name, tmp_path):
     for value, wanted in zip(found, expected.values(), strict=True):
         assert value.shape == wanted.shape
         assert relative_error(value, wanted) < 1e-5
+
+
+@pytest.mark.parametrize("build", [lambda: conv_net(size=9), lambda: bert(seq=12)], ids=["residual network", "encoder"])
+def test_network_in_tf32_is_off_by_no_more_than_its_manifest_says(build, tmp_path):
+    builder = build()
+    prepared = prepare(builder.save(tmp_path / "m.onnx"), TF32)
+    configs = {layer: config_of(task.workload, True, TF32) for layer, task in prepared.tasks.items()}
+    inputs = random_inputs(builder.model())
+    found, _ = run_network(prepared.graph, prepared.tasks, configs, TF32, inputs)
+    used = [arithmetic_of(config.template) for config in configs.values()]
+    assert "tf32" in used
+    for value, wanted in zip(found, run_onnxruntime(builder.model(), inputs).values(), strict=True):
+        assert 1e-5 < relative_error(value, wanted) < network_tolerance(used)

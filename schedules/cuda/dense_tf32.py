@@ -1,0 +1,103 @@
+"""Dense product and convolution on tensor cores: factors rounded to TF32, sums in float32. Only where TF32 is allowed.
+
+    block: BM rows x BN positions; for tile of BK columns (STAGES of them in flight, cp.async):
+        warp: for 8 columns: TM x 8 of W and 8 x TN of X from shared memory, TM / 16 * TN / 8 instructions m16n8k8
+    K is split over a cluster of blocks and over slices of warps; the parts are added in fixed order in shared memory
+
+Requires: layouts that `supports_flat`, a workload with `tf32`; weights rounded on the host and packed
+[M / BM][K / BK][BK / 8][BM / 16][32 lanes][4], in the order of the instruction's registers. Tiles are as in cuda.dense
+(dense_tiles.py), but TM x TN is the tile of a warp.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from sparsetvm.schedules.base import Packed, Template
+from sparsetvm.schedules.cuda.dense_tiles import Tiles, pack_tiles, tile_space, tiled_launch
+from sparsetvm.schedules.cuda.geometry import flat_geometry, supports_flat
+
+from sparsetvm.core.arithmetic import round_to_tf32
+from sparsetvm.core.config import Config
+from sparsetvm.core.target import Target
+from sparsetvm.core.workload import Workload
+from sparsetvm.space.space import Space
+
+_SHAPES = (
+    *("32x32x32-16x32-4-4", "64x32x32-32x32-4-3", "32x64x32-32x32-4-3", "64x64x32-32x32-1-3", "64x64x16-32x32-1-4"),
+    *("64x64x32-32x32-2-3", "128x64x32-32x32-1-3", "64x128x32-32x32-1-3", "128x128x16-64x32-1-4"),
+    *("128x128x32-64x32-1-3", "128x128x16-64x64-1-4"),
+)
+_PADDING = 8  # floats between rows of X in shared memory, so that no bank is read twice
+# By the size of a warp's tile: threads per multiprocessor that its registers allow (see dense_tf32.cu).
+_RESIDENT = {4096: 256, 2048: 512, 1024: 640, 512: 1024}
+# What a multiprocessor does in a cycle by data sheets, not by measurements of this kernel: multiply-adds of this
+# instruction (0.6 of what Hopper's own reach), bytes from shared memory; and the share of both that is reached.
+_PRODUCTS, _BYTES, _REACHED = 620, 128, 0.75
+# As of cuda.dense: cycles of a step of BK besides, of two barriers of a cluster; bytes of parts exchanged in a cycle.
+_STEP, _CLUSTER, _PARTS = 180, 250, 33
+_MOST_SPLIT = 2  # blocks per multiprocessor up to which K is split
+
+
+class DenseTf32(Template):
+    """Template cuda.dense_tf32."""
+
+    name = "cuda.dense_tf32"
+    version = 1
+    dense = True
+    arithmetic = "tf32"
+
+    def matches(self, workload: Workload, target: Target) -> bool:
+        return target.kind == "cuda" and workload.tf32 and supports_flat(workload)
+
+    def space(self, workload: Workload, target: Target) -> Space:
+        most = {shape: _tiles(Config.of(self.name, shape=shape, split=2)).shared for shape in _SHAPES}
+        return tile_space(self.name, [shape for shape in _SHAPES if most[shape] <= target.shared])
+
+    def default(self, workload: Workload, target: Target) -> Config:
+        """The config with the fewest estimated cycles of the multiprocessor that has the most blocks."""
+        configs = list(self.space(workload, target))
+        costs = [_cost(_tiles(config), workload, target) for config in configs]
+        return configs[costs.index(min(costs))]
+
+    def estimate(self, workload: Workload, config: Config, target: Target) -> float:
+        return _cost(_tiles(config), workload, target)
+
+    def pack(
+        self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target
+    ) -> Packed:
+        return pack_tiles(weight, bias, workload, _tiles(config), _in_fragments)
+
+    def kernel(self, workload: Workload, config: Config, packed: Packed, target: Target, symbol: str) -> Any:
+        return tiled_launch("dense_tf32", workload, _tiles(config))
+
+
+def _tiles(config: Config) -> Tiles:
+    tiles = Tiles.of(config)
+    warps = tiles.bm * tiles.bn // (tiles.tm * tiles.tn) * tiles.slices
+    return tiles.sized(threads=32 * warps, row_x=tiles.bn + _PADDING)
+
+
+def _in_fragments(blocks: np.ndarray) -> np.ndarray:
+    """Tiles (..., BK, BM) rounded, as (..., BK / 8, BM / 16, lanes, registers)."""
+    *outer, bk, bm = blocks.shape
+    at = len(outer)
+    # Column 8 s + 4 h + t of row 16 i + 8 r + g is number 2 h + r of lane 4 g + t (PTX: fragments of m16n8k8).
+    split = round_to_tf32(blocks).reshape(*outer, bk // 8, 2, 4, bm // 16, 2, 8)
+    return split.transpose(*range(at), at, at + 3, at + 5, at + 2, at + 1, at + 4)
+
+
+def _cost(tiles: Tiles, workload: Workload, target: Target) -> float:
+    """Cycles: waves of as many blocks as fit a multiprocessor, each a chain of steps that share the tensor cores."""
+    blocks = tiles.blocks(flat_geometry(workload))
+    if tiles.split > 1 and blocks > _MOST_SPLIT * target.sms:
+        return float("inf")
+    share = -(-blocks // target.sms)
+    resident = max(1, min(_RESIDENT[tiles.tm * tiles.tn] // tiles.threads, target.shared // tiles.shared))
+    steps, area = -(-workload.k // (tiles.bk * tiles.split)), tiles.bm * tiles.bn
+    fragments = 4 * (tiles.tm + tiles.tn) / (tiles.tm * tiles.tn)  # bytes for one multiply-add of a warp
+    rate = _REACHED * min(_PRODUCTS, _BYTES / fragments)
+    exchange = 4 * area * tiles.slices / _PARTS if tiles.slices * tiles.split > 1 else 0
+    alone = steps * _STEP + (_CLUSTER if tiles.split > 1 else 0)
+    return -(-share // resident) * alone + share * (steps * tiles.bk * area / rate + exchange)
