@@ -27,7 +27,11 @@ LABELS = {
     "torch-fp32": "PyTorch fp32",
     "torch-tf32": "PyTorch tf32",
     "torch-fp16": "PyTorch fp16",
+    "cusparse": "cuSPARSE",
+    "triton-block": "Triton blocks fp16",
+    "triton-block-tf32": "Triton blocks tf32",
 }
+_ON_GPU = ("torch-", "cusparse", "triton-")  # competitors that get a column each: they compute in other precisions
 _VERSIONS = ("sparsetvm", "tvm", "numpy", "scipy", "onnxruntime", "openvino", "torch")
 
 
@@ -93,6 +97,7 @@ def _kernel_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Columns that no row has a value for are left out."""
     columns: dict[str, list[str]] = defaultdict(list)
     groups = by_group(rows)
+    others = dict.fromkeys(name for row in rows for name in row["baselines_us"] if name.startswith(_ON_GPU))
     for members in groups.values():
         speedups = [row["speedup"] for row in members]
         packed = [row["best_dense_us"] / row["ours_packed_us"] for row in members if row["ours_packed_us"]]
@@ -104,6 +109,9 @@ def _kernel_table(rows: Sequence[Mapping[str, Any]]) -> str:
         columns["with packing"].append(f"{geomean(packed):.1f}x" if packed else "")
         columns["of FMA peak"].append(f"{geomean(row['peak_fraction'] for row in members):.0%}")
         columns["best dense"].append(LABELS.get(best, best))
+        for name in others:
+            over = [row["baselines_us"][name] / row["ours_us"] for row in members if name in row["baselines_us"]]
+            columns[f"over {LABELS.get(name, name)}"].append(f"{geomean(over):.1f}x" if over else "")
         columns["time over random"].append(f"{geomean(random):.2f}" if random else "")
     kept = {head: cells for head, cells in columns.items() if any(cells)}
     lines = [[group, *cells] for group, *cells in zip(groups, *kept.values(), strict=True)]
@@ -113,6 +121,8 @@ def _kernel_table(rows: Sequence[Mapping[str, Any]]) -> str:
 def _machine(machine: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {machine[name]}" for name in _VERSIONS if name in machine)
     threads = f"{machine['threads']} thread{'s' if machine['threads'] != 1 else ''}"
+    if str(machine["isa"]).startswith("sm_"):
+        return f"{machine['device']}, {machine['isa']}; {versions}."
     peak = f", FMA peak of a core {machine['fma_peak_gflops']:.0f} GFLOP/s" if "fma_peak_gflops" in machine else ""
     return f"{machine['device']}, {machine['isa']}, {threads}{peak}; {versions}."
 
