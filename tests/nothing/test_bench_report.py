@@ -19,7 +19,7 @@ def kernel(suite="anchors", group="n=128,s=0.90", ours=10.0, dense=80.0, packed=
     return {
         "suite": suite, "case": "c", "group": group, "n": 128, "sparsity": 0.9, "pattern": "unstructured",
         "ours_us": ours, "ours_packed_us": packed, "best_dense": "onnxruntime", "best_dense_us": dense,
-        "speedup": dense / ours, "peak_fraction": 0.5, **more,
+        "baselines_us": {"onnxruntime": dense}, "speedup": dense / ours, "peak_fraction": 0.5, **more,
     }  # fmt: skip
 
 
@@ -68,6 +68,14 @@ def test_kernel_table_has_a_row_for_each_group_and_no_empty_columns():
     assert "random" not in table
     assert "peak of a core 234 GFLOP/s" in table
     assert "sparsetvm 1.2" in table
+
+
+def test_kernel_table_of_a_gpu_compares_with_each_precision_and_names_no_core():
+    rows = [kernel(baselines_us={"torch-fp32": 40.0, "torch-fp16": 5.0}), kernel(baselines_us={"torch-fp32": 10.0})]
+    table = kernel_sections({"machine": {**MACHINE, "isa": "sm_90"}, "rows": rows})["anchors"]
+    assert "over PyTorch fp32 | over PyTorch fp16 |" in table
+    assert "| ONNX Runtime | 2.0x | 0.5x |" in table
+    assert "thread" not in table
 
 
 def test_model_table_leaves_a_cell_empty_where_a_runtime_did_not_run():
