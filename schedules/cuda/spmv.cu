@@ -15,39 +15,22 @@ constexpr int V = N == 1 ? 1 : N == 2 ? 2 : 4;  // tokens of one read of X
 constexpr int PLANES = (N + V - 1) / V;
 static_assert(N >= 1 && N <= 8 && WARP_ROWS * LPR == 32, "no such shape");
 
-// Four entries, as they are read.
+// Four values and columns, as they are read. With SP_HALF the values' register has both.
 #if SP_HALF
-typedef uint4 Entries;
+typedef uint4 Values;
 #define SP_ENTRIES const uint4* __restrict__ values
-#else
-#if SP_WIDE
+#elif SP_WIDE
+typedef float4 Values;
 typedef uint4 Columns;
 #else
+typedef float4 Values;
 typedef uint2 Columns;
 #endif
-struct Entries {
-  float4 values;
-  Columns columns;
-};
+#if !SP_HALF
 #define SP_ENTRIES const float4* __restrict__ values, const Columns* __restrict__ columns
 #endif
 
 __device__ __forceinline__ void two(unsigned both, int& a, int& b) { a = both & 0xffff, b = both >> 16; }
-
-__device__ __forceinline__ void unpack(const Entries& e, float (&w)[4], int (&k)[4]) {
-#if SP_HALF
-  two(e.z, k[0], k[1]), two(e.w, k[2], k[3]);
-#pragma unroll
-  for (int j = 0; j < 4; j++) w[j] = sp::half_to_float(uint16_t((j < 2 ? e.x : e.y) >> j % 2 * 16));
-#else
-  w[0] = e.values.x, w[1] = e.values.y, w[2] = e.values.z, w[3] = e.values.w;
-#if SP_WIDE
-  k[0] = e.columns.x, k[1] = e.columns.y, k[2] = e.columns.z, k[3] = e.columns.w;
-#else
-  two(e.columns.x, k[0], k[1]), two(e.columns.y, k[2], k[3]);
-#endif
-#endif
-}
 
 extern "C" __global__ void __launch_bounds__(THREADS) spmv(
     const float* __restrict__ x, SP_RESIDUAL_PARAMETER SP_ENTRIES, const int* __restrict__ starts,
@@ -58,27 +41,29 @@ extern "C" __global__ void __launch_bounds__(THREADS) spmv(
   const bool live = at < m;
   const int begin = live ? starts[at] : 0, end = live ? starts[at + 1] : 0;
 
-  Entries entries[AHEAD];
+  Values w[AHEAD];
+#if !SP_HALF
+  Columns c[AHEAD];
+#endif
   auto read = [&](int slot, int step) {
-    const size_t at = size_t(step) * LPR + place;
-    entries[slot] = Entries{};
-    if (step >= end) return;
-#if SP_HALF
-    entries[slot] = __ldg(values + at);
-#else
-    entries[slot] = {__ldg(values + at), __ldg(columns + at)};
+    const bool inside = step < end;
+    w[slot] = inside ? __ldg(values + size_t(step) * LPR + place) : Values{};
+#if !SP_HALF
+    c[slot] = inside ? __ldg(columns + size_t(step) * LPR + place) : Columns{};
 #endif
   };
 #pragma unroll
   for (int i = 0; i < AHEAD; i++) {
-    const size_t at = size_t(begin + i) * LPR + place;
-    entries[i] = Entries{};
-    if (begin + i >= end) continue;
-#if SP_HALF
-    entries[i] = sp::early(values + at);
-#else
-    entries[i] = {sp::early(values + at), sp::early(columns + at)};
+    w[i] = Values{};
+#if !SP_HALF
+    c[i] = Columns{};
 #endif
+    if (begin + i < end) {
+      w[i] = sp::early(values + size_t(begin + i) * LPR + place);
+#if !SP_HALF
+      c[i] = sp::early(columns + size_t(begin + i) * LPR + place);
+#endif
+    }
   }
   const int row = live ? sp::early(rows + at) : 0;
   const float start = live ? sp::early(bias + at) : 0.0f;
@@ -121,7 +106,18 @@ extern "C" __global__ void __launch_bounds__(THREADS) spmv(
     for (int i = 0; i < AHEAD; i++) {
       float weights[4];
       int from[4];
-      unpack(entries[i], weights, from);
+#if SP_HALF
+      two(w[i].z, from[0], from[1]), two(w[i].w, from[2], from[3]);
+#pragma unroll
+      for (int j = 0; j < 4; j++) weights[j] = sp::half_to_float(uint16_t((j < 2 ? w[i].x : w[i].y) >> j % 2 * 16));
+#else
+      weights[0] = w[i].x, weights[1] = w[i].y, weights[2] = w[i].z, weights[3] = w[i].w;
+#if SP_WIDE
+      from[0] = c[i].x, from[1] = c[i].y, from[2] = c[i].z, from[3] = c[i].w;
+#else
+      two(c[i].x, from[0], from[1]), two(c[i].y, from[2], from[3]);
+#endif
+#endif
       read(i, step + AHEAD + i);
 #pragma unroll
       for (int j = 0; j < 4; j++) {

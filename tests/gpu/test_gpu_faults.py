@@ -28,7 +28,7 @@ _RUN_SECONDS = 6.0  # time enough to make a context
 
 @pytest.fixture
 def task(monkeypatch: pytest.MonkeyPatch) -> Task:
-    folders = [Path(__file__).parent, Path(__file__).parents[1]]
+    folders = [Path(__file__).parent, Path(__file__).parents[1], os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, folders)))  # where workers find templates
     weight = np.random.default_rng(0).standard_normal((96, 64)).astype(np.float32)
     pattern = PatternSummary("unstructured", (1, 1), 1.0, 1.0, 0, "d")
