@@ -58,8 +58,8 @@ class Graph:
 
     `output_names` are the names that users know: passes may put a conversion behind an output. A model runs its nodes
     `chunks` times, on equal slices of dimension 0 of its inputs and outputs; shapes are those of one slice. `float16`:
-    the file has the model in float16, and other runtimes round as that says. notes: what passes did that the user should
-    know, one sentence each.
+    the file has the model in float16, and other runtimes round as that says. `notes`: what passes did that the user
+    should know, one sentence each.
     """
 
     name: str

@@ -77,7 +77,7 @@ def _padded(layer: Node) -> bool:
 
 
 class _Cut:
-    """Takes channels out of values and nodes. keeps: id of a group that loses some -> (count,) bool, those that stay."""
+    """Takes channels out of values and nodes. keeps: id of a group that loses some -> (count,) bool, what stays."""
 
     def __init__(self, graph: Graph, channels: ChannelGroups, keeps: dict[int, np.ndarray]) -> None:
         self.graph = graph

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 
-import numpy as np
 import pytest
 from canonical_checks import find, rewritten
 from dead_filters import dead_conv_net, dead_depthwise_net, dead_mlp, dead_residual_net, kill
