@@ -7,7 +7,8 @@ Pruning whole filters, or single weights until none of a filter are left, leaves
 same at all places, whatever the input. Its share of the next layer is a bias. A channel whose weights in all layers
 behind it are zero goes as well, whatever makes it. Removing either may empty other rows and columns, so this repeats.
 
-At the borders of a padded convolution a constant meets fewer weights: such a channel goes only when it is zero.
+At the borders of a padded convolution a constant meets fewer weights: such a channel goes only when it is zero. Where few
+channels are dead, all stay.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from sparsetvm.rewrite.channel_groups import ChannelGroup, ChannelGroups, bias_o
 
 # A group keeps two channels: with one, a Squeeze might take their dimension and a depthwise convolution be no such.
 _FEWEST = 2
+# Share of a group's channels that must be dead. One of 512 saves nothing, and leaves a size that suits kernels less and
+# that no tuning record knows.
+_WORTH = 1 / 16
 
 
 def remove_dead_channels(graph: Graph) -> bool:
@@ -63,7 +67,7 @@ def _alive(graph: Graph, channels: ChannelGroups, group: ChannelGroup) -> np.nda
             folds = constants == 0 if _padded(node) else np.isfinite(constants)
             needed |= read & ~folds
     needed[np.flatnonzero(~needed)[: max(0, _FEWEST - int(needed.sum()))]] = True
-    return needed
+    return needed if np.count_nonzero(~needed) >= _WORTH * group.count else np.ones(group.count, bool)
 
 
 def _taps(layer: Node, group: ChannelGroup) -> int:
