@@ -58,7 +58,8 @@ class Graph:
 
     `output_names` are the names that users know: passes may put a conversion behind an output. A model runs its nodes
     `chunks` times, on equal slices of dimension 0 of its inputs and outputs; shapes are those of one slice. `float16`:
-    the file has the model in float16, and other runtimes round as that says.
+    the file has the model in float16, and other runtimes round as that says. `notes`: what passes did that the user
+    should know, one sentence each.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Graph:
     output_names: list[str] = field(default_factory=list)
     chunks: int = 1
     float16: bool = False
+    notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.output_names = self.output_names or list(self.outputs)

@@ -34,7 +34,7 @@ def prepare(model: str | Path, target: Target, shapes: Mapping[str, tuple[int, .
     loaded = load_model(model, shapes)
     graph = rewrite(loaded.graph, target)
     tasks = make_tasks(graph, target)
-    notes = list(loaded.notes)
+    notes = [*loaded.notes, *graph.notes]
     if graph.float16:
         notes.append("the model is float16: everything between its inputs and outputs is computed in float32")
     if not any(task.workload.pattern.kind != "dense" for task in tasks.values()):

@@ -76,7 +76,10 @@ def command(*words: object) -> Result:
 
 
 def with_other_weights(model: Path, path: Path, change: str) -> Path:
-    """A copy with other non-zeros: other "values" in the same places, or the same number at other "places"."""
+    """A copy with other non-zeros: other "values" in the same places, or the same number at other "places".
+
+    Every column that was read is read still: dead channels of other numbers would give layers other shapes.
+    """
     rng, loaded = np.random.default_rng(9), onnx.load(model)
     for tensor in loaded.graph.initializer:
         data = numpy_helper.to_array(tensor)
@@ -85,7 +88,7 @@ def with_other_weights(model: Path, path: Path, change: str) -> Path:
             if change == "values":
                 rows = rows * rng.uniform(0.5, 2, rows.shape).astype(np.float32)
             else:
-                rows = rng.permuted(rows, axis=1)
+                rows = np.roll(rows, len(rows) // 2, axis=0)
             tensor.CopyFrom(numpy_helper.from_array(rows.reshape(data.shape), tensor.name))
     onnx.save(loaded, path)
     return path
