@@ -7,8 +7,8 @@ Pruning whole filters, or single weights until none of a filter are left, leaves
 same at all places, whatever the input. Its share of the next layer is a bias. A channel whose weights in all layers
 behind it are zero goes as well, whatever makes it. Removing either may empty other rows and columns, so this repeats.
 
-At the borders of a padded convolution a constant meets fewer weights: such a channel goes only when it is zero. Where few
-channels are dead, all stay.
+At the borders of a padded convolution a constant meets fewer weights: such a channel goes only when it is zero. Where
+few channels are dead, all stay.
 """
 
 from __future__ import annotations
