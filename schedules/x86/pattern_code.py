@@ -41,6 +41,9 @@ _TILES_FROM_AFAR, _FEW_TILES = 8, 16  # of a block when the code is far away; al
 _MANY_TILES = 64
 _SHORT_ROWS = 16  # non-zeros
 _BYTES_PER_NNZ = 14  # of code and weights, about
+# Defaults of layers that run warm, from tuning 25 products on a Zen 5: non-zeros of a row under which all row groups
+# are one piece; density up to which rows that share columns are grouped; share of L2 from which K blocks go outermost.
+_SHORT, _SHARED_BELOW, _MOST_OF_L2 = 32, 0.15, 0.7
 # Fields of the table that the host reads pieces from.
 _FIELDS = 6
 _ROW, _FINISHED_ROWS, _WEIGHT, _WEIGHT_LINES, _CODE_SHARE, _WEIGHT_SHARE = range(_FIELDS)
@@ -83,17 +86,20 @@ class PatternCode(Template):
         rows = 30
         if target.isa != "avx512":
             rows, block = (6, 384) if tap_geometry(workload).total_tiles >= _MANY_TILES else (13, block)
-        far = workload.cold or _BYTES_PER_NNZ * workload.nnz > target.l2
+        tiles = _default_tiles(workload, target)
+        short = workload.nnz < _SHORT * workload.m
+        warm = target.isa == "avx512" and not workload.cold and tap_geometry(workload).total_tiles > 1
+        # In a network, short rows leave a kernel bound by memory, which likes neighbours better than shared columns.
+        alike = workload.pattern.density <= _SHARED_BELOW if warm else not short
         return Config.of(
             self.name,
             rows=rows,
             k_block=min(knobs[1].values, key=lambda v: abs(int(v) - block)),
-            groups=8 if rows == 6 else 2,
-            tiles=_default_tiles(workload, target),
-            order="rows",
-            prefetch="next" if far else "none",
-            # Short rows leave a kernel bound by memory, which likes neighbouring rows better than shared columns.
-            groups_of="alike" if workload.nnz >= 32 * workload.m else "neighbours",
+            groups=8 if rows == 6 else 64 if warm and short else 2,
+            tiles=tiles,
+            order="k" if warm and tiles * _tile_bytes(workload) > _MOST_OF_L2 * target.l2 else "rows",
+            prefetch="next" if workload.cold or _BYTES_PER_NNZ * workload.nnz > target.l2 // (1 + warm) else "none",
+            groups_of="alike" if alike else "neighbours",
         )
 
     def pack(
@@ -261,9 +267,13 @@ def _default_tiles(workload: Workload, target: Target) -> int:
     blocks = _tile_blocks(workload)
     if _BYTES_PER_NNZ * workload.nnz > target.l2 // 2:
         return blocks[-1] if blocks[-1] <= _FEW_TILES else _TILES_FROM_AFAR
+    return max((t for t in blocks if t * _tile_bytes(workload) <= target.l2 // 4), default=blocks[0])
+
+
+def _tile_bytes(workload: Workload) -> int:
+    """Activations that one tile reads."""
     area = math.prod(workload.conv.kernel) if workload.conv else 1
-    tile_bytes = 4 * tap_geometry(workload).lanes * workload.k // area
-    return max((t for t in blocks if t * tile_bytes <= target.l2 // 4), default=blocks[0])
+    return 4 * tap_geometry(workload).lanes * workload.k // area
 
 
 def _split_by_rows(geometry: TapGeometry, threads: int) -> bool:
