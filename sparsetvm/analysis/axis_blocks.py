@@ -1,0 +1,94 @@
+"""Along one axis: into blocks of how many lines, from which offset, do the lines of a mask fall?
+
+The lines of a row of blocks have equal masks whatever the blocks' widths are, so both axes are independent questions.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from sparsetvm.analysis.lines import Lines
+
+MAX_BLOCK = 64
+ALIKE = 0.25  # distance of lines of one block over that of random lines: strays and accidental zeros
+_SLACK = 0.02
+
+
+@dataclass(frozen=True)
+class AxisBlocks:
+    """Blocks of `size` lines; the first full block begins at `offset`.
+
+    order: (total,) permutation of the axis under which they show, None where they already do. evidence: decimal odds
+    against chance when all crossing lines are independent. hypotheses: log10 of how many were tried. groups: block
+    of each live line.
+    """
+
+    size: int
+    offset: int
+    order: np.ndarray | None
+    evidence: float
+    hypotheses: float
+    groups: np.ndarray
+
+
+def block_numbers(positions: np.ndarray, size: int, offset: int) -> np.ndarray:
+    """Number of the block that each position of an axis lies in."""
+    return np.asarray((positions - offset % size + size) // size)
+
+
+def aligned_blocks(lines: Lines) -> AxisBlocks | None:
+    """The largest blocks that a grid without a permutation shows, of any size up to 64 and at any offset.
+
+    Neighbouring lines may differ only where a block ends, so the distances are summed by position modulo the size.
+    """
+    pairs = np.flatnonzero(np.diff(lines.positions) == 1)
+    if not pairs.size or not lines.expected:
+        return None
+    distances = lines.distances(pairs, pairs + 1)
+    ends = lines.positions[pairs + 1]
+    sizes = range(2, min(MAX_BLOCK, lines.total) + 1)
+    sums = {size: _by_remainder(ends, distances, size, lines.expected) for size in sizes}
+    rests = [rest for seen, expected in sums.values() if (rest := _without_worst(seen, expected)) is not None]
+    noise = min(rests, default=1.0)
+    if noise > ALIKE:
+        return None
+    for size in reversed(sizes):
+        offset = _offset(*sums[size], noise)
+        if offset is None:
+            continue
+        groups = block_numbers(lines.positions, size, offset)
+        evidence = lines.evidence(np.arange(groups.size), groups)
+        tried = math.log10(sum(sizes))
+        return AxisBlocks(size, offset, None, evidence, tried, groups)
+    return None
+
+
+def _by_remainder(ends: np.ndarray, distances: np.ndarray, size: int, expected: float) -> tuple[np.ndarray, np.ndarray]:
+    """(seen, expected) distances of neighbours by where the second stands modulo `size`."""
+    remainder = ends % size
+    return np.bincount(remainder, distances, size), np.bincount(remainder, minlength=size) * expected
+
+
+def _without_worst(seen: np.ndarray, expected: np.ndarray) -> float | None:
+    """Seen over expected distance when a block ends at the worst remainder; None where another has no neighbours."""
+    if np.count_nonzero(expected == 0) > 1:
+        return None
+    worst = _worst(seen, expected)
+    rest = expected.sum() - expected[worst]
+    return float((seen.sum() - seen[worst]) / rest) if rest else None
+
+
+def _worst(seen: np.ndarray, expected: np.ndarray) -> int:
+    return int(np.argmax(np.where(expected > 0, seen / np.maximum(expected, 1e-9), np.inf)))
+
+
+def _offset(seen: np.ndarray, expected: np.ndarray, noise: float) -> int | None:
+    """Remainder at which blocks end when the lines are alike at all others; 0 where any would do."""
+    allowed = np.minimum(2 * noise * expected + 4 * np.sqrt(noise * expected) + _SLACK * expected, ALIKE * expected)
+    unlike = np.flatnonzero((seen > allowed) | (expected == 0))
+    if unlike.size > 1:
+        return None
+    return int(unlike[0]) if unlike.size else 0

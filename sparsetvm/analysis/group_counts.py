@@ -1,0 +1,43 @@
+"""N:M patterns along either axis."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from sparsetvm.analysis.chance import SURPRISE, log10_choices
+
+_SIZES = (2, 4, 8, 16, 32)
+_EXACT = 0.95  # share of groups that must hold n; pruned weights may hold zeros by accident
+
+
+def n_of_m(mask: np.ndarray) -> tuple[int, int] | None:
+    """(n, m) of a (lines, k) mask: (almost) every m neighbours of a line hold n non-zeros, and none holds more.
+
+    Dead lines, groups with a dead column and what is left at the end are not looked at. 2:4 is 4:8 as well: the
+    smallest m is named.
+    """
+    alive = mask.any(axis=0)
+    mask = mask[mask.any(axis=1)]
+    for size in _SIZES:
+        groups = mask.shape[1] // size
+        if not groups:
+            break
+        whole = alive[: groups * size].reshape(groups, size).all(axis=1)
+        counts = mask[:, : groups * size].reshape(-1, groups, size).sum(axis=2, dtype=np.uint8)[:, whole]
+        most = int(counts.max(initial=0))
+        if most in (0, size):
+            continue
+        exact = int(np.count_nonzero(counts == most))
+        if exact < _EXACT * counts.size or not _surprising(counts, most, exact, size):
+            continue
+        return most, size
+    return None
+
+
+def _surprising(counts: np.ndarray, most: int, exact: int, size: int) -> bool:
+    density = float(counts.mean()) / size
+    chance = math.comb(size, most) * density**most * (1.0 - density) ** (size - most)
+    odds = -exact * math.log10(chance) - log10_choices(counts.size, exact)
+    return odds - math.log10(2 * sum(_SIZES)) >= SURPRISE  # n of every size, along both axes
