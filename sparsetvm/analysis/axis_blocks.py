@@ -21,17 +21,22 @@ _SLACK = 0.02
 class AxisBlocks:
     """Blocks of `size` lines; the first full block begins at `offset`.
 
-    order: (total,) permutation of the axis under which they show, None where they already do. evidence: decimal odds
-    against chance when all crossing lines are independent. hypotheses: log10 of how many were tried. groups: block
-    of each live line.
+    order: (total,) permutation of the axis under which they show, None where they already do. hypotheses: log10 of how
+    many were tried. groups: block of each live line. alike: groups whose lines are alike, smaller or larger ones.
     """
 
+    lines: Lines
     size: int
     offset: int
     order: np.ndarray | None
-    evidence: float
     hypotheses: float
     groups: np.ndarray
+    alike: np.ndarray
+
+    def surplus(self, repeats: int) -> float:
+        """Decimal odds against chance less hypotheses, when `repeats` crossing lines go together in blocks."""
+        order = np.argsort(self.alike, kind="stable")
+        return self.lines.evidence(order, self.alike[order], repeats) - self.hypotheses
 
 
 def block_numbers(positions: np.ndarray, size: int, offset: int) -> np.ndarray:
@@ -44,14 +49,32 @@ def aligned_blocks(lines: Lines) -> AxisBlocks | None:
 
     Neighbouring lines may differ only where a block ends, so the distances are summed by position modulo the size.
     """
-    pairs = np.flatnonzero(np.diff(lines.positions) == 1)
-    if not pairs.size or not lines.expected:
+    if lines.counts.size < 2 or not lines.expected:
         return None
-    distances = lines.distances(pairs, pairs + 1)
-    ends = lines.positions[pairs + 1]
+    # Dead lines end blocks as others do, unless lines were dropped one by one: then they may stand for any.
+    return _aligned(lines, *_neighbours(lines)) or _aligned(lines, *_live_neighbours(lines))
+
+
+def _neighbours(lines: Lines) -> tuple[np.ndarray, np.ndarray, float]:
+    """(positions of the second, distances, expected distance) of all neighbouring lines."""
+    counts = np.zeros(lines.total, np.int64)
+    counts[lines.positions] = lines.counts
+    distances = counts[1:] + counts[:-1]  # right where one of both is dead
+    live, seen, expected = _live_neighbours(lines)
+    distances[live - 1] = seen
+    share = lines.counts.size / lines.total
+    return np.arange(1, lines.total), distances, share**2 * expected + 2 * share * (1 - share) * lines.counts.mean()
+
+
+def _live_neighbours(lines: Lines) -> tuple[np.ndarray, np.ndarray, float]:
+    pairs = np.flatnonzero(np.diff(lines.positions) == 1)
+    return lines.positions[pairs + 1], lines.distances(pairs, pairs + 1), lines.expected
+
+
+def _aligned(lines: Lines, ends: np.ndarray, distances: np.ndarray, expected: float) -> AxisBlocks | None:
     sizes = range(2, min(MAX_BLOCK, lines.total) + 1)
-    sums = {size: _by_remainder(ends, distances, size, lines.expected) for size in sizes}
-    rests = [rest for seen, expected in sums.values() if (rest := _without_worst(seen, expected)) is not None]
+    sums = {size: _by_remainder(ends, distances, size, expected) for size in sizes}
+    rests = [rest for seen, usual in sums.values() if (rest := _without_worst(seen, usual)) is not None]
     noise = min(rests, default=1.0)
     if noise > ALIKE:
         return None
@@ -60,9 +83,7 @@ def aligned_blocks(lines: Lines) -> AxisBlocks | None:
         if offset is None:
             continue
         groups = block_numbers(lines.positions, size, offset)
-        evidence = lines.evidence(np.arange(groups.size), groups)
-        tried = math.log10(sum(sizes))
-        return AxisBlocks(size, offset, None, evidence, tried, groups)
+        return AxisBlocks(lines, size, offset, None, math.log10(2 * sum(sizes)), groups, groups)
     return None
 
 

@@ -6,6 +6,9 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 
+import numpy as np
+from scipy.special import gammaln
+
 # Odds that a structure must have after all hypotheses that were tried are taken off.
 SURPRISE = 6.0
 
@@ -26,9 +29,10 @@ def too_few(trials: float, seen: float, rate: float) -> float:
     return trials * divergence / math.log(10)
 
 
-def log10_choices(size: int, chosen: int) -> float:
-    """log10 of the ways to choose some of `size` things."""
-    return (math.lgamma(size + 1) - math.lgamma(chosen + 1) - math.lgamma(size - chosen + 1)) / math.log(10)
+def log10_choices(size: float, chosen: np.ndarray | float) -> np.ndarray:
+    """log10 of the ways to choose `chosen` (any shape) of `size` things."""
+    ways = gammaln(size + 1.0) - gammaln(np.add(chosen, 1.0)) - gammaln(np.subtract(size, chosen) + 1.0)
+    return np.asarray(ways / math.log(10))
 
 
 def log10_partitions(sizes: Iterable[int]) -> float:

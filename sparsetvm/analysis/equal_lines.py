@@ -28,16 +28,28 @@ def hidden_blocks(lines: Lines) -> AxisBlocks | None:
     labels, exact = _groups(lines)
     sizes = np.bincount(labels)
     dead = lines.total - lines.counts.size
-    size = _block_size(sizes, dead, 0 if exact else math.ceil(_MISSED * lines.total))
+    missed = 0 if exact else math.ceil(_MISSED * lines.total)
+    # Without dead lines first: as they may stand for any, they make larger blocks than there are.
+    size = _block_size(sizes, 0, missed)
+    if size < 2:
+        size = _block_size(sizes, dead, missed)
     if size < 2:
         return None
     order, offset = _arrange(lines, labels, size)
     rank = np.empty(lines.total, np.int64)
     rank[order] = np.arange(lines.total)
-    grouped = np.argsort(labels, kind="stable")
-    evidence = lines.evidence(grouped, labels[grouped])
     groups = block_numbers(rank[lines.positions], size, offset)
-    return AxisBlocks(size, offset, order, evidence, log10_partitions(sizes.tolist()), groups)
+    return AxisBlocks(lines, size, offset, order, _hypotheses(lines, labels, exact), groups, labels)
+
+
+def _hypotheses(lines: Lines, labels: np.ndarray, exact: bool) -> float:
+    """log10 of the ways to group the lines; equal ones have as many non-zeros each."""
+    sizes = np.bincount(labels)
+    if not exact:
+        return log10_partitions(sizes.tolist())
+    counts = np.zeros(sizes.size, np.int64)
+    counts[labels] = lines.counts
+    return sum(log10_partitions(sizes[counts == count].tolist()) for count in np.unique(counts))
 
 
 def _groups(lines: Lines) -> tuple[np.ndarray, bool]:

@@ -39,5 +39,5 @@ def n_of_m(mask: np.ndarray) -> tuple[int, int] | None:
 def _surprising(counts: np.ndarray, most: int, exact: int, size: int) -> bool:
     density = float(counts.mean()) / size
     chance = math.comb(size, most) * density**most * (1.0 - density) ** (size - most)
-    odds = -exact * math.log10(chance) - log10_choices(counts.size, exact)
+    odds = -exact * math.log10(chance) - float(log10_choices(counts.size, exact))
     return odds - math.log10(2 * sum(_SIZES)) >= SURPRISE  # n of every size, along both axes

@@ -136,17 +136,26 @@ def _blocks(
     mask: np.ndarray, per_row: np.ndarray, per_column: np.ndarray, nnz: int
 ) -> tuple[AxisBlocks | None, AxisBlocks | None, int] | None:
     """(blocks of rows, blocks of columns, strays); an axis is None where single lines are kept."""
-    live_rows, live_columns = _live(per_row), _live(per_column)
+    every = np.flatnonzero(per_row), np.flatnonzero(per_column)
+    found = _blocks_among(mask, *every, nnz)
+    fuller = _live(per_row), _live(per_column)
+    # Lines with strays only are as good as dead, yet a thin line may be a part of a block at the edge.
+    if found is None and (fuller[0].size, fuller[1].size) != (every[0].size, every[1].size):
+        found = _blocks_among(mask, *fuller, nnz)
+    return found
+
+
+def _blocks_among(
+    mask: np.ndarray, live_rows: np.ndarray, live_columns: np.ndarray, nnz: int
+) -> tuple[AxisBlocks | None, AxisBlocks | None, int] | None:
     core = mask[live_rows][:, live_columns]
     rows = _axis(lines_of(core, live_rows, mask.shape[0]))
     columns = _axis(lines_of(np.ascontiguousarray(core.T), live_columns, mask.shape[1]))
-    for pair in ((rows, columns), (rows, None), (None, columns)):
-        if not _surprising(*pair):
-            continue
-        inside = _inside(core, *pair, nnz)
-        if inside is not None:
-            return *pair, nnz - inside
-    return None
+    rows, columns = _surprising(rows, columns)
+    if rows is None and columns is None:
+        return None
+    inside = _inside(core, rows, columns, nnz)
+    return None if inside is None else (rows, columns, nnz - inside)
 
 
 def _live(counts: np.ndarray) -> np.ndarray:
@@ -156,16 +165,22 @@ def _live(counts: np.ndarray) -> np.ndarray:
 
 def _axis(lines: Lines) -> AxisBlocks | None:
     aligned = aligned_blocks(lines)
-    if aligned and aligned.evidence - aligned.hypotheses >= SURPRISE:
+    if aligned and aligned.surplus(1) >= SURPRISE:
         return aligned
     return hidden_blocks(lines)
 
 
-def _surprising(rows: AxisBlocks | None, columns: AxisBlocks | None) -> bool:
-    """Each axis must be beyond chance given the other: in blocks of c columns only every c-th bit says anything."""
-    pairs = ((rows, columns.size if columns else 1), (columns, rows.size if rows else 1))
-    found = [(axis, repeats) for axis, repeats in pairs if axis]
-    return bool(found) and all(axis.evidence / repeats - axis.hypotheses >= SURPRISE for axis, repeats in found)
+def _surprising(
+    rows: AxisBlocks | None, columns: AxisBlocks | None
+) -> tuple[AxisBlocks | None, AxisBlocks | None]:
+    """What is beyond chance of both, each given the other: in blocks of c columns only every c-th bit says anything."""
+    if rows and columns:
+        surplus = rows.surplus(columns.size), columns.surplus(rows.size)
+        if min(surplus) >= SURPRISE:
+            return rows, columns
+        rows, columns = (rows, None) if surplus[0] > surplus[1] else (None, columns)
+    kept = rows or columns
+    return (rows, columns) if kept and kept.surplus(1) >= SURPRISE else (None, None)
 
 
 def _inside(core: np.ndarray, rows: AxisBlocks | None, columns: AxisBlocks | None, nnz: int) -> int | None:
