@@ -15,6 +15,7 @@ from sparsetvm.analysis.lines import Lines
 MAX_BLOCK = 64
 ALIKE = 0.25  # distance of lines of one block over that of random lines: strays and accidental zeros
 _SLACK = 0.02
+_CHOICES = 16  # crossing blocks that blocks under a permutation need
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,9 @@ class AxisBlocks:
 
     def surplus(self, repeats: int) -> float:
         """Decimal odds against chance less hypotheses, when `repeats` crossing lines go together in blocks."""
+        # Among few different lines many are alike, and how many depends on more than the model of chance knows.
+        if self.order is not None and self.lines.choices < _CHOICES * repeats:
+            return -math.inf
         order = np.argsort(self.alike, kind="stable")
         return self.lines.evidence(order, self.alike[order], repeats) - self.hypotheses
 

@@ -12,12 +12,14 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from sparsetvm.analysis.axis_blocks import ALIKE, MAX_BLOCK, AxisBlocks, block_numbers
+from sparsetvm.analysis.axis_blocks import MAX_BLOCK, AxisBlocks, block_numbers
 from sparsetvm.analysis.chance import log10_partitions
 from sparsetvm.analysis.lines import Lines
 
 _ROUNDS = 24
 _MISSED = 0.02  # share of lines that need not find their group when there are strays
+_UNLIKE = 0.1  # most that lines of one group differ, of what both hold
+_MARGIN = 1.25  # what real masks are more alike than random ones, in log odds
 _COMPLETE = 0.15  # share of lines in groups without a dead line that a block size needs
 
 
@@ -39,7 +41,7 @@ def hidden_blocks(lines: Lines) -> AxisBlocks | None:
     rank = np.empty(lines.total, np.int64)
     rank[order] = np.arange(lines.total)
     groups = block_numbers(rank[lines.positions], size, offset)
-    return AxisBlocks(lines, size, offset, order, _hypotheses(lines, labels, exact), groups, labels)
+    return AxisBlocks(lines, size, offset, order, _MARGIN * _hypotheses(lines, labels, exact), groups, labels)
 
 
 def _hypotheses(lines: Lines, labels: np.ndarray, exact: bool) -> float:
@@ -77,8 +79,10 @@ def _alike(lines: Lines, sample: np.ndarray | None) -> tuple[np.ndarray, np.ndar
     order = np.argsort(hashes, kind="stable")
     same = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
     first, second = live[order[same]], live[order[same + 1]]
-    # A tenth of the bits of the lighter line, one at least, may be strays or lack.
-    most = ALIKE * np.minimum(lines.counts[first] + lines.counts[second], lines.expected) if sample is not None else 0
+    most = np.zeros(first.size)
+    if sample is not None:
+        both = lines.counts[first] + lines.counts[second]
+        most = np.maximum(_UNLIKE * np.minimum(both, lines.expected), 1.0)
     alike = lines.distances(first, second) <= most
     return first[alike], second[alike]
 

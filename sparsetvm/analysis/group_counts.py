@@ -9,6 +9,7 @@ import numpy as np
 from sparsetvm.analysis.chance import SURPRISE, log10_choices
 
 _SIZES = (2, 4, 8, 16, 32)
+_ITERATIONS = 50
 _EXACT = 0.95  # share of groups that must hold n; pruned weights may hold zeros by accident
 
 
@@ -37,7 +38,15 @@ def n_of_m(mask: np.ndarray) -> tuple[int, int] | None:
 
 
 def _surprising(counts: np.ndarray, most: int, exact: int, size: int) -> bool:
-    density = float(counts.mean()) / size
-    chance = math.comb(size, most) * density**most * (1.0 - density) ** (size - most)
-    odds = -exact * math.log10(chance) - float(log10_choices(counts.size, exact))
+    share = float(counts.mean()) / size
+    width = counts.shape[1] * size
+    density = share
+    # Lines without a non-zero were left out, so a random mask has fewer than those that are left.
+    for _ in range(_ITERATIONS):
+        density = share * (1.0 - (1.0 - density) ** width)
+    if density < 1e-9:  # every line holds one: what a live line must
+        return False
+    live = -math.expm1(width * math.log1p(-density))
+    chance = math.comb(size, most) * density**most * (1.0 - density) ** (size - most) / live ** (1.0 / counts.shape[1])
+    odds = -exact * math.log10(min(chance, 1.0)) - float(log10_choices(counts.size, exact))
     return odds - math.log10(2 * sum(_SIZES)) >= SURPRISE  # n of every size, along both axes

@@ -60,7 +60,7 @@ class Lines:
 
     def _choice(self, counts: np.ndarray, apart: np.ndarray, repeats: int) -> float:
         choices = self.choices / repeats
-        kept = np.minimum(counts / repeats, choices / 2)
+        kept = np.clip(np.minimum(counts, self.bits - counts) / repeats, 0.0, choices / 2)
         digits = log10_choices(choices, kept) - log10_choices(self.choices, np.minimum(apart, self.choices / 2))
         return float(np.maximum(digits, 0.0).sum())
 

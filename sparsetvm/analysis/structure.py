@@ -125,7 +125,8 @@ def _whole_lines(
     inside = int(np.count_nonzero(mask[rows][:, columns]))
     if inside < _FULL * area or inside < _INSIDE * nnz:
         return None
-    odds = too_few(area, area - inside, 1.0 - nnz / mask.size)
+    # A non-zero of each row and column is what makes it a live one.
+    odds = too_few(area - sum(live), area - inside, 1.0 - nnz / mask.size)
     tried = log10_choices(rows.size, live[0]) + log10_choices(columns.size, live[1])
     if odds - tried < SURPRISE:
         return None
