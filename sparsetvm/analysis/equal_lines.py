@@ -12,7 +12,7 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from sparsetvm.analysis.axis_blocks import MAX_BLOCK, AxisBlocks, block_numbers
+from sparsetvm.analysis.axis_blocks import ALIKE, MAX_BLOCK, AxisBlocks, block_numbers
 from sparsetvm.analysis.chance import log10_partitions
 from sparsetvm.analysis.lines import Lines
 
@@ -20,6 +20,8 @@ _ROUNDS = 24
 _MISSED = 0.02  # share of lines that need not find their group when there are strays
 _UNLIKE = 0.1  # most that lines of one group differ, of what both hold
 _MARGIN = 1.25  # what real masks are more alike than random ones, in log odds
+_ALONE = 0.1  # share of lines without a partner up to which the nearest line is looked for
+_COMPARISONS = 1 << 25  # words that may be compared for it
 _COMPLETE = 0.15  # share of lines in groups without a dead line that a block size needs
 
 
@@ -33,7 +35,8 @@ def hidden_blocks(lines: Lines) -> AxisBlocks | None:
     missed = 0 if exact else math.ceil(_MISSED * lines.total)
     # Without dead lines first: as they may stand for any, they make larger blocks than there are.
     size = _block_size(sizes, 0, missed)
-    if size < 2:
+    filled = size < 2
+    if filled:
         size = _block_size(sizes, dead, missed)
     if size < 2:
         return None
@@ -41,7 +44,7 @@ def hidden_blocks(lines: Lines) -> AxisBlocks | None:
     rank = np.empty(lines.total, np.int64)
     rank[order] = np.arange(lines.total)
     groups = block_numbers(rank[lines.positions], size, offset)
-    return AxisBlocks(lines, size, offset, order, _MARGIN * _hypotheses(lines, labels, exact), groups, labels)
+    return AxisBlocks(lines, size, offset, order, _MARGIN * _hypotheses(lines, labels, exact), groups, labels, filled)
 
 
 def _hypotheses(lines: Lines, labels: np.ndarray, exact: bool) -> float:
@@ -66,7 +69,25 @@ def _groups(lines: Lines) -> tuple[np.ndarray, bool]:
     share = min(0.5, (math.log(lines.counts.size) + 2.0) / lines.expected)
     shape = lines.words.shape[1] * 64
     samples = (np.packbits(rng.random(shape) < share).view(np.uint64) for _ in range(_ROUNDS))
-    return _joined(lines, [_alike(lines, sample) for sample in samples]), False
+    pairs = [_alike(lines, sample) for sample in samples]
+    labels = _joined(lines, pairs)
+    alone = np.flatnonzero(np.bincount(labels)[labels] == 1)
+    if alone.size <= _ALONE * labels.size and alone.size * lines.words.size <= _COMPARISONS:
+        labels = _joined(lines, [*pairs, _nearest(lines, alone)])
+    return labels, False
+
+
+def _nearest(lines: Lines, alone: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each of the given lines with the line that it is most alike, if it is at all."""
+    everyone = np.arange(lines.counts.size)
+    partners = []
+    for line in alone:
+        distances = lines.distances(np.full_like(everyone, line), everyone)
+        distances[line] = np.iinfo(np.int64).max
+        partners.append(int(np.argmin(distances)))
+    partner = np.array(partners, np.int64)
+    alike = lines.distances(alone, partner) <= ALIKE * (lines.counts[alone] + lines.counts[partner])
+    return alone[alike], partner[alike]
 
 
 def _alike(lines: Lines, sample: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
@@ -108,7 +129,7 @@ def _block_size(sizes: np.ndarray, dead: int, missed: int) -> int:
 
 
 def _arrange(lines: Lines, labels: np.ndarray, size: int) -> tuple[np.ndarray, int]:
-    """(order, offset): complete groups in the order of their first line, completed by dead lines, others at the ends."""
+    """(order, offset): groups by their first line, completed by dead lines; incomplete ones at the ends."""
     live = np.zeros(lines.total, bool)
     live[lines.positions] = True
     dead = np.flatnonzero(~live).tolist()

@@ -25,8 +25,8 @@ def n_of_m(mask: np.ndarray) -> tuple[int, int] | None:
         groups = mask.shape[1] // size
         if not groups:
             break
-        whole = alive[: groups * size].reshape(groups, size).all(axis=1)
-        counts = mask[:, : groups * size].reshape(-1, groups, size).sum(axis=2, dtype=np.uint8)[:, whole]
+        whole = np.asarray(alive[: groups * size].reshape(groups, size).all(axis=1))
+        counts: np.ndarray = mask[:, : groups * size].reshape(-1, groups, size)[:, whole].sum(axis=2, dtype=np.uint8)
         most = int(counts.max(initial=0))
         if most in (0, size):
             continue

@@ -33,7 +33,7 @@ class Lines:
     def distances(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """In how many bits each line of `first` differs from the line of `second` (indices)."""
         different = self.words[first] ^ self.words[second]
-        return _ONES[different.view(np.uint16)].sum(axis=1, dtype=np.int64)
+        return np.asarray(_ONES[different.view(np.uint16)].sum(axis=1, dtype=np.int64))
 
     @property
     def expected(self) -> float:
@@ -61,7 +61,7 @@ class Lines:
     def _choice(self, counts: np.ndarray, apart: np.ndarray, repeats: int) -> float:
         choices = self.choices / repeats
         kept = np.clip(np.minimum(counts, self.bits - counts) / repeats, 0.0, choices / 2)
-        digits = log10_choices(choices, kept) - log10_choices(self.choices, np.minimum(apart, self.choices / 2))
+        digits = log10_choices(choices, kept) - log10_choices(choices, np.minimum(apart / repeats, choices / 2))
         return float(np.maximum(digits, 0.0).sum())
 
 

@@ -171,15 +171,15 @@ def _axis(lines: Lines) -> AxisBlocks | None:
     return hidden_blocks(lines)
 
 
-def _surprising(
-    rows: AxisBlocks | None, columns: AxisBlocks | None
-) -> tuple[AxisBlocks | None, AxisBlocks | None]:
+def _surprising(rows: AxisBlocks | None, columns: AxisBlocks | None) -> tuple[AxisBlocks | None, AxisBlocks | None]:
     """What is beyond chance of both, each given the other: in blocks of c columns only every c-th bit says anything."""
     if rows and columns:
         surplus = rows.surplus(columns.size), columns.surplus(rows.size)
         if min(surplus) >= SURPRISE:
             return rows, columns
-        rows, columns = (rows, None) if surplus[0] > surplus[1] else (None, columns)
+        # Blocks that need dead lines are the likelier to be an echo of those of the other axis.
+        better = (not rows.filled, surplus[0]) > (not columns.filled, surplus[1])
+        rows, columns = (rows, None) if better else (None, columns)
     kept = rows or columns
     return (rows, columns) if kept and kept.surplus(1) >= SURPRISE else (None, None)
 
