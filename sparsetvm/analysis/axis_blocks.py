@@ -14,6 +14,7 @@ from sparsetvm.analysis.lines import Lines
 
 MAX_BLOCK = 64
 ALIKE = 0.25  # distance of lines of one block over that of random lines: strays and accidental zeros
+_STRICT = 0.1  # the same where dead lines are lines as others
 _SLACK = 0.02
 _DRIFT = 0.002
 _CHOICES = 16  # crossing blocks that blocks under a permutation need
@@ -59,7 +60,7 @@ def aligned_blocks(lines: Lines) -> AxisBlocks | None:
     if lines.counts.size < 2 or not lines.expected:
         return None
     # Dead lines end blocks as others do, unless lines were dropped one by one: then they may stand for any.
-    return _aligned(lines, *_neighbours(lines)) or _aligned(lines, *_live_neighbours(lines))
+    return _aligned(lines, *_neighbours(lines), _STRICT) or _aligned(lines, *_live_neighbours(lines), ALIKE)
 
 
 def _neighbours(lines: Lines) -> tuple[np.ndarray, np.ndarray, float]:
@@ -78,12 +79,14 @@ def _live_neighbours(lines: Lines) -> tuple[np.ndarray, np.ndarray, float]:
     return lines.positions[pairs + 1], lines.distances(pairs, pairs + 1), lines.expected
 
 
-def _aligned(lines: Lines, ends: np.ndarray, distances: np.ndarray, expected: float) -> AxisBlocks | None:
+def _aligned(
+    lines: Lines, ends: np.ndarray, distances: np.ndarray, expected: float, noisiest: float
+) -> AxisBlocks | None:
     sizes = range(2, min(MAX_BLOCK, lines.total) + 1)
     sums = {size: _by_remainder(ends, distances, size, expected) for size in sizes}
     rests = [rest for seen, usual in sums.values() if (rest := _without_worst(seen, usual)) is not None]
     noise = min(rests, default=1.0)
-    if noise > ALIKE:
+    if noise > noisiest:
         return None
     for size in reversed(sizes):
         offset = _offset(*sums[size], noise)

@@ -19,13 +19,13 @@ def n_of_m(mask: np.ndarray) -> tuple[int, int] | None:
     Dead lines, groups with a dead column and what is left at the end are not looked at. 2:4 is 4:8 as well: the
     smallest m is named.
     """
-    alive = mask.any(axis=0)
+    alive = np.asarray(mask.any(axis=0))
     mask = mask[mask.any(axis=1)]
     for size in _SIZES:
         groups = mask.shape[1] // size
         if not groups:
             break
-        whole = np.asarray(alive[: groups * size].reshape(groups, size).all(axis=1))
+        whole = np.flatnonzero(alive[: groups * size].reshape(groups, size).all(axis=1))
         counts: np.ndarray = mask[:, : groups * size].reshape(-1, groups, size)[:, whole].sum(axis=2, dtype=np.uint8)
         most = int(counts.max(initial=0))
         if most in (0, size):

@@ -79,7 +79,7 @@ class Structure:
 
 
 def find_structure(weight: np.ndarray) -> Structure:
-    """Structure of an (m, k) weight. On one core about 0.2 s for 1024 x 1024 and 2 s for 4096 x 4096.
+    """Structure of an (m, k) weight. On one core about 0.1 s for 1024 x 1024 and 1 to 3 s for 4096 x 4096.
 
     Whole rows and columns go before blocks, blocks before N:M, and what needs no permutation before what needs one. Of
     the block sizes that hold everywhere the largest is named.
@@ -141,9 +141,15 @@ def _blocks(
     found = _blocks_among(mask, *every, nnz)
     fuller = _live(per_row), _live(per_column)
     # Lines with strays only are as good as dead, yet a thin line may be a part of a block at the edge.
-    if found is None and (fuller[0].size, fuller[1].size) != (every[0].size, every[1].size):
-        found = _blocks_among(mask, *fuller, nnz)
+    if (found is None or found[2]) and (fuller[0].size, fuller[1].size) != (every[0].size, every[1].size):
+        second = _blocks_among(mask, *fuller, nnz)
+        return max(filter(None, (found, second)), key=_worth, default=None)
     return found
+
+
+def _worth(found: tuple[AxisBlocks | None, AxisBlocks | None, int]) -> tuple[int, int]:
+    rows, columns, strays = found
+    return (rows.size if rows else 1) * (columns.size if columns else 1), -strays
 
 
 def _blocks_among(

@@ -60,6 +60,13 @@ def test_dead_rows_do_not_hide_blocks(block: tuple[int, int], way: str) -> None:
     assert found.dead_rows >= 25
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_dead_rows_that_hold_strays_do_not_hide_blocks(way: str) -> None:
+    case = Case((384, 320), (4, 4), 0.8, way, strays=0.02, dead=0.1, seed=len(way))
+    weight, strays = make(case)
+    assert wrong(case, weight, strays, find_structure(weight)) == ""
+
+
 @pytest.mark.parametrize(("n", "m"), [(1, 2), (2, 4), (1, 4), (4, 8), (2, 8), (1, 8), (3, 16)])
 def test_n_of_m_is_found_along_both_axes(n: int, m: int) -> None:
     weight = n_of_m(np.random.default_rng(n * m), (128, 192), n, m)
