@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from sparsetvm.analysis.roofline import WORTH_IT, break_even_sparsity, expected_speedup
+from sparsetvm.analysis.structure import find_structure
 from sparsetvm.core.graph import SPARSETVM_DOMAIN, Graph
+from sparsetvm.core.pattern import PatternSummary
 from sparsetvm.core.results import LayerReport
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
@@ -14,11 +18,14 @@ from sparsetvm.core.workload import Workload
 def inspect_layers(graph: Graph, workloads: Mapping[str, Workload], target: Target) -> list[LayerReport]:
     """One report per layer node that has a workload, in the graph's order; workloads are keyed by node name."""
     nodes = (node for node in graph.nodes if node.domain == SPARSETVM_DOMAIN and node.name in workloads)
-    return [inspect_layer(node.name, workloads[node.name], target) for node in nodes]
+    return [inspect_layer(node.name, workloads[node.name], target, node.attrs.get("weight")) for node in nodes]
 
 
-def inspect_layer(name: str, workload: Workload, target: Target) -> LayerReport:
-    """Report of one layer. The expected speed-up of a layer that stays dense is 1."""
+def inspect_layer(name: str, workload: Workload, target: Target, weight: np.ndarray | None = None) -> LayerReport:
+    """Report of one layer. The expected speed-up of a layer that stays dense is 1.
+
+    weight: the (m, k) weight; without it nothing is said about structure beyond the workload's pattern.
+    """
     pattern = workload.pattern
     speedup = expected_speedup(workload, target)
     if pattern.kind == "dense":
@@ -40,7 +47,19 @@ def inspect_layer(name: str, workload: Workload, target: Target) -> LayerReport:
         expected_speedup=speedup if sparse else 1.0,
         verdict="sparse" if sparse else "dense",
         reason=reason,
+        structure=beyond_pattern(workload.pattern, weight) if weight is not None else "",
     )
+
+
+def beyond_pattern(pattern: PatternSummary, weight: np.ndarray) -> str:
+    """What the structure of an (m, k) weight is where its pattern, which kernels are chosen by, says less; else ""."""
+    if pattern.kind not in ("unstructured", "block"):
+        return ""
+    found = find_structure(weight)
+    if found.kind in ("dense", "unstructured"):
+        return ""
+    same = found.block == pattern.block and found.row_permutation is None and found.column_permutation is None
+    return "" if same and found.kind == "block" else found.explain()
 
 
 def _not_pruned(sparsity: float) -> str:

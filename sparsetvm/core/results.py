@@ -24,7 +24,8 @@ class LayerReport(msgspec.Struct, kw_only=True):
     """One constant-weight layer as `inspect` sees it.
 
     shape: of the workload in words; sparsity: share of zeros in [0, 1]; pattern: see PatternSummary.describe;
-    expected_speedup: over dense, from the roofline; verdict: "sparse" or "dense"; reason: why, in one sentence.
+    expected_speedup: over dense, from the roofline; verdict: "sparse" or "dense"; reason: why, in one sentence;
+    structure: what the pattern does not say (find_structure), "" where it says all.
     """
 
     name: str
@@ -38,6 +39,7 @@ class LayerReport(msgspec.Struct, kw_only=True):
     expected_speedup: float
     verdict: str
     reason: str
+    structure: str = ""
 
 
 class InspectReport(Result, kw_only=True):

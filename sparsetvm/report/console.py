@@ -72,7 +72,9 @@ def _say(out: Console, text: str) -> None:
 
 
 def print_inspect(report: InspectReport) -> None:
-    """One row per layer; why dense layers stay dense stands below the table, one line per reason."""
+    """One row per layer; why dense layers stay dense stands below the table, one line per reason,
+    and structure that the pattern does not show.
+    """
     out = console()
     rows = [
         (
@@ -96,6 +98,9 @@ def print_inspect(report: InspectReport) -> None:
     for reason, names in reasons.items():
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         _say(out, f"{names[0]}{more}: {reason}")
+    for layer in report.layers:
+        if layer.structure:
+            _say(out, f"{layer.name}: {layer.structure} (kernels are chosen for: {layer.pattern})")
     sparse = sum(layer.verdict == "sparse" for layer in report.layers)
     _say(out, f"{sparse} of {len(report.layers)} layers would run sparse")
     for note in report.notes:
