@@ -57,9 +57,7 @@ class DenseTf32(Template):
 
     def default(self, workload: Workload, target: Target) -> Config:
         """The config with the fewest estimated cycles of the multiprocessor that has the most blocks."""
-        configs = list(self.space(workload, target))
-        costs = [_cost(_tiles(config), workload, target) for config in configs]
-        return configs[costs.index(min(costs))]
+        return min(self.space(workload, target), key=lambda config: self.estimate(workload, config, target))
 
     def estimate(self, workload: Workload, config: Config, target: Target) -> float:
         return _cost(_tiles(config), workload, target)

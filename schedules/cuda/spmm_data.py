@@ -111,7 +111,7 @@ class SpmmData(Template):
         view, meta = knobs.windows, packed.meta
         single = meta["chunks"] == 1
         start, reach = (int(v) for v in view.starts[0])
-        before, after = border_sizes(g)
+        before, after = g.border
         defines = (
             ("SP_NT", knobs.nt),
             ("SP_C", knobs.c),
@@ -186,14 +186,6 @@ def _pack_that_fits(weight: np.ndarray, geometry: FlatGeometry, shape: Shape, ta
         if channels == 1 or shared_bytes(shape, chunk_rows, stream.block_bytes, chunks) <= target.shared:
             return stream, chunk_rows
         channels = -(-channels // 2)
-
-
-def border_sizes(geometry: FlatGeometry) -> tuple[int, int]:
-    """Floats of zeros in front of position 0 and behind the last position of an output plane."""
-    if not geometry.borders:
-        return 0, 0
-    (first, stop), (start, end) = geometry.borders
-    return stop - first, end - start
 
 
 def _regular(geometry: FlatGeometry) -> bool:

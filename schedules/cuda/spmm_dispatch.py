@@ -24,7 +24,7 @@ from sparsetvm.schedules.base import Packed, Template
 from sparsetvm.schedules.cuda.epilogue import bias_array, epilogue_defines
 from sparsetvm.schedules.cuda.geometry import flat_geometry
 from sparsetvm.schedules.cuda.launch import Launch
-from sparsetvm.schedules.cuda.spmm_data import SpmmData, border_sizes
+from sparsetvm.schedules.cuda.spmm_data import SpmmData
 from sparsetvm.schedules.cuda.spmm_data_model import CLUSTERED
 from sparsetvm.schedules.cuda.windows import aligned_rows
 
@@ -97,7 +97,7 @@ class SpmmDispatch(Template):
         g, meta, shape = flat_geometry(workload), packed.meta, Shape.of(config)
         shape = replace(shape, chunk=meta["chunk"])
         stages = shape.stages(meta["block_bytes"], meta["chunks"], target)
-        before, after = border_sizes(g)
+        before, after = g.border
         text = f'#define SP_DISPATCH {dispatch_loop(shape.rows, shape.c)}\n#include "spmm_dispatch.cuh"\n'
         defines = (
             *(("SP_C", shape.c), ("SP_R", shape.rows), ("SP_WARPS", shape.warps), ("SP_CHUNK", shape.chunk)),

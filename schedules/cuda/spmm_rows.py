@@ -185,7 +185,7 @@ def _cost(shape: _Shape, workload: Workload, target: Target) -> float:
 
 def _scalars(g: FlatGeometry, k: int, column_tiles: int, deal: Dealing) -> tuple[int, ...]:
     """The scalars of spmm_rows.cu."""
-    before, after = (g.y0, g.borders[1][1] - g.borders[1][0]) if g.borders else (0, 0)
+    before, after = g.border
     first = min(int(t.min()) for t in g.taps)
     return (
         *(column_tiles, deal.rows, k, deal.part_columns(k), g.x0 + first, g.x_batch, g.x_row),
