@@ -75,6 +75,13 @@ def supports_taps(workload: Workload) -> bool:
     return readable and whole and len(grids) == 1
 
 
+def strip_rows(workload: Workload) -> tuple[int, ...]:
+    """How many neighbouring rows can be one strip without reading zeros: 1, and what divides the height of blocks."""
+    height = workload.pattern.block[0] if workload.pattern.kind == "block" else 1
+    of_group = workload.m // (workload.conv.groups if workload.conv else 1)
+    return tuple(r for r in (1, 2, 4, 8, 16) if height % r == 0 and of_group % r == 0)
+
+
 def tap_geometry(workload: Workload) -> TapGeometry:
     """Geometry of a workload for which `supports_taps` holds."""
     lin, lout = workload.layout_in, workload.layout_out

@@ -21,7 +21,7 @@ import numpy as np
 from sparsetvm.schedules.base import Packed, Template
 from sparsetvm.schedules.x86.arguments import initial_sums, layer_args
 from sparsetvm.schedules.x86.epilogue import activate_in_place, zero_borders
-from sparsetvm.schedules.x86.geometry import TapGeometry, supports_taps, tap_geometry
+from sparsetvm.schedules.x86.geometry import TapGeometry, strip_rows, supports_taps, tap_geometry
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.target import Target
@@ -41,6 +41,7 @@ _TILES_FROM_AFAR, _FEW_TILES = 8, 16  # of a block when the code is far away; al
 _MANY_TILES = 64
 _SHORT_ROWS = 16  # non-zeros
 _BYTES_PER_NNZ = 14  # of code and weights, about
+_STRIPS_IN_DATA = 4  # rows of blocks from which on pattern_data, in strips of them, is the faster one
 # Defaults of layers that run warm, from tuning 25 products on a Zen 5: non-zeros of a row under which all row groups
 # are one piece; density up to which rows that share columns are grouped; share of L2 from which K blocks go outermost.
 _SHORT, _SHARED_BELOW, _MOST_OF_L2 = 32, 0.15, 0.7
@@ -59,6 +60,8 @@ class PatternCode(Template):
         return workload.pattern.kind != "dense" and 0 < workload.nnz <= _MAX_NNZ and supports_taps(workload)
 
     def preferred(self, workload: Workload, target: Target) -> bool:
+        if strip_rows(workload)[-1] >= _STRIPS_IN_DATA:
+            return False
         # With 16 registers few rows share a load, and both ways are bound by loads: code wins where rows are short.
         return target.isa == "avx512" or workload.nnz < _SHORT_ROWS * workload.m
 

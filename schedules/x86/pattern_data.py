@@ -2,10 +2,12 @@
 
     for K block: for tile block (NR vectors):       # KB * NR vectors of X stay in L1
         for rows of equal length: for non-zeros: NR FMAs
+        or, in a pattern of blocks, for strips of R rows: for columns that they use: R * NR FMAs on NR loads of X
 
 Requires: layouts that `supports_taps`. Runs on AVX-512 and AVX2. Rows of a K block are sorted by length
-(formats/bucketed_csr.py says why). Bound by the loads of X: about 70 % of what code reaches on L1-resident tiles, but
-its 8 bytes per non-zero win where code would be used too few times.
+(formats/bucketed_csr.py says why). Single rows are bound by the loads of X: about 70 % of what code reaches on
+L1-resident tiles, but their 8 bytes per non-zero win where code would be used too few times. Strips of 4 or 8 rows reach
+90 % of the FMA peak, which code cannot: it needs an instruction, fetched from L2, for what is a turn of a loop here.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import numpy as np
 from sparsetvm.schedules.base import Packed, Template
 from sparsetvm.schedules.x86.arguments import initial_sums, layer_args
 from sparsetvm.schedules.x86.epilogue import finish_vector, zero_borders
-from sparsetvm.schedules.x86.geometry import TapGeometry, supports_taps, tap_geometry
+from sparsetvm.schedules.x86.geometry import TapGeometry, strip_rows, supports_taps, tap_geometry
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.target import Target
@@ -28,6 +30,8 @@ from sparsetvm.space.space import Space
 # Outputs of this size, and residuals, come from beyond L2 when they are needed.
 _FAR_BYTES = 1 << 19
 _NON_ZEROS_AHEAD = 160  # about what a line from memory takes, at nr = 8
+# Measured on a Zen 5, 1024 x 1024 and 128 columns: rows of a strip; columns in which it should have weights in a K block.
+_DEFAULT_ROWS, _COLUMNS_OF_A_STRIP = 8, 50
 
 
 class PatternData(Template):
@@ -41,28 +45,35 @@ class PatternData(Template):
 
     def space(self, workload: Workload, target: Target) -> Space:
         blocks = tuple(b for b in (64, 128, 256, 512, 1024) if b < workload.k)
-        return Space(
-            self.name,
-            (
-                Ordered("nr", (1, 2, 3, 4, 6, 7, 8)),
-                Ordered("k_block", (*blocks, workload.k)),
-                Ordered("unroll", (1, 2, 4)),
-            ),
+        knobs = (
+            Ordered("nr", (1, 2, 3, 4, 6, 7, 8)),
+            Ordered("k_block", (*blocks, workload.k)),
+            Ordered("unroll", (1, 2, 4)),
         )
+        strips = strip_rows(workload)
+        # Patterns without strips keep the space that their records are of.
+        return Space(self.name, (*knobs, Ordered("rows", strips)) if len(strips) > 1 else knobs)
 
     def default(self, workload: Workload, target: Target) -> Config:
         tiles = tap_geometry(workload).tiles
+        strips = strip_rows(workload)
         widths = (4, 3, 2, 1) if target.registers == 32 else (8, 7, 6, 4, 3, 2, 1)
-        nr = next(v for v in widths if v <= tiles)
         blocks = self.space(workload, target).knobs[1].values
-        k_block = min(blocks, key=lambda v: abs(int(v) - (8192 // target.lanes) // nr))
-        return Config.of(self.name, nr=nr, k_block=k_block, unroll=2)
+        if len(strips) == 1:
+            nr = next(v for v in widths if v <= tiles)
+            k_block = min(blocks, key=lambda v: abs(int(v) - (8192 // target.lanes) // nr))
+            return Config.of(self.name, nr=nr, k_block=k_block, unroll=2)
+        rows = max(v for v in strips if v <= _DEFAULT_ROWS)
+        nr = next(v for v in widths if v <= min(tiles, _most_vectors(rows, target)))
+        # So many columns that a strip has enough of them in a block to pay for the pass of its sums through Y.
+        k_block = min(blocks, key=lambda v: abs(int(v) - _COLUMNS_OF_A_STRIP / workload.pattern.density))
+        return Config.of(self.name, nr=nr, k_block=k_block, unroll=1, rows=rows)
 
     def pack(
         self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target
     ) -> Packed:
         geometry = tap_geometry(workload)
-        csr = pack_bucketed_csr(weight, geometry.taps, geometry.rows_per_group, config.int("k_block"))
+        csr = pack_bucketed_csr(weight, geometry.taps, geometry.rows_per_group, config.int("k_block"), _rows(config))
         start = initial_sums(bias, workload.m)
         return Packed((*csr.arrays(), start, geometry.mask_bits()), {"blocks": csr.blocks})
 
@@ -76,10 +87,11 @@ class _DataKernel:
     def __init__(self, workload: Workload, config: Config, packed: Packed, target: Target) -> None:
         self.workload, self.packed, self.threads = workload, packed, target.threads
         self.geometry: TapGeometry = tap_geometry(workload)
-        self.nr = min(config.int("nr"), self.geometry.tiles)
+        self.strip = _rows(config)
+        self.nr = min(config.int("nr"), self.geometry.tiles, _most_vectors(self.strip, target))
         self.unroll = config.int("unroll")
         self.blocks: list[int] = packed.meta["blocks"].tolist()
-        row = workload.nnz / (workload.m * (len(self.blocks) - 1))
+        row = workload.nnz / (workload.m * (len(self.blocks) - 1)) * self.strip
         self.rows_ahead = min(32, max(4, round(_NON_ZEROS_AHEAD / max(row, 1.0))))
 
     def build(self, symbol: str) -> Any:
@@ -130,27 +142,27 @@ class _DataKernel:
         with tb.serial(self.runs[run * 4 + 1]) as i:
             row = tb.Bind(self.rows[self.runs[run * 4] + i])
             p0 = tb.Bind(self.runs[run * 4 + 2] + i * length)
-            acc = tir.Registers(nr, lanes)
-            at = [y0 + row * g.row_stride + n * g.y_tile for n in range(nr)]
-            for n in range(nr):
+            acc = tir.Registers(self.strip * nr, lanes)
+            # Registers, rows of the strip, vectors: sum j is of row j // nr, vector j % nr.
+            sums = [(j, j // nr, j % nr) for j in range(self.strip * nr)]
+            at = [y0 + (row + r) * g.row_stride + n * g.y_tile for _, r, n in sums]
+            for j, r, _ in sums:
+                acc[j] = tir.splat(self.bias[row + r], lanes) if first else tir.vload(self.y, at[j], lanes)
+            self._entries(acc, x0, p0, length, nr)
+            later = self.rows[tirx.min(self.runs[run * 4] + i + self.rows_ahead, self.packed.arrays[2].size - 1)]
+            for r in range(self.strip):
                 if first:
-                    acc[n] = tir.splat(self.bias[row], lanes)
-                else:
-                    acc[n] = tir.vload(self.y, at[n], lanes)
-            self._non_zeros(acc, x0, p0, length, nr)
-            later = tirx.min(self.runs[run * 4] + i + self.rows_ahead, self.packed.arrays[2].size - 1)
-            if first:
-                self._prefetch(self.y, y0 + self.rows[later] * g.row_stride, g.y_tile, nr)
-            if last and self.r is not None:
-                r0 = g.r0 + image * g.r_batch + tile * g.r_tile
-                self._prefetch(self.r, r0 + self.rows[later] * g.residual_stride, g.r_tile, nr)
-            for n in range(nr):
-                value = acc[n]
+                    self._prefetch(self.y, y0 + (later + r) * g.row_stride, g.y_tile, nr)
+                if last and self.r is not None:
+                    r0 = g.r0 + image * g.r_batch + tile * g.r_tile
+                    self._prefetch(self.r, r0 + (later + r) * g.residual_stride, g.r_tile, nr)
+            for j, r, n in sums:
+                value = acc[j]
                 if last:
                     mask = self.mask[tile + n] if g.mask is not None else None
-                    at_r = g.r0 + image * g.r_batch + (tile + n) * g.r_tile + row * g.residual_stride
+                    at_r = g.r0 + image * g.r_batch + (tile + n) * g.r_tile + (row + r) * g.residual_stride
                     value = finish_vector(value, self.r, at_r, self.workload.epilogue, g, mask)
-                tir.vstore(self.y, value, at[n], lanes)
+                tir.vstore(self.y, value, at[j], lanes)
 
     def _prefetch(self, buffer: Any, at: Any, step: int, nr: int) -> None:
         """Bring `nr` vectors that are `step` apart into L2, when Y is large."""
@@ -161,7 +173,7 @@ class _DataKernel:
             for offset in sorted({n * step // 16 * 16 if step == g.lanes else n * step for n in range(nr)}):
                 tir.prefetch(buffer, at + offset)
 
-    def _non_zeros(self, acc: Any, x0: Any, p0: Any, length: Any, nr: int) -> None:
+    def _entries(self, acc: Any, x0: Any, p0: Any, length: Any, nr: int) -> None:
         from sparsetvm.schedules.x86 import tir
         from tvm import tirx
         from tvm.tirx.script import builder as tb
@@ -170,9 +182,13 @@ class _DataKernel:
 
         def step(p: Any) -> None:
             column = tb.Bind(x0 + self.offsets[p])
-            value = tir.let(tir.splat(self.values[p], lanes))
-            for n in range(nr):
-                acc[n] = acc[n] + value * tir.vload(self.x, column + n * g.x_tile, lanes)
+            x = [tir.vload(self.x, column + n * g.x_tile, lanes) for n in range(nr)]
+            if self.strip > 1:
+                x = [tir.let(vector) for vector in x]
+            for r in range(self.strip):
+                value = tir.let(tir.splat(self.values[p * self.strip + r], lanes))
+                for n in range(nr):
+                    acc[r * nr + n] = acc[r * nr + n] + value * x[n]
 
         whole = tirx.floordiv(length, self.unroll)
         with tb.serial(whole) as q:
@@ -181,3 +197,13 @@ class _DataKernel:
         if self.unroll > 1:
             with tb.serial(length - whole * self.unroll) as q:
                 step(p0 + whole * self.unroll + q)
+
+
+def _rows(config: Config) -> int:
+    """Rows of a strip; only the spaces of patterns with strips have this knob."""
+    return config.int("rows") if "rows" in dict(config.knobs) else 1
+
+
+def _most_vectors(rows: int, target: Target) -> int:
+    """Vectors of X up to which rows x vectors sums, the vectors and a weight fit into the registers; at least 1."""
+    return max(1, (target.registers - 1) // (rows + 1)) if rows > 1 else 8
