@@ -6,8 +6,8 @@
 
 Requires: layouts that `supports_taps`. Runs on AVX-512 and AVX2. Rows of a K block are sorted by length
 (formats/bucketed_csr.py says why). Single rows are bound by the loads of X: about 70 % of what code reaches on
-L1-resident tiles, but their 8 bytes per non-zero win where code would be used too few times. Strips of 4 or 8 rows reach
-90 % of the FMA peak, which code cannot: it needs an instruction, fetched from L2, for what is a turn of a loop here.
+L1-resident tiles, but their 8 bytes per non-zero win where code would be used too few times. Strips of 4 or 8 rows
+reach 90 % of the FMA peak, which code cannot: its instructions are fetched from L2, these are a small loop.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sparsetvm.space.space import Space
 # Outputs of this size, and residuals, come from beyond L2 when they are needed.
 _FAR_BYTES = 1 << 19
 _NON_ZEROS_AHEAD = 160  # about what a line from memory takes, at nr = 8
-# Measured on a Zen 5, 1024 x 1024 and 128 columns: rows of a strip; columns in which it should have weights in a K block.
+# Measured on a Zen 5, 1024 x 1024 and 128 columns: rows of a strip; columns that it should use in a K block.
 _DEFAULT_ROWS, _COLUMNS_OF_A_STRIP = 8, 50
 
 

@@ -19,8 +19,8 @@ import numpy as np
 class BucketedCsr:
     """runs[i] = (first entry of rows, how many, first entry, length); blocks[b] : blocks[b + 1] are b's runs.
 
-    rows: the (first) rows of each run's strips. offsets: float offset of each entry's column in X. values: the weights of
-    each entry, as many as a strip has rows.
+    rows: the (first) rows of each run's strips. offsets: float offset of each entry's column in X. values: the weights
+    of each entry, as many as a strip has rows.
     """
 
     runs: np.ndarray
