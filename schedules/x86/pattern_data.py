@@ -31,7 +31,7 @@ from sparsetvm.space.space import Space
 _FAR_BYTES = 1 << 19
 _NON_ZEROS_AHEAD = 160  # about what a line from memory takes, at nr = 8
 # Measured on a Zen 5, 1024 x 1024 and 128 columns: rows of a strip; columns that it should use in a K block.
-_DEFAULT_ROWS, _COLUMNS_OF_A_STRIP = 8, 50
+_DEFAULT_ROWS, _COLUMNS_OF_A_STRIP = 4, 50
 
 
 class PatternData(Template):

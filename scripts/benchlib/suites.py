@@ -2,7 +2,7 @@
 
 anchors   products of five shapes, N = 1, 16, 128 and 784, random patterns of 80 to 98 %, and 4x1 blocks
 conv      convolutions of ResNet-50 and MobileNetV1
-patterns  one shape, N = 128: random, blocks, 2:4, uneven rows; on a GPU large blocks too, N = 128 and 1024
+patterns  N = 128: random, blocks, 2:4, 1:4, uneven rows; on a GPU one shape, large blocks too, N = 128 and 1024
 grid      square products, 512 to 4096, N = 1 to 1024, random patterns of 90 and 95 % (what GPU papers quote)
 sparsert  the cases of SparseRT (Wang, PACT 2020): 1x1 layers of MobileNetV1, two products, 3x3 layers of ResNet-50
 dlmc      every matrix in the files of a folder, each beside a random pattern of its shape and density
@@ -153,14 +153,17 @@ def anchors() -> list[Case]:
 
 
 def pattern_kinds(target: Target) -> list[Case]:
-    """One shape with patterns of many kinds; for a GPU also blocks that tensor cores take."""
+    """Patterns of many kinds, on a CPU for all shapes of the anchors; for a GPU also blocks that tensor cores take."""
+    shapes = ((1024, 1024),) if target.kind == "cuda" else _SHAPES
     kinds = ("unstructured", "block:4x1", "block:8x1", "block:16x1", "block:1x4", "block:4x4")
     cases = [
-        _random_case("patterns", (1024, 1024), 128, sparsity, kind, f"{kind.removeprefix('block:')},s={sparsity:.2f}")
+        _random_case("patterns", shape, 128, sparsity, kind, f"{kind.removeprefix('block:')},s={sparsity:.2f}")
         for kind in kinds
         for sparsity in _FEW
+        for shape in shapes
     ]
-    cases.append(_random_case("patterns", (1024, 1024), 128, 0.5, "n:m:2:4", "2:4"))
+    for kept, sparsity in ((2, 0.5), (1, 0.75)):
+        cases += [_random_case("patterns", shape, 128, sparsity, f"n:m:{kept}:4", f"{kept}:4") for shape in shapes]
     for sparsity in _FEW:
         name = f"1024x1024 n=128 s={sparsity:.2f} uneven rows"
         weight = partial(uneven_rows, (1024, 1024), sparsity, _seed(name))
