@@ -276,12 +276,21 @@ def bench(
 
 
 def prune(
-    model: PathLike, output: PathLike, *, sparsity: float | None = None, pattern: str = "unstructured"
+    model: PathLike,
+    output: PathLike,
+    *,
+    sparsity: float | None = None,
+    pattern: str = "unstructured",
+    share: bool = False,
 ) -> PruneReport:
-    """One-shot magnitude pruning of all large layers, for what-if questions about speed (accuracy will suffer)."""
+    """One-shot magnitude pruning of all large layers, for what-if questions about speed (accuracy will suffer).
+
+    pattern: "unstructured", "block:4x1", "n:m:2:4", "n:m:2:4:output", "rows" (or "filters"), "columns" or "channels",
+    with a sparsity of its own as in "block:4x1@0.9". share: layers of equal shape keep weights at the same places.
+    """
     from sparsetvm.analysis.prune import prune_model
 
-    return prune_model(model, output, sparsity, pattern)
+    return prune_model(model, output, sparsity, pattern, share=share)
 
 
 def doctor() -> DoctorReport:

@@ -136,11 +136,19 @@ class BenchReport(Result, kw_only=True):
 
 
 class PruneReport(Result, kw_only=True):
+    """l1_removed, l2_removed: share of the norm of the pruned layers' weights; *_unstructured: what removing the
+    smallest weights, as many of each layer, would take.
+    """
+
     model: str
     output: str
     pattern: str
     sparsity: float
     layers: list[dict[str, Any]]
+    l1_removed: float = 0.0
+    l2_removed: float = 0.0
+    l1_removed_unstructured: float = 0.0
+    l2_removed_unstructured: float = 0.0
 
 
 class DoctorReport(Result, kw_only=True):

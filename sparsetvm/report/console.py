@@ -225,6 +225,11 @@ def print_prune(report: PruneReport) -> None:
     if rows:
         out.print(make_table(("layer", "shape", ">zeros before", ">after", ""), rows, fold=("layer", "")))
     _say(out, f"wrote {report.output}: {report.pattern}, {percent(report.sparsity)} zeros in the pruned layers")
+    _say(
+        out,
+        f"removed: {percent(report.l1_removed)} of the weights' L1 norm, {percent(report.l2_removed)} of their L2 norm "
+        f"(unstructured: {percent(report.l1_removed_unstructured)}, {percent(report.l2_removed_unstructured)})",
+    )
     _say(out, "note: not trained again; good for questions about speed, not about accuracy")
     _say(out, f"next: sparsetvm inspect {shlex.quote(report.output)}")
 
