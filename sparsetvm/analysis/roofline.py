@@ -6,9 +6,10 @@ The model and its constants come from measurements of the kernel formulations on
 - dense: one vector FMA per `lanes` products; for few columns the weights stream from the cache that holds them;
 - pattern in code: R output rows live in registers, so per k an X vector is loaded once if any of the R rows needs it,
   and each non-zero is an FMA with a broadcast load; K is blocked for L1, which costs R loads and R stores per block;
-  code and weights (16 bytes per non-zero) come from the outer caches once per call;
+  meanwhile code and weights (16 bytes per non-zero) come from the outer caches, prefetched, once per call;
 - pattern in data: 60 % of the FMA rate, 8 bytes per non-zero; the faster of the two counts;
-- N = 1: register look-up over padded index lists (5 bytes per padded non-zero) with AVX-512, plain CSR without;
+- N = 1: register look-up over padded index lists (5 bytes per padded non-zero) with AVX-512, plain CSR without; lists
+  of a warm layer come from L2 when they fit;
 - both read and write their activations once.
 Threads divide both times alike and are left out. Good to about 20 % where it was compared; tuning decides, not this.
 """
@@ -29,7 +30,6 @@ WORTH_IT = 1.1  # a layer is expected to become sparse from this speed-up on
 _L3 = 32 << 20
 _CACHE_RATE, _MEMORY_RATE = 24.0, 7.0  # bytes per cycle that one core streams
 _DENSE_EFFICIENCY = 0.92
-_SPARSE_EFFICIENCY = 0.90
 _CODE_BYTES = 16.0  # code and weight of one non-zero
 _DATA_EFFICIENCY = 0.60
 _DATA_BYTES = 8.0
@@ -39,18 +39,22 @@ _FEW_COLUMNS = 4  # fewer: look-up or CSR per column, not vectors over columns
 
 @dataclass(frozen=True)
 class _Core:
-    """Per cycle: vector FMAs, whole-vector loads, broadcast loads; bytes of cold code; rows kept in registers."""
+    """Per cycle: vector FMAs, whole-vector loads, broadcast loads, bytes of cold code, bytes of L2; rows kept in
+    registers; share of the bound that sparse code reaches: less where that is its loads.
+    """
 
     fma: float
     loads: float
     broadcasts: float
     code_bytes: float
+    l2_bytes: float
     rows: int
+    efficiency: float
 
 
-_ZEN4 = _Core(fma=1.0, loads=1.0, broadcasts=2.0, code_bytes=16.0, rows=28)
-_AVX512 = _Core(fma=2.0, loads=2.0, broadcasts=2.0, code_bytes=8.0, rows=28)
-_AVX2 = _Core(fma=2.0, loads=2.0, broadcasts=2.0, code_bytes=12.0, rows=12)
+_ZEN4 = _Core(fma=1.0, loads=1.0, broadcasts=2.0, code_bytes=16.0, l2_bytes=24.0, rows=28, efficiency=0.90)
+_AVX512 = _Core(fma=2.0, loads=2.0, broadcasts=2.0, code_bytes=8.0, l2_bytes=48.0, rows=28, efficiency=0.82)
+_AVX2 = _Core(fma=2.0, loads=2.0, broadcasts=2.0, code_bytes=12.0, l2_bytes=24.0, rows=12, efficiency=0.82)
 
 
 def _core(target: Target) -> _Core:
@@ -114,7 +118,9 @@ def _spmv_cycles(workload: Workload, target: Target) -> float:
     if target.isa == "avx2":
         return max(_CSR_CYCLES * nnz, _stream_cycles(6.0 * nnz))
     padding = 1.0 + 0.25 * math.pow(density, -0.6)
-    return _stream_cycles(5.0 * padding * nnz)
+    nbytes = 5.0 * padding * nnz
+    near = nbytes <= target.l2 and not workload.cold
+    return nbytes / _core(target).l2_bytes if near else _stream_cycles(nbytes)
 
 
 def _code_cycles(workload: Workload, target: Target) -> float:
@@ -128,8 +134,8 @@ def _code_cycles(workload: Workload, target: Target) -> float:
     spills = rows * (2 * -(-workload.k // k_block) - 1) / core.loads
     tiles = -(-workload.n // target.lanes)
     groups = workload.m / rows
-    compute = tiles * groups * (workload.k * per_k + spills) / _SPARSE_EFFICIENCY
-    return compute + _CODE_BYTES * density * workload.m * workload.k / core.code_bytes
+    compute = tiles * groups * (workload.k * per_k + spills) / core.efficiency
+    return max(compute, _CODE_BYTES * density * workload.m * workload.k / core.code_bytes)
 
 
 def _data_cycles(workload: Workload, target: Target) -> float:

@@ -93,7 +93,7 @@ def test_inspect_reports_every_layer_with_verdict_and_reason() -> None:
     reports = inspect_layers(graph, work, ZEN4)
     assert [r.name for r in reports] == list(work)
     assert [r.verdict for r in reports] == ["sparse", "dense", "dense", "dense", "sparse"]
-    assert reports[0].reason.startswith("sparse: 90 % unstructured, 8.")
+    assert reports[0].reason.startswith("sparse: 90 % unstructured, 9.")
     assert reports[0].reason.endswith("x expected")
     assert reports[1].reason == "stays dense: 43 % sparse, break-even here is about 47 %"
     assert reports[2].reason == "stays dense: it is not pruned"
