@@ -8,8 +8,8 @@ The model and its constants come from measurements of the kernel formulations on
   and each non-zero is an FMA with a broadcast load; K is blocked for L1, which costs R loads and R stores per block;
   meanwhile code and weights (16 bytes per non-zero) come from the outer caches, prefetched, once per call;
 - pattern in data: 60 % of the FMA rate, 8 bytes per non-zero; the faster of the two counts;
-- N = 1: register look-up over padded index lists (5 bytes per padded non-zero) with AVX-512, plain CSR without; lists
-  of a warm layer come from L2 when they fit;
+- N = 1: register look-up over padded index lists (5 bytes per padded non-zero) with AVX-512, plain CSR without;
+- weights of a warm layer come from L2 when they fit;
 - both read and write their activations once.
 Threads divide both times alike and are left out. Good to about 20 % where it was compared; tuning decides, not this.
 """
@@ -68,6 +68,12 @@ def _stream_cycles(nbytes: float) -> float:
     return nbytes / (_CACHE_RATE if nbytes <= _L3 else _MEMORY_RATE)
 
 
+def _weight_cycles(nbytes: float, workload: Workload, target: Target) -> float:
+    """Cycles to read weights once; those of a warm layer are in L2 when they fit."""
+    near = nbytes <= target.l2 and not workload.cold
+    return nbytes / _core(target).l2_bytes if near else _stream_cycles(nbytes)
+
+
 def _activation_cycles(workload: Workload) -> float:
     """X read, Y written, the residual read: one image or token matrix of 4-byte elements each."""
     outputs = workload.m * workload.n * (2 if workload.epilogue.residual else 1)
@@ -86,7 +92,7 @@ def dense_cycles(workload: Workload, target: Target) -> float:
     rows = min(8, _rows_per_group(workload))
     vector_fmas = workload.m * workload.k * n / target.lanes
     compute = vector_fmas * max(1.0 / core.fma, 1.0 / (rows * core.loads)) / _DENSE_EFFICIENCY
-    weights = _stream_cycles(4.0 * workload.m * workload.k)
+    weights = _weight_cycles(4.0 * workload.m * workload.k, workload, target)
     return max(compute, weights) + _activation_cycles(workload)
 
 
@@ -116,11 +122,9 @@ def _spmv_cycles(workload: Workload, target: Target) -> float:
     density = _density(workload)
     nnz = density * workload.m * workload.k
     if target.isa == "avx2":
-        return max(_CSR_CYCLES * nnz, _stream_cycles(6.0 * nnz))
+        return max(_CSR_CYCLES * nnz, _weight_cycles(6.0 * nnz, workload, target))
     padding = 1.0 + 0.25 * math.pow(density, -0.6)
-    nbytes = 5.0 * padding * nnz
-    near = nbytes <= target.l2 and not workload.cold
-    return nbytes / _core(target).l2_bytes if near else _stream_cycles(nbytes)
+    return _weight_cycles(5.0 * padding * nnz, workload, target)
 
 
 def _code_cycles(workload: Workload, target: Target) -> float:
