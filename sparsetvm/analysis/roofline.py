@@ -148,6 +148,17 @@ def _data_cycles(workload: Workload, target: Target) -> float:
     return tiles * nnz / (_core(target).fma * _DATA_EFFICIENCY) + _stream_cycles(_DATA_BYTES * nnz)
 
 
+def dense_time(workload: Workload, target: Target) -> float:
+    """Time of a good dense kernel: cycles of one core, microseconds of a GPU."""
+    return dense_us(workload, target) if target.kind == "cuda" else dense_cycles(workload, target)
+
+
+def best_time(workload: Workload, target: Target) -> float:
+    """Time of what the layer would run on, dense or sparse, in the units of `dense_time`."""
+    dense, gain = dense_time(workload, target), expected_speedup(workload, target)
+    return dense / gain if workload.pattern.kind != "dense" and gain >= WORTH_IT else dense
+
+
 def expected_speedup(workload: Workload, target: Target) -> float:
     """Dense time / sparse time of the model; below 1 where a sparse kernel would be slower."""
     if target.kind == "cuda":

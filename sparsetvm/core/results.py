@@ -42,11 +42,59 @@ class LayerReport(msgspec.Struct, kw_only=True):
     structure: str = ""
 
 
+class LayerForecast(msgspec.Struct, kw_only=True):
+    """What a layer would gain from a pattern.
+
+    share: of the time of all layers of the dense model, as the roofline has it. speedup: over dense kernels for the
+    layer as it is now; 1 where it would stay dense, None where nothing of the layer is left. source: "records", where
+    both times were measured, or "roofline". pattern, sparsity: after pruning. l1_removed, ...: as in PruneReport;
+    reason: why the layer was not pruned.
+    """
+
+    name: str
+    shape: str
+    share: float
+    pattern: str
+    sparsity: float
+    speedup: float | None
+    source: str
+    pruned: bool
+    reason: str
+    l1_removed: float
+    l2_removed: float
+    l1_removed_unstructured: float
+    l2_removed_unstructured: float
+
+
+class PatternForecast(msgspec.Struct, kw_only=True):
+    """What a model would gain from pruning it to a pattern.
+
+    pattern: as asked for, with its sparsity ("block:4x1@0.9"). sparsity: share of zeros of the pruned layers. speedup:
+    of all layers together over the same with dense kernels, operators that are no layer left out. from_records: share
+    of the dense model's time whose factors were measured. kernels: tasks, that is, layers with kernels of their own.
+    """
+
+    pattern: str
+    sparsity: float
+    speedup: float
+    from_records: float
+    kernels: int
+    l1_removed: float
+    l2_removed: float
+    l1_removed_unstructured: float
+    l2_removed_unstructured: float
+    layers: list[LayerForecast]
+    notes: list[str] = []
+
+
 class InspectReport(Result, kw_only=True):
+    """what_if: a forecast for each pattern that was asked for."""
+
     model: str
     target: str
     layers: list[LayerReport]
     notes: list[str] = []
+    what_if: list[PatternForecast] = []
 
 
 class TaskReport(msgspec.Struct, kw_only=True):
