@@ -52,7 +52,8 @@ def inspect(
     would gain and cost, by records of the log where there are some for such layers, else by the roofline.
     """
     from sparsetvm.analysis.layers import inspect_layers
-    from sparsetvm.build.choose import open_index
+    from sparsetvm.log.location import log_dir as find_log_dir
+    from sparsetvm.log.lookup import RecordIndex
     from sparsetvm.search.what_if import Forecaster, parse_goals
 
     goals = parse_goals(what_if, sparsity)
@@ -66,7 +67,7 @@ def inspect(
         notes=prepared.notes,
     )
     if goals:
-        index = open_index(log_dir, records)
+        index = RecordIndex.open(find_log_dir(log_dir), list(records))
         forecaster = Forecaster(prepared, where, shapes, index, device_fingerprint(where))
         report.what_if = [forecaster.forecast(goal) for goal in goals]
         report.notes = [*report.notes, *index.skipped()]

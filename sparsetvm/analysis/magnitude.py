@@ -49,7 +49,9 @@ def parse_goal(text: str, sparsity: float | None = None) -> tuple[PrunePattern, 
     try:
         return pattern, check_sparsity(float(own), pattern)
     except ValueError:
-        raise UsageError(f"'{own}' in '{text}' is no sparsity", hint=f"{pattern}@0.9 prunes 90 % of the weights") from None
+        raise UsageError(
+            f"'{own}' in '{text}' is no sparsity", hint=f"{pattern}@0.9 prunes 90 % of the weights"
+        ) from None
 
 
 def parse_pattern(text: str) -> PrunePattern:

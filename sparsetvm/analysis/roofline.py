@@ -63,7 +63,7 @@ def _core(target: Target) -> _Core:
     return _ZEN4 if target.mcpu == "znver4" else _AVX512
 
 
-def _stream_cycles(nbytes: float) -> float:
+def stream_cycles(nbytes: float) -> float:
     """Cycles to read `nbytes` once from the cache that would hold them, or from memory."""
     return nbytes / (_CACHE_RATE if nbytes <= _L3 else _MEMORY_RATE)
 
@@ -71,7 +71,7 @@ def _stream_cycles(nbytes: float) -> float:
 def _weight_cycles(nbytes: float, workload: Workload, target: Target) -> float:
     """Cycles to read weights once; those of a warm layer are in L2 when they fit."""
     near = nbytes <= target.l2 and not workload.cold
-    return nbytes / _core(target).l2_bytes if near else _stream_cycles(nbytes)
+    return nbytes / _core(target).l2_bytes if near else stream_cycles(nbytes)
 
 
 def _activation_cycles(workload: Workload) -> float:
@@ -83,7 +83,7 @@ def _activation_cycles(workload: Workload) -> float:
         conv = workload.conv
         images = max(1, workload.n // (conv.out_height * conv.out_width))
         inputs = images * conv.in_channels * conv.in_height * conv.in_width
-    return _stream_cycles(4.0 * (inputs + outputs))
+    return stream_cycles(4.0 * (inputs + outputs))
 
 
 def dense_cycles(workload: Workload, target: Target) -> float:
@@ -145,7 +145,7 @@ def _code_cycles(workload: Workload, target: Target) -> float:
 def _data_cycles(workload: Workload, target: Target) -> float:
     nnz = _density(workload) * workload.m * workload.k
     tiles = -(-workload.n // target.lanes)
-    return tiles * nnz / (_core(target).fma * _DATA_EFFICIENCY) + _stream_cycles(_DATA_BYTES * nnz)
+    return tiles * nnz / (_core(target).fma * _DATA_EFFICIENCY) + stream_cycles(_DATA_BYTES * nnz)
 
 
 def dense_time(workload: Workload, target: Target) -> float:

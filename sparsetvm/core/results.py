@@ -25,7 +25,8 @@ class LayerReport(msgspec.Struct, kw_only=True):
 
     shape: of the workload in words; sparsity: share of zeros in [0, 1]; pattern: see PatternSummary.describe;
     expected_speedup: over dense, from the roofline; verdict: "sparse" or "dense"; reason: why, in one sentence;
-    structure: what the pattern does not say (find_structure), "" where it says all.
+    structure: what the pattern does not say (find_structure), "" where it says all; same_positions: the first layer
+    of the model with non-zeros at the same places, "" where there is none before this one; shares_kernel: with it.
     """
 
     name: str
@@ -40,6 +41,8 @@ class LayerReport(msgspec.Struct, kw_only=True):
     verdict: str
     reason: str
     structure: str = ""
+    same_positions: str = ""
+    shares_kernel: bool = False
 
 
 class LayerForecast(msgspec.Struct, kw_only=True):
@@ -70,13 +73,14 @@ class PatternForecast(msgspec.Struct, kw_only=True):
     """What a model would gain from pruning it to a pattern.
 
     pattern: as asked for, with its sparsity ("block:4x1@0.9"). sparsity: share of zeros of the pruned layers. speedup:
-    of all layers together over the same with dense kernels, operators that are no layer left out. from_records: share
-    of the dense model's time whose factors were measured. kernels: tasks, that is, layers with kernels of their own.
+    of the whole model over the same with dense kernels; layers_speedup: of its layers alone. from_records: share of
+    their time whose factors were measured. kernels: tasks, layers that share one count once.
     """
 
     pattern: str
     sparsity: float
     speedup: float
+    layers_speedup: float
     from_records: float
     kernels: int
     l1_removed: float

@@ -14,6 +14,7 @@ from typing import Any
 
 from sparsetvm.analysis.magnitude import PrunePattern, parse_goal
 from sparsetvm.analysis.prune import prune_model
+from sparsetvm.analysis.rest_time import rest_time
 from sparsetvm.analysis.roofline import best_time, dense_time
 from sparsetvm.core.results import LayerForecast, PatternForecast
 from sparsetvm.core.target import DeviceFingerprint, Target
@@ -56,14 +57,16 @@ class Forecaster:
             name: dense_time(task.workload, self.target) * self.dense.graph.chunks
             for name, task in self.dense.tasks.items()
         }
-        whole = sum(times.values()) or 1.0
+        whole = sum(times.values())
         rows = {row["name"]: row for row in report.layers}
         layers = [self._layer(name, pruned, times[name] / whole, rows) for name in times]
-        left = sum(layer.share / layer.speedup for layer in layers if layer.speedup is not None)
+        left = whole * sum(layer.share / layer.speedup for layer in layers if layer.speedup is not None)
+        total = left + rest_time(pruned.graph, self.target)
         return PatternForecast(
             pattern=f"{pattern}@{sparsity:.4g}",
             sparsity=report.sparsity,
-            speedup=1.0 / left if left else 1.0,
+            speedup=(whole + rest_time(self.dense.graph, self.target)) / total if total else 1.0,
+            layers_speedup=whole / left if left else 1.0,
             from_records=sum(layer.share for layer in layers if layer.source == "records"),
             kernels=len(pruned.unique_tasks()),
             **{key: getattr(report, key) for key in _COSTS},
@@ -79,7 +82,7 @@ class Forecaster:
         speedup, source = (None, "roofline") if task is None else self._speedup(before, task.workload, pruned)
         return LayerForecast(
             name=name,
-            shape=before.describe() if task is None else task.workload.describe(),
+            shape=before.describe(),
             share=share,
             pattern="removed" if task is None else task.workload.pattern.describe(),
             sparsity=1.0 if task is None else task.workload.pattern.sparsity,
