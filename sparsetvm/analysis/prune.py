@@ -82,11 +82,11 @@ def prune_model(
         output=str(output),
         pattern=str(wanted),
         sparsity=zeros / total if total else 0.0,
-        **sum(costs.values(), Cost()).shares(),
         layers=[
             _row(layer, pruned.get(layer.name), skipped.get(layer.name, ""), costs.get(layer.name, Cost()))
             for layer in weights.layers
         ],
+        **sum(costs.values(), Cost()).shares(),  # type: ignore[arg-type]
     )
 
 
@@ -106,8 +106,8 @@ def _together(layers: Sequence[LayerWeight], sparsity: float, pattern: PrunePatt
 
 
 def _relative_squares(matrix: np.ndarray) -> np.ndarray:
-    squares = np.square(matrix, dtype=np.float64)
-    return squares / (squares.mean() or 1.0)
+    squares: np.ndarray = np.square(matrix, dtype=np.float64)
+    return np.asarray(squares / (squares.mean() or 1.0))
 
 
 def _skipped(

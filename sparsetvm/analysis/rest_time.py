@@ -12,6 +12,7 @@ from sparsetvm.analysis.gpu_roofline import node_us
 from sparsetvm.analysis.roofline import stream_cycles
 from sparsetvm.core.graph import SPARSETVM_DOMAIN, Graph, Node
 from sparsetvm.core.target import Target
+from sparsetvm.core.workload import ConvGeometry
 from sparsetvm.frontend.names import words
 
 _FREE = words("Flatten Identity Reshape Squeeze Unsqueeze")
@@ -41,11 +42,13 @@ def _vectors(graph: Graph, node: Node) -> float:
     out = graph.values[node.outputs[0]].shape
     size = float(math.prod(out))
     if node.is_op("depthwise_conv2d", domain=SPARSETVM_DOMAIN):
-        return size * math.prod(node.attrs["conv"].kernel)
+        conv: ConvGeometry = node.attrs["conv"]
+        return size * math.prod(conv.kernel)
     if node.is_op("attention", domain=SPARSETVM_DOMAIN):
         keys = graph.values[node.inputs[1]].shape[-2]
         tokens = math.prod(out[:-1])
-        return 2.0 * size * keys + _FUNCTION_CYCLES * node.attrs["heads"] * tokens * keys
+        heads: int = node.attrs["heads"]
+        return 2.0 * size * keys + _FUNCTION_CYCLES * heads * tokens * keys
     if node.is_op("MatMul"):
         return size * graph.values[node.inputs[0]].shape[-1]
     return _FUNCTION_CYCLES * size if node.op in _FUNCTIONS else 0.0

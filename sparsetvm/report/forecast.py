@@ -30,12 +30,12 @@ def forecast_lines(report: InspectReport) -> Iterator[Table | str]:
     yield make_table(_COLUMNS, [_pattern_row(forecast) for forecast in report.what_if], fold=("what if",))
     for at in range(0, len(report.what_if), _PER_TABLE):
         yield _layers(report.what_if[at : at + _PER_TABLE])
-    yield "each layer: speed-up over dense, share of the weights' L2 norm removed; share: of the layers' dense time"
-    yield "speed-up from tuning records where marked *, else from the roofline; - was not pruned"
+    yield "each layer: speed-up over dense, share of its L2 norm removed (- where it was not pruned);"
+    yield "from tuning records where marked *, else from the roofline. share: of the layers' dense time"
     for forecast in report.what_if:
         for note in forecast.notes:
             yield f"{forecast.pattern}: {note}"
-    yield "weights are removed by magnitude and not trained again: see docs/cli.md for how far to trust this"
+    yield "weights go by magnitude and are not trained again; docs/cli.md says how good the prediction is"
 
 
 def _pattern_row(forecast: PatternForecast) -> tuple[str, ...]:

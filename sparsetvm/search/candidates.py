@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
+
 from sparsetvm.analysis.gpu_roofline import dense_us, us_of
 from sparsetvm.analysis.roofline import WORTH_IT, expected_speedup
 from sparsetvm.core.config import Config
