@@ -131,6 +131,8 @@ class _Search:
 
     def improved(self, orders: _Orders, layer: Node) -> _Orders | None:
         """The orders with what this layer wants, None when it hides no blocks or they cost others more."""
+        if not self._groups_of(layer):
+            return None
         found = find_structure(layer.attrs["weight"])
         if found.kind != "block" or min(found.block) < _LEAST_SIDE:
             return None
