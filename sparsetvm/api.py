@@ -40,18 +40,38 @@ def inspect(
     threads: int | None = None,
     shapes: Shapes | None = None,
     allow_tf32: bool = False,
+    what_if: Sequence[str] = (),
+    sparsity: float | None = None,
+    records: Sequence[PathLike] = (),
+    log_dir: PathLike | None = None,
 ) -> InspectReport:
     """Which layers of an ONNX model are pruned, how, and what that is expected to gain on `target`.
 
-    allow_tf32, here and below: on a GPU, let dense kernels round the factors of products to TF32.
+    allow_tf32, here and below: on a GPU, let dense kernels round the factors of products to TF32. what_if: patterns as
+    `prune` takes them ("block:4x1@0.9"; `sparsity` where one says none); the report's `what_if` then says what each
+    would gain and cost, by records of the log where there are some for such layers, else by the roofline.
     """
     from sparsetvm.analysis.layers import inspect_layers
+    from sparsetvm.log.location import log_dir as find_log_dir
+    from sparsetvm.log.lookup import RecordIndex
+    from sparsetvm.search.what_if import Forecaster, parse_goals
 
+    goals = parse_goals(what_if, sparsity)
     where = parse_target(target, threads, allow_tf32)
     prepared = prepare(model, where, shapes)
     workloads = {name: task.workload for name, task in prepared.tasks.items()}
-    layers = inspect_layers(prepared.graph, workloads, where)
-    return InspectReport(model=str(model), target=str(where), layers=layers, notes=prepared.notes)
+    report = InspectReport(
+        model=str(model),
+        target=str(where),
+        layers=inspect_layers(prepared.graph, workloads, where),
+        notes=prepared.notes,
+    )
+    if goals:
+        index = RecordIndex.open(find_log_dir(log_dir), list(records))
+        forecaster = Forecaster(prepared, where, shapes, index, device_fingerprint(where))
+        report.what_if = [forecaster.forecast(goal) for goal in goals]
+        report.notes = [*report.notes, *index.skipped()]
+    return report
 
 
 def tasks(
@@ -276,12 +296,21 @@ def bench(
 
 
 def prune(
-    model: PathLike, output: PathLike, *, sparsity: float | None = None, pattern: str = "unstructured"
+    model: PathLike,
+    output: PathLike,
+    *,
+    sparsity: float | None = None,
+    pattern: str = "unstructured",
+    share: bool = False,
 ) -> PruneReport:
-    """One-shot magnitude pruning of all large layers, for what-if questions about speed (accuracy will suffer)."""
+    """One-shot magnitude pruning of all large layers, for what-if questions about speed (accuracy will suffer).
+
+    pattern: "unstructured", "block:4x1", "n:m:2:4", "n:m:2:4:output", "rows" (or "filters"), "columns" or "channels",
+    with a sparsity of its own as in "block:4x1@0.9". share: layers of equal shape keep weights at the same places.
+    """
     from sparsetvm.analysis.prune import prune_model
 
-    return prune_model(model, output, sparsity, pattern)
+    return prune_model(model, output, sparsity, pattern, share=share)
 
 
 def doctor() -> DoctorReport:

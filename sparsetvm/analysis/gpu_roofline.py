@@ -56,6 +56,11 @@ def sparse_us(workload: Workload, target: Target) -> float:
     return _LAUNCH_US + max(compute, nnz * _ENTRY_BYTES / _L2_RATE, _activations(workload))
 
 
+def node_us(nbytes: float) -> float:
+    """Time of an operator that reads and writes so many bytes and computes little."""
+    return _LAUNCH_US + nbytes / _L2_RATE
+
+
 def us_of(clocks: float) -> float:
     """Microseconds of clocks at the highest rate of an H200."""
     return clocks / _CLOCK

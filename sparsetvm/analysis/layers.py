@@ -18,7 +18,14 @@ from sparsetvm.core.workload import Workload
 def inspect_layers(graph: Graph, workloads: Mapping[str, Workload], target: Target) -> list[LayerReport]:
     """One report per layer node that has a workload, in the graph's order; workloads are keyed by node name."""
     nodes = (node for node in graph.nodes if node.domain == SPARSETVM_DOMAIN and node.name in workloads)
-    return [inspect_layer(node.name, workloads[node.name], target, node.attrs.get("weight")) for node in nodes]
+    reports = [inspect_layer(node.name, workloads[node.name], target, node.attrs.get("weight")) for node in nodes]
+    first: dict[str, str] = {}
+    for report in reports:
+        pattern = workloads[report.name].pattern
+        if pattern.kind != "dense" and first.setdefault(pattern.digest, report.name) != report.name:
+            report.same_positions = first[pattern.digest]
+            report.shares_kernel = workloads[report.name] == workloads[report.same_positions]
+    return reports
 
 
 def inspect_layer(name: str, workload: Workload, target: Target, weight: np.ndarray | None = None) -> LayerReport:

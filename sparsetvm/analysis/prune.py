@@ -13,7 +13,16 @@ import numpy as np
 import onnx
 from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 
-from sparsetvm.analysis.magnitude import PrunePattern, check_sparsity, fits, parse_pattern, prune_weight
+from sparsetvm.analysis.magnitude import (
+    Cost,
+    PrunePattern,
+    cost_of,
+    fits,
+    kept_by,
+    parse_goal,
+    parse_pattern,
+    prune_weight,
+)
 from sparsetvm.analysis.weights import LayerWeight, ModelWeights
 from sparsetvm.core.results import PruneReport
 from sparsetvm.errors import EnvironmentProblem, ModelError, UsageError, did_you_mean
@@ -34,8 +43,12 @@ def prune_model(
     layers: Sequence[str] | None = None,
     skip_first_conv: bool = True,
     small: int = SMALL_LAYER,
+    share: bool = False,
 ) -> PruneReport:
     """Prune the constant weights of Conv, Gemm and MatMul, each to the same sparsity, and write the model to `output`.
+
+    pattern: see parse_goal; a sparsity behind its "@" goes before `sparsity`. share: layers of one operator and shape
+    keep weights at the same places, where they are largest together, each layer relative to its mean.
 
     By default the first convolution, depthwise convolutions and layers with fewer than `small` weights stay as they
     are; `layers` (names, or shell patterns like "encoder*") prunes exactly those. A weight that other nodes read as
@@ -45,15 +58,22 @@ def prune_model(
     Raises UsageError for a bad pattern, sparsity or layer name, ModelError for a file that is no ONNX model or a result
     over 2 GiB, EnvironmentProblem when the output cannot be written.
     """
-    wanted = parse_pattern(pattern)
-    target = check_sparsity(sparsity, wanted)
+    wanted, target = parse_goal(pattern, sparsity)
     if Path(output).resolve() == Path(path).resolve():
         raise UsageError(f"the output would overwrite '{path}'", hint="choose another name with -o")
     proto = read_model(path).proto
     weights = ModelWeights(proto)
     skipped = _skipped(weights.layers, layers, wanted, skip_first_conv, small)
     chosen = [layer for layer in weights.layers if layer.name not in skipped]
-    pruned = weights.rewrite(chosen, lambda matrix: prune_weight(matrix, target, wanted))
+    together = _together(chosen, target, wanted) if share else {}
+
+    def change(layer: LayerWeight) -> np.ndarray:
+        kept = together.get(layer.name)
+        kept = kept_by(layer.matrix, target, wanted, layer.taps) if kept is None else kept
+        return np.where(kept, layer.matrix, np.zeros((), layer.matrix.dtype))
+
+    pruned = weights.rewrite(chosen, change)
+    costs = {layer.name: cost_of(layer.matrix, pruned[layer.name]) for layer in chosen}
     _write(proto, Path(output))
     total = sum(matrix.size for matrix in pruned.values())
     zeros = sum(matrix.size - int(np.count_nonzero(matrix)) for matrix in pruned.values())
@@ -62,8 +82,32 @@ def prune_model(
         output=str(output),
         pattern=str(wanted),
         sparsity=zeros / total if total else 0.0,
-        layers=[_row(layer, pruned.get(layer.name), skipped.get(layer.name, "")) for layer in weights.layers],
+        layers=[
+            _row(layer, pruned.get(layer.name), skipped.get(layer.name, ""), costs.get(layer.name, Cost()))
+            for layer in weights.layers
+        ],
+        **sum(costs.values(), Cost()).shares(),  # type: ignore[arg-type]
     )
+
+
+def _together(layers: Sequence[LayerWeight], sparsity: float, pattern: PrunePattern) -> dict[str, np.ndarray]:
+    """Layer name -> what is kept, of layers that share their shape with another one."""
+    alike: dict[tuple[str, tuple[int, ...], tuple[int, int]], list[LayerWeight]] = {}
+    for layer in layers:
+        spatial = layer.shape[2:] if layer.op == "Conv" else ()
+        alike.setdefault((layer.op, spatial, layer.matrix.shape), []).append(layer)
+    kept: dict[str, np.ndarray] = {}
+    for group in alike.values():
+        if len(group) > 1:
+            squares = sum(_relative_squares(layer.matrix) for layer in group)
+            mask = kept_by(np.sqrt(squares), sparsity, pattern, group[0].taps)
+            kept.update({layer.name: mask for layer in group})
+    return kept
+
+
+def _relative_squares(matrix: np.ndarray) -> np.ndarray:
+    squares: np.ndarray = np.square(matrix, dtype=np.float64)
+    return np.asarray(squares / (squares.mean() or 1.0))
 
 
 def _skipped(
@@ -95,7 +139,7 @@ def _skipped(
     return skipped
 
 
-def _row(layer: LayerWeight, pruned: np.ndarray | None, reason: str) -> dict[str, Any]:
+def _row(layer: LayerWeight, pruned: np.ndarray | None, reason: str, cost: Cost) -> dict[str, Any]:
     matrix = layer.matrix if pruned is None else pruned
     nnz = int(np.count_nonzero(matrix))
     return {
@@ -107,6 +151,7 @@ def _row(layer: LayerWeight, pruned: np.ndarray | None, reason: str) -> dict[str
         "nnz": nnz,
         "pruned": pruned is not None,
         "reason": reason,
+        **cost.shares(),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -36,6 +37,11 @@ class LayerWeight:
     shape: tuple[int, ...]
     matrix: np.ndarray
     depthwise: bool = False
+
+    @property
+    def taps(self) -> int:
+        """Columns of `matrix` that read one input channel."""
+        return math.prod(self.shape[2:]) if self.as_read == "oihw" else 1
 
 
 def _to_matrix(data: np.ndarray, view: View) -> np.ndarray:
@@ -117,9 +123,9 @@ class ModelWeights:
         return LayerWeight(name, node.op_type, index, position, holder, view, held, shape, matrix, depthwise)
 
     def rewrite(
-        self, layers: Sequence[LayerWeight], change: Callable[[np.ndarray], np.ndarray]
+        self, layers: Sequence[LayerWeight], change: Callable[[LayerWeight], np.ndarray]
     ) -> dict[str, np.ndarray]:
-        """Replace the weights of `layers` by `change(matrix)`, once per weight; returns the new matrix of each layer.
+        """Replace the weights of `layers` by `change(layer)`, once per weight; returns the new matrix of each layer.
 
         A constant is changed in place when nobody else reads it, and all layers see it the same way; otherwise these
         layers get copies of their own.
@@ -129,7 +135,7 @@ class ModelWeights:
         for layer in layers:
             key = (layer.holder, layer.as_held, layer.matrix.shape)
             if key not in changed:
-                changed[key] = change(layer.matrix)
+                changed[key] = change(layer)
             new[layer.name] = changed[key]
         views: dict[str, set[View]] = {}
         for holder, view, _ in changed:

@@ -6,6 +6,7 @@ import click
 
 from sparsetvm.cli.params import model_argument, shape_option, target_option, tf32_option, threads_option, to_shapes
 from sparsetvm.cli.session import Session, common_options, pass_session
+from sparsetvm.errors import UsageError
 
 
 @click.command("inspect")
@@ -14,6 +15,17 @@ from sparsetvm.cli.session import Session, common_options, pass_session
 @tf32_option
 @threads_option
 @shape_option
+@click.option(
+    "--what-if",
+    "what_if",
+    metavar="PATTERN,...",
+    help="What pruning to these patterns (of prune --pattern, e.g. block:4x1@0.9) would gain and remove.",
+)
+@click.option("--sparsity", type=click.FloatRange(0, 1, max_open=True), help="Of patterns of --what-if that say none.")
+@click.option(
+    "--records", type=click.Path(exists=True), multiple=True, metavar="PATH", help="More records for --what-if to read."
+)
+@click.option("--log-dir", type=click.Path(file_okay=False), help="Folder of the tuning log, for --what-if.")
 @common_options
 @pass_session
 def command(
@@ -24,14 +36,34 @@ def command(
     allow_tf32: bool,
     threads: int | None,
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    what_if: str | None,
+    sparsity: float | None,
+    records: tuple[str, ...],
+    log_dir: str | None,
 ) -> None:
     """Which layers of MODEL are pruned, how, and what speed-up to expect.
 
-    A layer that would stay dense says why.
+    A layer that would stay dense says why. With --what-if also what patterns would gain, before anyone retrains:
+    nothing is measured, and the prediction says which of its figures come from tuning records.
     """
     from sparsetvm import api
 
-    report = api.inspect(model, target=target, allow_tf32=allow_tf32, threads=threads, shapes=to_shapes(shapes))
+    goals = [text for text in (what_if or "").split(",") if text]
+    if sparsity is not None and not goals:
+        raise UsageError(
+            "--sparsity is for the patterns of --what-if", hint="add --what-if unstructured, or leave it out"
+        )
+    report = api.inspect(
+        model,
+        target=target,
+        allow_tf32=allow_tf32,
+        threads=threads,
+        shapes=to_shapes(shapes),
+        what_if=goals,
+        sparsity=sparsity,
+        records=records,
+        log_dir=log_dir,
+    )
 
     def render() -> None:
         from sparsetvm.report.console import print_inspect

@@ -25,7 +25,8 @@ class LayerReport(msgspec.Struct, kw_only=True):
 
     shape: of the workload in words; sparsity: share of zeros in [0, 1]; pattern: see PatternSummary.describe;
     expected_speedup: over dense, from the roofline; verdict: "sparse" or "dense"; reason: why, in one sentence;
-    structure: what the pattern does not say (find_structure), "" where it says all.
+    structure: what the pattern does not say (find_structure), "" where it says all; same_positions: the first layer
+    of the model with non-zeros at the same places, "" where there is none before this one; shares_kernel: with it.
     """
 
     name: str
@@ -40,13 +41,64 @@ class LayerReport(msgspec.Struct, kw_only=True):
     verdict: str
     reason: str
     structure: str = ""
+    same_positions: str = ""
+    shares_kernel: bool = False
+
+
+class LayerForecast(msgspec.Struct, kw_only=True):
+    """What a layer would gain from a pattern.
+
+    share: of the time of all layers of the dense model, as the roofline has it. speedup: over dense kernels for the
+    layer as it is now; 1 where it would stay dense, None where nothing of the layer is left. source: "records", where
+    both times were measured, or "roofline". pattern, sparsity: after pruning. l1_removed, ...: as in PruneReport;
+    reason: why the layer was not pruned.
+    """
+
+    name: str
+    shape: str
+    share: float
+    pattern: str
+    sparsity: float
+    speedup: float | None
+    source: str
+    pruned: bool
+    reason: str
+    l1_removed: float
+    l2_removed: float
+    l1_removed_unstructured: float
+    l2_removed_unstructured: float
+
+
+class PatternForecast(msgspec.Struct, kw_only=True):
+    """What a model would gain from pruning it to a pattern.
+
+    pattern: as asked for, with its sparsity ("block:4x1@0.9"). sparsity: share of zeros of the pruned layers. speedup:
+    of the whole model over the same with dense kernels; layers_speedup: of its layers alone. from_records: share of
+    their time whose factors were measured. kernels: tasks, layers that share one count once.
+    """
+
+    pattern: str
+    sparsity: float
+    speedup: float
+    layers_speedup: float
+    from_records: float
+    kernels: int
+    l1_removed: float
+    l2_removed: float
+    l1_removed_unstructured: float
+    l2_removed_unstructured: float
+    layers: list[LayerForecast]
+    notes: list[str] = []
 
 
 class InspectReport(Result, kw_only=True):
+    """what_if: a forecast for each pattern that was asked for."""
+
     model: str
     target: str
     layers: list[LayerReport]
     notes: list[str] = []
+    what_if: list[PatternForecast] = []
 
 
 class TaskReport(msgspec.Struct, kw_only=True):
@@ -136,11 +188,19 @@ class BenchReport(Result, kw_only=True):
 
 
 class PruneReport(Result, kw_only=True):
+    """l1_removed, l2_removed: share of the norm of the pruned layers' weights; *_unstructured: what removing the
+    smallest weights, as many of each layer, would take.
+    """
+
     model: str
     output: str
     pattern: str
     sparsity: float
     layers: list[dict[str, Any]]
+    l1_removed: float = 0.0
+    l2_removed: float = 0.0
+    l1_removed_unstructured: float = 0.0
+    l2_removed_unstructured: float = 0.0
 
 
 class DoctorReport(Result, kw_only=True):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -21,50 +20,8 @@ from sparsetvm.core.results import (
     VerifyReport,
 )
 from sparsetvm.log.maintenance import LogRow, age
-
-COLUMNS = 100
-
-
-def console() -> Console:
-    """stdout, 100 columns at most; plain text when it is no terminal (rich obeys NO_COLOR)."""
-    out = Console(soft_wrap=False, highlight=False)
-    return out if out.is_terminal and out.width <= COLUMNS else Console(width=COLUMNS, soft_wrap=False, highlight=False)
-
-
-_NAME_WIDTH = 14
-_MAX_WIDTH = {"config": 42, "workload": 29}  # what may be cut so that the rest fits
-
-
-def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, fold: Sequence[str] = ()) -> Table:
-    """A table; a column whose title starts with ">" is right-aligned, the columns in `fold` wrap, others are cut."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
-    for title in columns:
-        name = title.removeprefix(">")
-        longest = max((len(row[len(table.columns)]) for row in rows), default=0)
-        table.add_column(
-            name,
-            # Names may wrap but must not vanish when the other columns are wide.
-            min_width=min(longest, _NAME_WIDTH) if name in fold else None,
-            max_width=_MAX_WIDTH.get(name),
-            justify="right" if title.startswith(">") else "left",
-            overflow="fold" if name in fold else "ellipsis",
-            no_wrap=name not in fold,
-        )
-    for row in rows:
-        table.add_row(*[Text(cell) for cell in row])
-    return table
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def factor(speedup: float | None) -> str:
-    return "-" if speedup is None else f"{speedup:.2f}x"
-
-
-def micros(us: float | None) -> str:
-    return "-" if us is None else f"{us:.1f}"
+from sparsetvm.report.forecast import forecast_lines
+from sparsetvm.report.table import console, factor, make_table, micros, percent
 
 
 def _say(out: Console, text: str) -> None:
@@ -101,12 +58,25 @@ def print_inspect(report: InspectReport) -> None:
     for layer in report.layers:
         if layer.structure:
             _say(out, f"{layer.name}: {layer.structure} (kernels are chosen for: {layer.pattern})")
+    _say_what_is_shared(out, report)
     sparse = sum(layer.verdict == "sparse" for layer in report.layers)
     _say(out, f"{sparse} of {len(report.layers)} layers would run sparse")
     for note in report.notes:
         _say(out, f"note: {note}")
+    for line in forecast_lines(report):
+        out.print(line) if isinstance(line, Table) else _say(out, line)
     if sparse:
         _say(out, f"next: sparsetvm tune {shlex.quote(report.model)} -o model.so")
+
+
+def _say_what_is_shared(out: Console, report: InspectReport) -> None:
+    groups: dict[tuple[str, bool], list[str]] = {}
+    for layer in report.layers:
+        if layer.same_positions:
+            groups.setdefault((layer.same_positions, layer.shares_kernel), []).append(layer.name)
+    for (first, kernel), names in groups.items():
+        what = "one kernel" if kernel else "but not the kernel: shapes, layouts or epilogues differ"
+        _say(out, f"{', '.join(names)}: non-zeros in the same places as {first}, {what}")
 
 
 def print_tasks(report: TuneReport) -> None:
@@ -225,6 +195,11 @@ def print_prune(report: PruneReport) -> None:
     if rows:
         out.print(make_table(("layer", "shape", ">zeros before", ">after", ""), rows, fold=("layer", "")))
     _say(out, f"wrote {report.output}: {report.pattern}, {percent(report.sparsity)} zeros in the pruned layers")
+    _say(
+        out,
+        f"removed: {percent(report.l1_removed)} of the weights' L1 norm, {percent(report.l2_removed)} of their L2 norm "
+        f"(unstructured: {percent(report.l1_removed_unstructured)}, {percent(report.l2_removed_unstructured)})",
+    )
     _say(out, "note: not trained again; good for questions about speed, not about accuracy")
     _say(out, f"next: sparsetvm inspect {shlex.quote(report.output)}")
 

@@ -10,6 +10,7 @@ from sparsetvm.rewrite.fuse_attention import fuse_attention
 from sparsetvm.rewrite.fuse_epilogues import fuse_epilogues
 from sparsetvm.rewrite.make_layers import make_layers
 from sparsetvm.rewrite.remove_dead_channels import remove_dead_channels
+from sparsetvm.rewrite.reveal_blocks import reveal_blocks
 from sparsetvm.rewrite.split_batch import split_batch
 from sparsetvm.rewrite.split_strided_pointwise import split_strided_pointwise
 from sparsetvm.rewrite.widen_float16 import widen_float16
@@ -22,6 +23,8 @@ def rewrite(graph: Graph, target: Target) -> Graph:
     fuse_attention(graph, target)
     make_layers(graph)
     remove_dead_channels(graph)
+    if target.kind == "cuda":
+        reveal_blocks(graph)
     fuse_epilogues(graph)
     split_strided_pointwise(graph)
     if target.kind == "cpu":

@@ -8,9 +8,12 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from sparsetvm.analysis.gpu_roofline import dense_us, us_of
 from sparsetvm.analysis.roofline import WORTH_IT, expected_speedup
 from sparsetvm.core.config import Config
+from sparsetvm.core.pattern import PatternSummary
 from sparsetvm.core.record import Record
 from sparsetvm.core.target import DeviceFingerprint, Target
 from sparsetvm.core.workload import Workload
@@ -19,6 +22,7 @@ from sparsetvm.search.trial import RecordIndex, Valid
 from sparsetvm.space.space import Space
 
 Matching = Callable[[Workload, Target], Sequence[Template]]
+_NO_PATTERN = PatternSummary("dense", (1, 1), 1.0, 1.0, 0, "")
 
 
 Estimate = Callable[[Config], float | None]
@@ -192,7 +196,7 @@ def known_dense(
     index: RecordIndex, workload: Workload, candidates: Candidates, device: DeviceFingerprint
 ) -> Record | None:
     """The best record of a dense config of this shape: the pattern does not matter to dense kernels."""
-    family, sizes = workload.family, (workload.m, workload.k, workload.n)
+    family, sizes = _without_pattern(workload), (workload.m, workload.k, workload.n)
     usable = [
         record
         for record in index.training(workload, device)
@@ -200,6 +204,10 @@ def known_dense(
         and candidates.is_dense(record.config)
         and record.device.model == device.model
         and (record.workload.m, record.workload.k, record.workload.n) == sizes
-        and record.workload.family == family
+        and _without_pattern(record.workload) == family
     ]
     return min(usable, key=lambda record: (record.stage == "search", record.best_us), default=None)
+
+
+def _without_pattern(workload: Workload) -> Workload:
+    return msgspec.structs.replace(workload, pattern=_NO_PATTERN)

@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from sparsetvm.analysis.magnitude import cost_of, parse_goal
 from sparsetvm.analysis.patterns import summarize
 from sparsetvm.analysis.prune import prune_model, prune_weight
+from sparsetvm.analysis.structure import find_structure
 from sparsetvm.errors import EnvironmentProblem, ModelError, UsageError
 
 RNG = np.random.default_rng(0)
@@ -282,3 +284,111 @@ def test_prune_model_report_is_plain_json(tmp_path):
     report = prune_model(source, tmp_path / "p.onnx", 0.9)
     decoded = json.loads(report.to_json())
     assert decoded["sparsity"] == pytest.approx(0.9, abs=0.01)
+
+
+@pytest.mark.parametrize("pattern", ["n:m:2:4:output", "n:m:1:4:output"])
+def test_prune_weight_makes_n_of_m_along_the_output_axis(pattern: str) -> None:
+    found = find_structure(prune_weight(weight(128, 256), None, pattern))
+    assert (found.kind, found.axis) == ("n:m", "output")
+    assert f"n:m:{found.n_m[0]}:{found.n_m[1]}:output" == pattern
+
+
+@pytest.mark.parametrize(("r", "c"), [(3, 1), (1, 5), (6, 12), (16, 1), (1, 32)])
+def test_prune_weight_makes_blocks_of_any_size_that_detection_names(r: int, c: int) -> None:
+    found = find_structure(prune_weight(weight(120, 240), 0.8, f"block:{r}x{c}"))
+    assert (found.kind, found.block) == ("block", (r, c))
+
+
+def test_channels_are_all_taps_of_an_input_channel() -> None:
+    after = prune_weight(weight(8, 6 * 9), 0.5, "channels", taps=9)
+    per_channel = np.count_nonzero(after.reshape(8, 6, 9), axis=(0, 2))
+    assert sorted(per_channel) == [0, 0, 0, 72, 72, 72]
+
+
+def test_filters_are_rows() -> None:
+    before = weight(12, 8)
+    np.testing.assert_array_equal(prune_weight(before, 0.5, "filters"), prune_weight(before, 0.5, "rows"))
+
+
+@pytest.mark.parametrize(
+    ("text", "sparsity", "expected"),
+    [
+        ("block:4x1@0.9", None, ("block:4x1", 0.9)),
+        ("block:4x1@0.9", 0.5, ("block:4x1", 0.9)),
+        ("channels", 0.5, ("channels", 0.5)),
+        ("n:m:2:8:output", None, ("n:m:2:8:output", 0.75)),
+        ("n:m:2:8:input@0.75", None, ("n:m:2:8", 0.75)),
+    ],
+)
+def test_goal_is_pattern_and_sparsity(text: str, sparsity: float | None, expected: tuple[str, float]) -> None:
+    pattern, target = parse_goal(text, sparsity)
+    assert (str(pattern), target) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rows", "must be at least 0"),
+        ("rows@1", "must be at least 0"),
+        ("rows@nan", "must be at least 0"),
+        ("rows@", "is no sparsity"),
+        ("@0.9", "is no pattern"),
+        ("n:m:2:4@0.9", "has a sparsity of 0.5"),
+        ("n:m:2:4:sideways", "is no pattern"),
+    ],
+)
+def test_goal_refuses(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse_goal(text)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(4, 40),
+    st.integers(4, 40),
+    st.sampled_from(["unstructured@0.7", "block:4x1@0.5", "rows@0.3", "n:m:2:4", "n:m:1:4:output"]),
+)
+def test_cost_of_a_pattern_is_at_least_that_of_unstructured_pruning(m: int, k: int, goal: str) -> None:
+    before = weight(m, k)
+    pattern, sparsity = parse_goal(goal)
+    after = prune_weight(before, sparsity, pattern)
+    shares = cost_of(before, after).shares()
+    assert shares["l1_removed"] == pytest.approx(np.abs(before - after).sum() / np.abs(before).sum(), rel=1e-4)
+    assert shares["l2_removed"] == pytest.approx(np.linalg.norm(before - after) / np.linalg.norm(before), rel=1e-4)
+    for norm in ("l1", "l2"):
+        least = shares[f"{norm}_removed_unstructured"]
+        assert 0 <= least <= shares[f"{norm}_removed"] * (1 + 1e-9) <= 1 + 1e-6
+        if pattern.kind == "unstructured":
+            assert least == pytest.approx(shares[f"{norm}_removed"], rel=1e-6)
+
+
+def test_zeros_that_were_there_cost_nothing() -> None:
+    before = prune_weight(weight(16, 16), 0.9)
+    assert set(cost_of(before, prune_weight(before, 0.5)).shares().values()) == {0.0}
+    assert set(cost_of(np.zeros((4, 4)), np.zeros((4, 4))).shares().values()) == {0.0}
+
+
+def test_prune_model_prunes_whole_channels_of_convolutions(network: Path, tmp_path: Path) -> None:
+    prune_model(network, tmp_path / "out.onnx", 0.5, "channels")
+    after = constants_of(tmp_path / "out.onnx")["c2"]
+    assert sorted(np.count_nonzero(after, axis=(0, 2, 3)))[:17] == [0] * 16 + [288]
+
+
+def test_layers_that_share_positions_are_one_pattern(tmp_path: Path) -> None:
+    nodes = [helper.make_node("MatMul", [a, w], [b], b) for a, w, b in (("x", "u", "h"), ("h", "v", "y"))]
+    path = save(tmp_path / "in.onnx", nodes, {"u": weight(64, 64), "v": 100 * weight(64, 64)}, [1, 64])
+    before = constants_of(path)
+    prune_model(path, tmp_path / "apart.onnx", 0.9, "block:4x1")
+    report = prune_model(path, tmp_path / "out.onnx", 0.9, "block:4x1", share=True)
+    apart, after = constants_of(tmp_path / "apart.onnx"), constants_of(tmp_path / "out.onnx")
+    assert ((apart["u"] != 0) != (apart["v"] != 0)).any()
+    np.testing.assert_array_equal(after["u"] != 0, after["v"] != 0)
+    np.testing.assert_array_equal(after["v"][after["v"] != 0], before["v"][after["v"] != 0])
+    assert summarize(after["u"].T.copy()).describe() == "block 4x1"
+    assert all(row["l2_removed"] > row["l2_removed_unstructured"] > 0 for row in report.layers)
+
+
+def test_prune_model_takes_a_sparsity_with_the_pattern(network: Path, tmp_path: Path) -> None:
+    report = prune_model(network, tmp_path / "out.onnx", None, "block:4x1@0.75")
+    assert (report.pattern, report.sparsity) == ("block:4x1", pytest.approx(0.75, abs=0.01))
+    assert 0 < report.l1_removed_unstructured < report.l1_removed < 1
