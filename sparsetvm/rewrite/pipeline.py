@@ -23,8 +23,7 @@ def rewrite(graph: Graph, target: Target) -> Graph:
     fuse_attention(graph, target)
     make_layers(graph)
     remove_dead_channels(graph)
-    if target.kind == "cuda":
-        reveal_blocks(graph)
+    reveal_blocks(graph, target.kind)
     fuse_epilogues(graph)
     split_strided_pointwise(graph)
     if target.kind == "cpu":

@@ -3,9 +3,9 @@
 Before:  matmul {weight (256, 64), 16x16 blocks among shuffled rows} -> Relu -> matmul {weight (64, 256)}
 After:   matmul {the same rows, those of a block together} -> Relu -> matmul {its columns in the same order}
 
-Kernels for tensor cores multiply whole blocks of neighbours. The order of a layer's outputs is free where all values
-that hold them are inside the graph and only work channel by channel: then it moves into the columns of the
-layers that read them, at no cost. (Kernels with the pattern in code need no such help: they choose rows themselves.)
+Kernels for tensor cores multiply whole blocks of neighbours, those of CPUs strips of neighbouring rows. The order of a
+layer's outputs is free where all values that hold them are inside the graph and only work channel by channel: then it
+moves into the columns of the layers that read them, at no cost.
 
 One order has to serve all layers that make or read the channels. What a layer wants is a partition of them into blocks;
 an order is kept when the work of the layers that show blocks grows. Not revealed are blocks with strays, and
@@ -26,23 +26,27 @@ from sparsetvm.core.pattern import PatternSummary
 from sparsetvm.rewrite.channel_groups import ChannelGroup, ChannelGroups, is_layer
 from sparsetvm.rewrite.select_channels import select_channels, taps
 
-# Sides of the tiles that tensor cores multiply: smaller blocks are no use to them.
-_LEAST_SIDE = 8
+# Blocks that kernels want, at least: the tiles that tensor cores multiply; strips of x86.pattern_data.
+_LEAST_BLOCK = {"cuda": (8, 8), "cpu": (4, 1)}
 
 
-def reveal_blocks(graph: Graph) -> bool:
-    """Permute channels until no layer with hidden blocks can be helped; adds a note; returns whether any moved."""
+def reveal_blocks(graph: Graph, device: str) -> bool:
+    """Permute channels until no layer with hidden blocks can be helped; adds a note; returns whether any moved.
+
+    device: "cpu" or "cuda", which want different blocks.
+    """
+    least = _LEAST_BLOCK[device]
     layers = [node for node in graph.nodes if is_layer(node)]
     patterns = {node.name: summarize(node.attrs["weight"]) for node in layers}
-    if all(pattern.kind == "dense" or _useful(pattern) for pattern in patterns.values()):
+    if all(pattern.kind == "dense" or _useful(pattern, least) for pattern in patterns.values()):
         return False
-    search = _Search(graph, ChannelGroups(graph), layers)
-    shown = [node for node in layers if _useful(patterns[node.name])]
+    search = _Search(graph, ChannelGroups(graph), layers, least)
+    shown = [node for node in layers if _useful(patterns[node.name], least)]
     orders = search.add({}, [wish for node in shown for wish in search.aligned(node, patterns[node.name])])
     hidden = [
         node
         for node in layers
-        if patterns[node.name].kind in ("unstructured", "block") and not _useful(patterns[node.name])
+        if patterns[node.name].kind in ("unstructured", "block") and not _useful(patterns[node.name], least)
     ]
     for node in sorted(hidden, key=search.work, reverse=True):
         orders = search.improved(orders, node) or orders
@@ -58,9 +62,13 @@ def reveal_blocks(graph: Graph) -> bool:
     return True
 
 
-def _useful(pattern: PatternSummary) -> bool:
+def _useful(pattern: PatternSummary, least: tuple[int, int]) -> bool:
     """Patterns that kernels are made for and that another order of channels could break."""
-    return pattern.kind == "n:m" or (pattern.kind == "block" and min(pattern.block) >= _LEAST_SIDE)
+    return pattern.kind == "n:m" or (pattern.kind == "block" and _at_least(pattern.block, least))
+
+
+def _at_least(block: tuple[int, int], least: tuple[int, int]) -> bool:
+    return block[0] >= least[0] and block[1] >= least[1]
 
 
 @dataclass(frozen=True)
@@ -89,10 +97,11 @@ _Orders = dict[int, _Order]
 class _Search:
     """What is known while orders are tried out."""
 
-    def __init__(self, graph: Graph, channels: ChannelGroups, layers: list[Node]) -> None:
+    def __init__(self, graph: Graph, channels: ChannelGroups, layers: list[Node], least: tuple[int, int]) -> None:
         self._graph = graph
         self.channels = channels
         self._layers = layers
+        self._least = least
 
     def work(self, layer: Node) -> int:
         """Multiplications of the dense layer."""
@@ -134,7 +143,7 @@ class _Search:
         if not self._groups_of(layer):
             return None
         found = find_structure(layer.attrs["weight"])
-        if found.kind != "block" or min(found.block) < _LEAST_SIDE:
+        if found.kind != "block" or not _at_least(found.block, self._least):
             return None
         m, k = layer.attrs["weight"].shape
         # Blocks at an offset: the lines before the first whole block go behind the last one.
@@ -159,7 +168,7 @@ class _Search:
 
     def shows(self, layer: Node, orders: _Orders) -> bool:
         """Whether a layer has a useful pattern in these orders."""
-        return _useful(summarize(self._ordered(layer, orders)))
+        return _useful(summarize(self._ordered(layer, orders)), self._least)
 
     def _ordered(self, layer: Node, orders: _Orders) -> np.ndarray:
         weight: np.ndarray = layer.attrs["weight"]
