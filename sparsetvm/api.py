@@ -18,6 +18,7 @@ from sparsetvm.core.results import (
     DoctorReport,
     Event,
     InspectReport,
+    PageReport,
     Progress,
     PruneReport,
     TuneReport,
@@ -84,6 +85,7 @@ def tune(
     jobs: int | None = None,
     shapes: Shapes | None = None,
     output: PathLike | None = None,
+    page: PathLike | None = None,
     allow_tf32: bool = False,
     progress: Progress | None = None,
 ) -> TuneReport:
@@ -91,7 +93,7 @@ def tune(
 
     budget: seconds; trials: measurements in all; effort: "quick", "default" or "max" when neither is given. tasks:
     "all" or names and numbers ("2,5-7,layer"). With `output` the model is compiled afterwards. Ctrl-C ends the search
-    early; the report then has `interrupted` set and everything measured is in the log.
+    early; the report then has `interrupted` set and everything measured is in the log. page: an HTML report to write.
     """
     from sparsetvm.build.compile import check_can_write
     from sparsetvm.measure.nvcc import find_compiler
@@ -125,6 +127,8 @@ def tune(
         tell(Event(kind="compile", message=f"compiling {output}"))
         _write(prepared, where, choices, Path(output))
         report.output = str(output)
+    if page is not None and not dry_run:
+        _write_report(run, prepared, where, options.run, Path(page))
     report.seconds = time.monotonic() - begun
     report.warnings = warnings
     tell(Event(kind="end", message="done"))
@@ -284,11 +288,49 @@ def prune(
     return prune_model(model, output, sparsity, pattern)
 
 
+def report(
+    source: PathLike,
+    output: PathLike,
+    *,
+    model: PathLike | None = None,
+    target: str | None = None,
+    threads: int | None = None,
+    shapes: Shapes | None = None,
+    log_dir: PathLike | None = None,
+    records: Sequence[PathLike] = (),
+) -> PageReport:
+    """Write an HTML page about `source` to `output`: one file without scripts that loads nothing.
+
+    source: a .so or its manifest, a log (.jsonl or folder), the start of a run's name, or "last". model: the ONNX file,
+    for names and pictures of weights; target, threads, shapes: as it was tuned, by default as the records say.
+    """
+    from sparsetvm.report.html.write import write_page
+    from sparsetvm.report.sources import read_story
+
+    story = read_story(
+        source, model=model, target=target, threads=threads, shapes=shapes, log_dir=log_dir, records=records
+    )
+    return write_page(story, str(source), Path(output))
+
+
 def doctor() -> DoctorReport:
     """Check what sparsetvm needs on this machine."""
     from sparsetvm.report.doctor import run_doctor
 
     return run_doctor()
+
+
+def _write_report(run: Any, prepared: Prepared, target: Target, name: str, output: Path) -> None:
+    """The page about a run that has just ended: all that the log knows of its tasks on this device."""
+    from sparsetvm.report.html.write import write_page
+    from sparsetvm.report.sources import tell_model
+    from sparsetvm.report.story import Story, tasks_of
+
+    workloads, device = {task.workload for task in prepared.tasks.values()}, device_fingerprint(target).model
+    known = [r for r in run.index.records() if r.workload in workloads and r.device.model == device]
+    story = Story(f"tuning run {name}", tasks_of(known))
+    tell_model(story, prepared, target)
+    write_page(story, name, output)
 
 
 def _collect(warnings: list[str], progress: Progress) -> Progress:
@@ -347,6 +389,7 @@ __all__ = [
     "inspect",
     "load",
     "prune",
+    "report",
     "tasks",
     "tune",
     "verify",

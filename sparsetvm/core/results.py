@@ -143,6 +143,17 @@ class PruneReport(Result, kw_only=True):
     layers: list[dict[str, Any]]
 
 
+class PageReport(Result, kw_only=True):
+    """An HTML report that was written: how much is in it and its size."""
+
+    source: str
+    output: str
+    tasks: int
+    records: int
+    bytes: int
+    notes: list[str] = []
+
+
 class DoctorReport(Result, kw_only=True):
     """checks: name, ok, detail and, when not ok, the next step."""
 
