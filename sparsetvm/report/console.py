@@ -21,6 +21,7 @@ from sparsetvm.core.results import (
     VerifyReport,
 )
 from sparsetvm.log.maintenance import LogRow, age
+from sparsetvm.report.text import plain
 
 COLUMNS = 100
 
@@ -51,7 +52,7 @@ def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, fold: S
             no_wrap=name not in fold,
         )
     for row in rows:
-        table.add_row(*[Text(cell) for cell in row])
+        table.add_row(*[Text(plain(cell)) for cell in row])
     return table
 
 
@@ -68,7 +69,7 @@ def micros(us: float | None) -> str:
 
 
 def _say(out: Console, text: str) -> None:
-    out.print(Text(text), soft_wrap=True)
+    out.print(Text(plain(text)), soft_wrap=True)
 
 
 def print_inspect(report: InspectReport) -> None:
@@ -139,11 +140,19 @@ def print_tune(report: TuneReport) -> None:
     ]
     columns = ("task", "workload", ">zeros", ">layers", ">dense us", ">best us", ">speed-up", ">trials", "source")
     out.print(make_table(columns, rows, fold=("task",)))
+    timed = [
+        (task.count * task.dense_us, task.count * task.best_us)
+        for task in report.tasks
+        if task.speedup and task.dense_us and task.best_us
+    ]
+    if timed:
+        dense, best = (sum(times) for times in zip(*timed, strict=True))
+        _say(out, f"sum of the layers: {micros(best)} us, dense {micros(dense)} us: {factor(dense / best)}")
     statuses = ", ".join(f"{count} {status}" for status, count in report.statuses.items() if count)
     measured = f"{report.trials_run} trials in {report.seconds:.0f} s" + (f" ({statuses})" if statuses else "")
     _say(out, f"{measured}; {report.reused} of {len(report.tasks)} tasks reused")
     _say(out, f"device: {report.device}, {report.threads} thread{'s' if report.threads != 1 else ''}")
-    _say(out, f"log: {report.log}")
+    _say(out, f"log: {report.log}, seed {report.seed}")
     if report.interrupted:
         return
     if report.output is not None:

@@ -23,8 +23,8 @@ class TaskStory:
     """One task on one device.
 
     records: all of it, oldest first. best, dense: microseconds of the choice and of the best dense kernel, None when
-    not measured. config: the choice, "" when nothing worked. source: as in the manifest, "" without one. weight: (m, k),
-    when the model is known. count: layers that share it. structure: see LayerReport.
+    not measured. config: the choice, "" when nothing worked. source: as in the manifest, "" without one. weight:
+    (m, k), when the model is known. count: layers that share it. structure: see LayerReport.
     """
 
     name: str

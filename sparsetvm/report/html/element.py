@@ -1,17 +1,16 @@
 """HTML and SVG as trees of elements: text can never become markup, because nothing here concatenates markup.
 
-Names in a report come from models and logs, which are hostile: characters that are invisible, or that change the
-direction of what follows, are shown by their code.
+Names in a report come from models and logs, which are hostile: characters that do not print are escaped.
 """
 
 from __future__ import annotations
 
-import unicodedata
 from xml.etree import ElementTree
+
+from sparsetvm.report.text import plain
 
 Element = ElementTree.Element
 Child = str | int | float | Element | None
-_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
 def el(tag: str, *children: Child, **attributes: str | float) -> Element:
@@ -27,15 +26,6 @@ def el(tag: str, *children: Child, **attributes: str | float) -> Element:
     return element
 
 
-def plain(text: str) -> str:
-    """`text` with its invisible characters written as \\uXXXX; newlines and tabs stay.
-
-    >>> plain("conv\\u202e1")
-    'conv\\\\u202e1'
-    """
-    return "".join(c if c in "\n\t" or unicodedata.category(c) not in _HIDDEN else _code(c) for c in text)
-
-
 def render(page: Element) -> bytes:
     """The document, UTF-8."""
     document: bytes = ElementTree.tostring(page, encoding="utf-8", method="html")
@@ -44,10 +34,6 @@ def render(page: Element) -> bytes:
 
 def _attribute(name: str) -> str:
     return name.rstrip("_").replace("_", "-") if name != "viewBox" else name
-
-
-def _code(character: str) -> str:
-    return f"\\u{ord(character):04x}" if ord(character) < 0x10000 else f"\\U{ord(character):08x}"
 
 
 def _add_text(element: Element, text: str) -> None:

@@ -36,7 +36,7 @@ def found_section(story: Story) -> Element:
             el(
                 "p",
                 "Left the whole matrix, scaled down: the fuller, the more opaque. Right its first 40 rows and columns, "
-                "one square per weight. Rows are outputs, columns inputs (of a convolution: channel by channel, its taps).",
+                "one square per weight. Rows are outputs, columns inputs (of a convolution: each channel's taps).",
                 class_="soft",
             )
         )

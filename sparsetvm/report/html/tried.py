@@ -34,8 +34,8 @@ def tried_section(story: Story, learned: Learned) -> Element:
         el(
             "p",
             f"{count(trials, 'trial')} of {count(len(searched), 'task')}. The line is the best time so far, the dashed "
-            "one the best dense trial; dots are trials, crosses are trials that failed. Times are of the search: the final "
-            "round times the best ones again, side by side.",
+            "one the best dense trial; dots are trials, crosses are trials that failed. Times are of the search: the "
+            "final round times the best ones again, side by side.",
             class_="soft",
         )
     )
