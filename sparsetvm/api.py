@@ -224,12 +224,13 @@ def bench(
     reference_model: PathLike | None = None,
     target: str = "cpu",
     allow_tf32: bool = False,
+    per_layer: bool = False,
 ) -> BenchReport:
     """Time a compiled model (or an .onnx file, compiled first) beside competitors, interleaved in one process.
 
     against: "ort" (ONNX Runtime), "openvino" (its default precision), "openvino-f32" and "dense" (our own build of the
     same model with dense kernels only). target: what an .onnx file is compiled for. On a GPU inputs and outputs stay
-    there, and "ort" and "openvino", which run on the CPU, are left out.
+    there, and "ort" and "openvino", which run on the CPU, are left out. per_layer: also the times of our kernels.
     """
     from sparsetvm.runtime.compare import interleave
     from sparsetvm.runtime.openvino import openvino_run
@@ -251,6 +252,8 @@ def bench(
         runs: dict[str, Any] = {"ours": module.prepared(feed)}
         built_for = module.built_for
         if built_for is not None and built_for.kind == "cuda":
+            if per_layer:
+                raise UsageError("--per-layer: a model on a GPU runs as one CUDA graph", hint="leave it out")
             left_out = [name for name in against if name != "dense"]
             against = [name for name in against if name == "dense"]
             if left_out:
@@ -267,6 +270,7 @@ def bench(
             where = built_for if built_for is not None and built_for.kind == "cuda" else parse_target("cpu", threads)
             runs["dense"] = _dense_module(reference, Path(folder) / "dense.so", where, shapes).prepared(feed)
         latency = interleave(runs, seconds)
+        layers = module.per_layer(feed, seconds=seconds) if per_layer else []
         notes.extend(module.notes)
     ours = latency.pop("ours")
     return BenchReport(
@@ -276,6 +280,7 @@ def bench(
         against=latency,
         speedup={name: theirs.median / ours.median for name, theirs in latency.items()},
         notes=notes,
+        per_layer=layers,
     )
 
 

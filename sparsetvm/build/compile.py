@@ -88,7 +88,8 @@ def compile_graph(
     `model` is {"name", "sha256"} of the ONNX file. Both files appear complete or not at all.
     """
     cxx = find_cxx()
-    executable = build_executable(graph, tasks, {name: choice.config for name, choice in choices.items()}, target)
+    configs = {name: choice.config for name, choice in choices.items()}
+    executable, kernels = build_executable(graph, tasks, configs, target)
     try:
         with tempfile.TemporaryDirectory(dir=output.parent or Path(), prefix=".sparsetvm-") as folder:
             library = Path(folder) / output.name
@@ -98,7 +99,7 @@ def compile_graph(
             else:
                 executable.export_library(str(library), cc=cxx)
             manifest = Path(folder) / manifest_path(output).name
-            text = msgspec.json.encode(_manifest(graph, tasks, choices, target, library, model))
+            text = msgspec.json.encode(_manifest(graph, tasks, choices, kernels, target, library, model))
             manifest.write_bytes(msgspec.json.format(text, indent=2))
             os.replace(manifest, manifest_path(output))
             os.replace(library, output)
@@ -109,20 +110,22 @@ def compile_graph(
 
 def build_executable(
     graph: Graph, tasks: Mapping[str, Task], configs: Mapping[str, Config], target: Target
-) -> relax.VMExecutable:
-    """Compile `graph` in memory."""
+) -> tuple[relax.VMExecutable, list[dict[str, str]]]:
+    """Compile `graph` in memory; with the executable come its kernel calls (see Emitted)."""
     tvm_device = tvm_target(target)
     if target.kind == "cuda":
         use_our_compiler(target)
-    module = emit(graph, tasks, configs, target).module
+    emitted = emit(graph, tasks, configs, target)
     with tvm.transform.PassContext(config={"relax.backend.use_cuda_graph": target.kind == "cuda"}):
-        return relax.build(module, target=tvm_device, relax_pipeline=relax.get_default_pipeline(tvm_device))
+        pipeline = relax.get_default_pipeline(tvm_device)
+        return relax.build(emitted.module, target=tvm_device, relax_pipeline=pipeline), emitted.order
 
 
 def _manifest(
     graph: Graph,
     tasks: Mapping[str, Task],
     choices: Mapping[str, LayerChoice],
+    kernels: list[dict[str, str]],
     target: Target,
     library: Path,
     model: dict[str, str],
@@ -141,6 +144,7 @@ def _manifest(
             _tensor(graph, name, public) for name, public in zip(graph.outputs, graph.output_names, strict=True)
         ],
         "layers": [_layer(name, tasks[name], choice) for name, choice in choices.items()],
+        "kernels": kernels,
         "tolerances": {"rel_l2_error": _tolerance(graph, choices)},
     }
 

@@ -30,10 +30,11 @@ from sparsetvm.schedules.base import template
 
 @dataclass
 class Emitted:
-    """The Relax module and the number of distinct kernels in it."""
+    """The Relax module, the number of distinct kernels in it, and its kernel calls in order, for one chunk."""
 
     module: tvm.IRModule
     kernels: int
+    order: list[dict[str, str]]
 
 
 def emit(graph: Graph, tasks: Mapping[str, Task], configs: Mapping[str, Config], target: Target) -> Emitted:
@@ -75,13 +76,14 @@ class Emission:
         self.symbols: dict[object, str] = {}
         # Every chunk of the batch calls the same kernels with the same weights.
         self.calls: dict[str, KernelCall | None] = {}
+        self.order: list[dict[str, str]] = []
 
     def run(self) -> Emitted:
         self.function("main", self.parameters())
         module = self.builder.finalize()
         for symbol, func in self.kernels.items():
             module[tvm.ir.GlobalVar(symbol)] = func
-        return Emitted(module, len(self.kernels))
+        return Emitted(module, len(self.kernels), self.order)
 
     def parameters(self) -> list[Any]:
         """A variable for each input of the model."""
@@ -103,7 +105,7 @@ class Emission:
 
     def _chunk(self, params: list[Any], at: int) -> list[Any]:
         """The outputs of one chunk of the batch."""
-        self.exprs = {}
+        self.exprs, self.order = {}, []
         for name, param in zip(self.graph.inputs, params, strict=False):
             self.exprs[name] = self.input(name, param)
             if self.graph.chunks > 1:
@@ -150,7 +152,9 @@ class Emission:
         call = self.calls[node.name]
         if call is None:
             self._import(node)
-        elif layer:
+            return
+        self.order.append({"name": node.name, "op": node.op, "symbol": call.symbol})
+        if layer:
             self.call_layer(call, node)
         else:
             args = [*(self.expr(name) for name in call.inputs), *call.constants]

@@ -115,17 +115,34 @@ class VerifyReport(Result, kw_only=True):
 
 
 class Latency(msgspec.Struct, kw_only=True):
-    """Milliseconds per inference."""
+    """Milliseconds per inference. median: p50; per_second: inferences that followed each other in a second."""
 
     median: float
     p90: float
     p99: float
     min: float
     repeats: int
+    per_second: float | None = None
+
+
+class LayerTime(msgspec.Struct, kw_only=True):
+    """One kernel of a compiled model as it runs: median microseconds, and its share in the sum of all.
+
+    name, op: of the layer or operator; kernel: symbol in the library. See runtime/per_layer.py for what a time holds.
+    """
+
+    name: str
+    op: str
+    kernel: str
+    us: float
+    share: float
 
 
 class BenchReport(Result, kw_only=True):
-    """Competitors are interleaved with ours in one process; speedup = competitor median / our median."""
+    """Competitors are interleaved with ours in one process; speedup = competitor median / our median.
+
+    per_layer: of ours, in the order of the calls; empty unless asked for.
+    """
 
     model: str
     threads: int
@@ -133,6 +150,7 @@ class BenchReport(Result, kw_only=True):
     against: dict[str, Latency]
     speedup: dict[str, float]
     notes: list[str] = []
+    per_layer: list[LayerTime] = []
 
 
 class PruneReport(Result, kw_only=True):

@@ -45,7 +45,7 @@ def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, fold: S
         table.add_column(
             name,
             # Names may wrap but must not vanish when the other columns are wide.
-            min_width=min(longest, _NAME_WIDTH) if name in fold else None,
+            min_width=min(longest, _NAME_WIDTH) if name in fold else longest if title.startswith(">") else None,
             max_width=_MAX_WIDTH.get(name),
             justify="right" if title.startswith(">") else "left",
             overflow="fold" if name in fold else "ellipsis",
@@ -197,14 +197,28 @@ def print_bench(report: BenchReport) -> None:
         for name, latency in report.against.items()
     ]
     _say(out, f"{report.model}, {report.threads} thread{'s' if report.threads != 1 else ''}, ms per inference")
-    out.print(make_table(("", ">median", ">p90", ">p99", ">min", ">repeats", ">we are faster by"), rows))
+    out.print(make_table(("", ">p50", ">p90", ">p99", ">min", ">runs/s", ">repeats", ">we are faster by"), rows))
     for note in report.notes:
         _say(out, f"note: {note}")
+    if report.per_layer:
+        _print_per_layer(out, report)
+
+
+def _print_per_layer(out: Console, report: BenchReport) -> None:
+    """Each kernel, and what of a run is in none of them."""
+    rows = [(time.name, time.op, micros(time.us), percent(time.share)) for time in report.per_layer]
+    _say(out, "")
+    out.print(make_table(("layer", "operator", ">us", ">share"), rows, fold=("layer",)))
+    kernels, whole = sum(time.us for time in report.per_layer), 1e3 * report.latency_ms.median
+    rest = f"{micros(whole - kernels)} us are copies in and out, memory and calls" if whole > kernels else "all of it"
+    _say(out, f"{micros(kernels)} us in {len(rows)} kernels, {micros(whole)} us for a whole run: {rest}")
+    _say(out, "note: taken one by one between callbacks, which makes kernels of a few microseconds seem slower")
 
 
 def _latency_row(name: str, latency: Latency, speedup: float | None) -> tuple[str, ...]:
     times = (latency.median, latency.p90, latency.p99, latency.min)
-    return (name, *(f"{ms:.3f}" for ms in times), str(latency.repeats), factor(speedup) if speedup else "")
+    rate = "-" if latency.per_second is None else f"{latency.per_second:.1f}"
+    return (name, *(f"{ms:.3f}" for ms in times), rate, str(latency.repeats), factor(speedup) if speedup else "")
 
 
 def print_verify(report: VerifyReport) -> None:

@@ -27,11 +27,12 @@ import numpy as np
 
 from sparsetvm.core.cuda_runtime import load_cuda_runtime
 from sparsetvm.core.manifest import TensorInfo, read_manifest
-from sparsetvm.core.results import Latency
+from sparsetvm.core.results import Latency, LayerTime
 from sparsetvm.core.target import Target
 from sparsetvm.errors import ModelError, UsageError, did_you_mean
 from sparsetvm.runtime.compare import latency_of
 from sparsetvm.runtime.cuda import CudaRun, gpu_lock, on_gpu
+from sparsetvm.runtime.per_layer import kernel_times
 from sparsetvm.runtime.threads import set_threads
 
 _ALIGNMENT = 64  # bytes; generated code uses aligned vector loads
@@ -188,6 +189,21 @@ class Module:
             self.run(inputs)
             times.append((time.perf_counter() - begun) * 1e3)
         return latency_of(times)
+
+    def per_layer(self, inputs: Mapping[str, Any] | None = None, *, seconds: float = 1.0) -> list[LayerTime]:
+        """Median microseconds of each kernel on `inputs` (random ones when None), in the order of the calls.
+
+        The library is loaded a second time for it. runtime/per_layer.py says what the times hold. Raises UsageError for
+        a model on a GPU, which runs as one CUDA graph.
+        """
+        if self._gpu is not None:
+            raise UsageError("a model on a GPU runs as one CUDA graph: its kernels have no times of their own here")
+        given = self._as_arrays(self._in_order(inputs if inputs is not None else self.random_inputs()))
+        with self._lock:
+            set_threads(self.threads)
+            machine, _ = _load(self.path, self.manifest.get("target", {}))
+            main, tensors = machine["main"], self._fill(given)
+            return kernel_times(machine, lambda: main(*tensors), self.manifest.get("kernels", []), seconds)
 
     def random_inputs(self, seed: int = 0) -> dict[str, np.ndarray]:
         """Standard normal float inputs, zeros for other dtypes (which may be indices)."""

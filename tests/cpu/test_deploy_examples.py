@@ -107,3 +107,17 @@ def test_sparsetvm_load_gives_the_same(library, x, weight):
 
     with sparsetvm.load(library) as module:
         check(module(x), x, weight)
+
+
+def test_per_layer_times_name_the_layers_and_leave_the_module_usable(library, x, weight):
+    import sparsetvm
+    from sparsetvm.core.manifest import read_manifest
+
+    report = sparsetvm.bench(library, against=(), seconds=0.01, per_layer=True)
+    assert [time.kernel for time in report.per_layer] == [k["symbol"] for k in read_manifest(library)[0]["kernels"]]
+    assert "layer" in [time.name for time in report.per_layer]
+    assert sum(time.share for time in report.per_layer) == pytest.approx(1.0)
+    assert report.latency_ms.per_second > 0
+    with sparsetvm.load(library) as module:
+        assert module.per_layer(seconds=0.001)
+        check(module(x), x, weight)

@@ -237,7 +237,7 @@ def test_bench_passes_competitors_on(run, api):
     assert run("bench m.so --against none --threads 2 --seconds 500ms --reference m.onnx").exit_code == 0
     assert api.calls["bench"] == (
         ("m.so",), {"against": (), "threads": 2, "seconds": 0.5, "inputs": None, "reference_model": "m.onnx",
-             "target": "cpu", "allow_tf32": False},
+             "target": "cpu", "allow_tf32": False, "per_layer": False},
     )  # fmt: skip
 
 
