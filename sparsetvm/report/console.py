@@ -255,6 +255,7 @@ def print_prune(report: PruneReport) -> None:
 def print_doctor(report: DoctorReport) -> None:
     """One line per check, with the next step for each that failed."""
     out = console()
+    _say(out, "sparsetvm doctor (paste all of it into a bug report)")
     for check in report.checks:
         _say(out, f"{'ok  ' if check['ok'] else 'FAIL'}  {check['name']}: {check['detail']}")
         if not check["ok"]:
