@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sparsetvm.core.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from sparsetvm.api import bench, compile, doctor, inspect, load, prune, report, tasks, tune, verify
+    from sparsetvm.api import bench, compile, doctor, inspect, load, prune, tasks, tune, verify, write_report
     from sparsetvm.errors import SparseTvmError
 
 __all__ = [
@@ -27,10 +27,10 @@ __all__ = [
     "inspect",
     "load",
     "prune",
-    "report",
     "tasks",
     "tune",
     "verify",
+    "write_report",
 ]
 
 

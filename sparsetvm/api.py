@@ -1,6 +1,16 @@
 """The Python API: what the command line calls. `import sparsetvm` re-exports these functions lazily.
 
-All functions raise subclasses of SparseTvmError (errors.py) and nothing else on purpose.
+All functions raise subclasses of SparseTvmError (errors.py) and nothing else on purpose. Their reports are typed
+(core/results.py), become JSON with `to_json()` and tables in a notebook. docs/python.md tells the whole of it.
+
+Threads: a loaded Module may be shared (calls wait for each other), and modules may run beside each other. `tune` and
+`bench` measure: run nothing else beside them, and one of them at a time. `compile` may run in any one thread.
+
+    >>> import sparsetvm
+    >>> from sparsetvm.examples import digits_path
+    >>> report = sparsetvm.inspect(digits_path(), threads=1)
+    >>> [(layer.name, layer.verdict) for layer in report.layers][:2]
+    [('conv1', 'dense'), ('conv2', 'sparse')]
 """
 
 from __future__ import annotations
@@ -44,7 +54,13 @@ def inspect(
 ) -> InspectReport:
     """Which layers of an ONNX model are pruned, how, and what that is expected to gain on `target`.
 
-    allow_tf32, here and below: on a GPU, let dense kernels round the factors of products to TF32.
+    model: path of the .onnx file. target: as `--target`, e.g. "cpu", "cpu,znver4", "cuda,sm_90". threads: of the
+    compiled code; None for the cores of this process. shapes: input name -> static shape. allow_tf32: on a GPU, let
+    dense kernels round the factors of products to TF32. These five mean the same everywhere below.
+
+    >>> from sparsetvm.examples import digits_path
+    >>> inspect(digits_path(), target="cpu,znver4", threads=1).layers[1].pattern
+    'unstructured'
     """
     from sparsetvm.analysis.layers import inspect_layers
 
@@ -63,7 +79,12 @@ def tasks(
     shapes: Shapes | None = None,
     allow_tf32: bool = False,
 ) -> list[Task]:
-    """The tuning tasks of a model, in execution order."""
+    """The tuning tasks of a model, in execution order, each once however many layers share it.
+
+    >>> from sparsetvm.examples import digits_path
+    >>> [task.workload.describe() for task in tasks(digits_path(), target="cpu,znver4", threads=1)][-1]
+    'matmul 10x30 n=1'
+    """
     return prepare(model, parse_target(target, threads, allow_tf32), shapes).unique_tasks()
 
 
@@ -94,6 +115,15 @@ def tune(
     budget: seconds; trials: measurements in all; effort: "quick", "default" or "max" when neither is given. tasks:
     "all" or names and numbers ("2,5-7,layer"). With `output` the model is compiled afterwards. Ctrl-C ends the search
     early; the report then has `interrupted` set and everything measured is in the log. page: an HTML report to write.
+    progress: called with an Event (core/results.py) for each step, in this thread; an exception that it raises ends the
+    call. reuse: False ignores the log. records: more logs to read; log_dir: the one to write.
+
+    >>> from sparsetvm.examples import digits_path
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     report = tune(digits_path(), threads=1, log_dir=folder, dry_run=True)
+    >>> (report.trials_run, [task.name for task in report.tasks])
+    (0, ['conv1', 'conv2', 'conv3', 'fc1', 'fc2'])
     """
     from sparsetvm.build.compile import check_can_write
     from sparsetvm.measure.nvcc import find_compiler
@@ -152,6 +182,18 @@ def compile(
     """Compile an ONNX model into the library `output` and its manifest, with the best known config of every layer.
 
     require_tuned: raise NoCandidateError naming the layers that no record covers, instead of using default configs.
+    Nothing is measured.
+
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> from sparsetvm.examples import digits_path
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     library = pathlib.Path(folder, "digits.so")
+    ...     report = compile(digits_path(), library, threads=1)
+    ...     with load(library) as module:
+    ...         logits = module(np.zeros((1, 1, 8, 8), "float32"))
+    >>> (report.layers[0]["name"], logits.shape)
+    ('conv1', (1, 10))
     """
     from sparsetvm.build.choose import open_index, require_records
     from sparsetvm.build.compile import check_can_write
@@ -192,7 +234,11 @@ def compile(
 
 
 def load(path: PathLike, *, threads: int | None = None) -> Module:
-    """Load a compiled model. A `.so` is code: load only what you trust."""
+    """Load a compiled model; use it in a `with` block, or close it. threads: None for what it was compiled for.
+
+    A `.so` is code: load only what you trust. Raises UsageError when there is no such file, ModelError when it is no
+    compiled model or not that of its manifest.
+    """
     return Module(path, threads=threads)
 
 
@@ -293,7 +339,7 @@ def prune(
     return prune_model(model, output, sparsity, pattern)
 
 
-def report(
+def write_report(
     source: PathLike,
     output: PathLike,
     *,
@@ -394,8 +440,8 @@ __all__ = [
     "inspect",
     "load",
     "prune",
-    "report",
     "tasks",
     "tune",
     "verify",
+    "write_report",
 ]

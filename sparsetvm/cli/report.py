@@ -40,7 +40,7 @@ def command(
     """
     from sparsetvm import api
 
-    report = api.report(
+    report = api.write_report(
         source, output, model=model, target=target, threads=threads, shapes=to_shapes(shapes), log_dir=log_dir,
         records=records,
     )  # fmt: skip

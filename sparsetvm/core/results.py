@@ -7,6 +7,8 @@ from typing import Any
 
 import msgspec
 
+from sparsetvm.core.html_table import html_of
+
 JSON_SCHEMA = 1
 
 
@@ -18,6 +20,10 @@ class Result(msgspec.Struct, kw_only=True):
     def to_json(self) -> bytes:
         """Indented JSON with the documented keys."""
         return msgspec.json.format(msgspec.json.encode(self), indent=2)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return html_of(self)
 
 
 class LayerReport(msgspec.Struct, kw_only=True):

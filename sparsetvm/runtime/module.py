@@ -41,6 +41,7 @@ _WARM_UP_RUNS = 3
 
 class Module:
     """A loaded model; calls are serialised, so one Module may be shared by threads. On a GPU those of all modules are.
+    On a CPU different modules run beside each other, each call with a thread pool of the calling thread.
 
     inputs, outputs: name, shape and dtype of each tensor. manifest: the parsed manifest, {} when there is none.
     notes: what the user should know about how it was loaded. Raises ModelError when the file cannot be loaded.

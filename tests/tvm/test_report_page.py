@@ -82,7 +82,7 @@ class Checker(HTMLParser):
 
 
 def test_page_escapes_everything_and_loads_nothing(log, tmp_path):
-    report = api.report(manifest(tmp_path / "m.so.json"), tmp_path / "r.html", log_dir=log.parent)
+    report = api.write_report(manifest(tmp_path / "m.so.json"), tmp_path / "r.html", log_dir=log.parent)
     page = (tmp_path / "r.html").read_text()
     checker = Checker()
     checker.feed(page)
