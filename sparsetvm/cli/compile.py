@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import click
 
 from sparsetvm.cli.params import (
@@ -16,6 +18,15 @@ from sparsetvm.cli.params import (
 from sparsetvm.cli.session import Session, common_options, pass_session
 
 
+def _print_cc_args(ctx: click.Context, _: click.Parameter, kind: str | None) -> None:
+    """Print and end, before a model is asked for."""
+    if kind is not None:
+        from sparsetvm.build.cc_args import cc_args
+
+        click.echo(shlex.join(cc_args(kind)))
+        ctx.exit()
+
+
 @click.command("compile")
 @model_argument()
 @click.option("-o", "--output", type=click.Path(dir_okay=False), required=True, help="The .so to write.")
@@ -24,6 +35,11 @@ from sparsetvm.cli.session import Session, common_options, pass_session
 @threads_option
 @record_options
 @shape_option
+@click.option(
+    "--print-cc-args", type=click.Choice(["cpu", "cuda"]), is_flag=False, flag_value="cpu", is_eager=True,
+    expose_value=False, callback=_print_cc_args, metavar="[cpu|cuda]",
+    help="Print what a C++ compiler needs to build a program that runs a .so, and end.",
+)  # fmt: skip
 @click.option("--require-tuned", is_flag=True, help="Fail (exit code 6) when a layer has no measured record.")
 @common_options
 @pass_session

@@ -21,7 +21,7 @@ from click.core import ParameterSource
 from sparsetvm.errors import UsageError, did_you_mean
 
 # What a file may not set: it says how to read files, or where this one call writes.
-_NOT_SAVED = ("config", "save-config", "help", "json", "quiet", "verbose")
+_NOT_SAVED = ("config", "save-config", "help", "json", "quiet", "verbose", "print-cc-args")
 _GIVEN = (ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP)
 
 

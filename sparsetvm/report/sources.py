@@ -11,7 +11,7 @@ import msgspec
 from sparsetvm.analysis.layers import beyond_pattern
 from sparsetvm.core.manifest import MANIFEST_SCHEMA, TensorInfo, manifest_path
 from sparsetvm.core.record import Record
-from sparsetvm.core.target import Target, parse_target
+from sparsetvm.core.target import DeviceFingerprint, Target, parse_target
 from sparsetvm.errors import ModelError, SparseTvmError, UsageError, did_you_mean
 from sparsetvm.log.location import LogFile, expand
 from sparsetvm.log.location import log_dir as find_log_dir
@@ -124,21 +124,45 @@ def _of_manifest(
     story.notes += index.skipped()
     missing = len(wanted) - len(tasks)
     if missing:
-        story.notes.append(f"{missing} of its {len(wanted)} tasks have no records in the log: nothing is told of them")
+        story.notes.append(
+            f"{missing} of its {len(wanted)} tasks have no records in the log: their trials are not shown"
+        )
+    prepared = _model_of(manifest, model, story)
+    if prepared is not None:
+        _add_untold(story, manifest, prepared, wanted)
+        tell_model(story, prepared, manifest.target)
+    return story
+
+
+def _model_of(manifest: _Manifest, model: Path | str | None, story: Story) -> Prepared | None:
+    """The model that is given, or the one of the manifest where that is still there and the same."""
     shapes = {info.name: info.shape for info in manifest.inputs}
     if model is not None:
-        tell_model(story, prepare(model, manifest.target, shapes), manifest.target)
-    elif Path(manifest.model.get("path", "")).is_file():
-        try:
-            prepared = prepare(manifest.model["path"], manifest.target, shapes)
-        except SparseTvmError as problem:
-            story.notes.append(f"the model at its recorded place was not read: {problem.message}")
-        else:
-            if prepared.digest == story.digest:
-                tell_model(story, prepared, manifest.target)
-            else:
-                story.notes.append(f"{manifest.model['path']} has changed since: no pictures of its weights")
-    return story
+        return prepare(model, manifest.target, shapes)
+    path = manifest.model.get("path", "")
+    if not Path(path).is_file():
+        return None
+    try:
+        prepared = prepare(path, manifest.target, shapes)
+    except SparseTvmError as problem:
+        story.notes.append(f"the model at its recorded place was not read: {problem.message}")
+        return None
+    if prepared.digest != story.digest:
+        story.notes.append(f"{path} has changed since: no pictures of its weights")
+        return None
+    return prepared
+
+
+def _add_untold(story: Story, manifest: _Manifest, prepared: Prepared, wanted: Mapping[str, _Layer]) -> None:
+    """Tasks of the library that no record is about: what the manifest says of them."""
+    told = {task.workload for task in story.tasks}
+    target = manifest.target
+    device = DeviceFingerprint(target.kind, "", f"any {target}", target.isa, 0, "")
+    for task in prepared.unique_tasks():
+        layer = wanted.get(task.workload.id)
+        if layer is not None and task.workload not in told:
+            story.tasks.append(TaskStory(layer.name, task.workload, device, []))
+            _take(story.tasks[-1], manifest, layer)
 
 
 def _take(task: TaskStory, manifest: _Manifest, layer: _Layer) -> None:

@@ -71,7 +71,7 @@ class Story:
 
     @property
     def devices(self) -> list[DeviceFingerprint]:
-        return list(dict.fromkeys(task.device for task in self.tasks))
+        return list(dict.fromkeys(task.device for task in self.tasks if task.records))
 
 
 def tasks_of(records: Sequence[Record]) -> list[TaskStory]:
