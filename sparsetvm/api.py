@@ -20,7 +20,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sparsetvm.core.results import (
     BenchReport,
@@ -176,13 +176,14 @@ def compile(
     shapes: Shapes | None = None,
     reuse: bool = True,
     require_tuned: bool = False,
+    weights: Literal["embed", "separate"] = "embed",
     allow_tf32: bool = False,
     progress: Progress | None = None,
 ) -> CompileReport:
     """Compile an ONNX model into the library `output` and its manifest, with the best known config of every layer.
 
     require_tuned: raise NoCandidateError naming the layers that no record covers, instead of using default configs.
-    Nothing is measured.
+    Nothing is measured. weights: "separate" writes packed weights to a file beside the library, which processes share.
 
     >>> import pathlib, tempfile
     >>> import numpy as np
@@ -210,7 +211,7 @@ def compile(
     if require_tuned:
         require_records(prepared.tasks, choices)
     tell(Event(kind="compile", message=f"compiling {output}"))
-    manifest = _write(prepared, where, choices, Path(output))
+    manifest = _write(prepared, where, choices, Path(output), weights == "separate")
     layers = [
         {
             "name": name,
@@ -405,12 +406,12 @@ def _choices(prepared: Prepared, target: Target, index: Any, *, reuse: bool, out
     return choose(prepared.tasks, target, index, device_fingerprint(target), reuse=reuse, outcomes=outcomes)
 
 
-def _write(prepared: Prepared, target: Target, choices: Any, output: Path) -> Path:
+def _write(prepared: Prepared, target: Target, choices: Any, output: Path, separate: bool = False) -> Path:
     """Compile to `output`; returns the path of the manifest."""
     from sparsetvm.build.compile import compile_graph
 
     model = {"name": prepared.path.name, "path": str(prepared.path.resolve()), "sha256": prepared.digest}
-    return compile_graph(prepared.graph, prepared.tasks, choices, target, output, model)
+    return compile_graph(prepared.graph, prepared.tasks, choices, target, output, model, separate)
 
 
 def _recorded_model(module: Module) -> Path:

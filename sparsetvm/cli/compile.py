@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from typing import Literal
 
 import click
 
@@ -40,6 +41,10 @@ def _print_cc_args(ctx: click.Context, _: click.Parameter, kind: str | None) -> 
     expose_value=False, callback=_print_cc_args, metavar="[cpu|cuda]",
     help="Print what a C++ compiler needs to build a program that runs a .so, and end.",
 )  # fmt: skip
+@click.option(
+    "--weights", type=click.Choice(["embed", "separate"]), default="embed", show_default=True,
+    help="Packed weights in the .so, or in a file beside it that processes share.",
+)  # fmt: skip
 @click.option("--require-tuned", is_flag=True, help="Fail (exit code 6) when a layer has no measured record.")
 @common_options
 @pass_session
@@ -56,6 +61,7 @@ def command(
     no_reuse: bool,
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
     require_tuned: bool,
+    weights: Literal["embed", "separate"],
 ) -> None:
     """Write a deployable .so of MODEL with the best known kernels, and its manifest beside it.
 
@@ -71,7 +77,8 @@ def command(
     with session.progress() as progress:
         report = api.compile(
             model, output, target=target, allow_tf32=allow_tf32, threads=threads, records=records, log_dir=log_dir,
-            shapes=to_shapes(shapes), reuse=not no_reuse, require_tuned=require_tuned, progress=progress,
+            shapes=to_shapes(shapes), reuse=not no_reuse, require_tuned=require_tuned, weights=weights,
+            progress=progress,
         )  # fmt: skip
 
     def render() -> None:

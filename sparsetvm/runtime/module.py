@@ -29,6 +29,7 @@ from sparsetvm.core.cuda_runtime import load_cuda_runtime
 from sparsetvm.core.manifest import TensorInfo, read_manifest
 from sparsetvm.core.results import Latency, LayerTime
 from sparsetvm.core.target import Target
+from sparsetvm.core.weights_file import map_weights, weights_path
 from sparsetvm.errors import ModelError, UsageError, did_you_mean
 from sparsetvm.runtime.compare import latency_of
 from sparsetvm.runtime.cuda import CudaRun, gpu_lock, on_gpu
@@ -53,6 +54,7 @@ class Module:
         self.inputs: list[TensorInfo] = []
         self.outputs: list[TensorInfo] = []
         self.notes: list[str] = []
+        self._weights: list[Any] = []  # further arguments of the library's function, where they are not in it
         if not self.path.is_file():
             raise UsageError(f"'{path}' is no file", hint="sparsetvm compile MODEL -o m.so writes one")
         found = read_manifest(self.path)
@@ -70,7 +72,10 @@ class Module:
             self.manifest, signature = found
             self.inputs, self.outputs = signature.inputs, signature.outputs
             self.threads = threads or signature.threads
-            if len(self.inputs) != arity:
+            if signature.weights is not None:
+                mapped = map_weights(weights_path(self.path), signature.weights.arrays)
+                self._weights = list(map(_tensor, mapped))
+            if len(self.inputs) + len(self._weights) != arity:
                 raise ModelError(
                     f"'{path}' takes {arity} inputs, its manifest names {len(self.inputs)}",
                     hint="compile the model again",
@@ -161,7 +166,7 @@ class Module:
                 outputs = self._gpu(given)
                 return outputs[0] if len(outputs) == 1 else outputs
             set_threads(self.threads)
-            results = self._main(*self._fill(given))
+            results = self._main(*self._fill(given), *self._weights)
             if isinstance(results, _tensor_type()):
                 return _copy_out(results)
             copies = tuple(_copy_out(result) for result in results)
@@ -203,7 +208,7 @@ class Module:
         with self._lock:
             set_threads(self.threads)
             machine, _ = _load(self.path, self.manifest.get("target", {}))
-            main, tensors = machine["main"], self._fill(given)
+            main, tensors = machine["main"], [*self._fill(given), *self._weights]
             return kernel_times(machine, lambda: main(*tensors), self.manifest.get("kernels", []), seconds)
 
     def random_inputs(self, seed: int = 0) -> dict[str, np.ndarray]:
@@ -224,6 +229,7 @@ class Module:
         """Free the buffers; the module cannot run any more. (The process keeps the library's code mapped.)"""
         with self._lock:
             self._buffers = []
+            self._weights = []
             self._gpu = None
             self._main = _closed
 
@@ -304,6 +310,12 @@ def _loadable(path: Path) -> Iterator[Path]:
 
 def _closed(*_: Any) -> Any:
     raise UsageError("this module is closed", hint="load it again")
+
+
+def _tensor(array: np.ndarray) -> Any:
+    import tvm_ffi
+
+    return tvm_ffi.from_dlpack(array)
 
 
 def _tensor_type() -> Any:

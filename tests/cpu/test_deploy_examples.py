@@ -142,3 +142,22 @@ def test_per_layer_times_name_the_layers_and_leave_the_module_usable(library, x,
     with sparsetvm.load(library) as module:
         assert module.per_layer(seconds=0.001)
         check(module(x), x, weight)
+
+
+def test_separate_weights_give_the_same_and_are_looked_after(library, x, tmp_path):
+    import sparsetvm
+    from sparsetvm.errors import ModelError
+
+    sparsetvm.compile(library.parent / "tiny.onnx", tmp_path / "m.so", threads=1, weights="separate", log_dir=tmp_path)
+    weights = tmp_path / "m.so.weights"
+    with sparsetvm.load(library) as whole, sparsetvm.load(tmp_path / "m.so") as parted:
+        np.testing.assert_array_equal(whole(x), parted(x))
+        assert parted.per_layer(seconds=0.001)
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ModelError, match="SHA-256"):
+        sparsetvm.load(tmp_path / "m.so")
+    weights.unlink()
+    with pytest.raises(ModelError, match="not there"):
+        sparsetvm.load(tmp_path / "m.so")

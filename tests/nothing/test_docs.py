@@ -91,7 +91,7 @@ def test_links_lead_somewhere(path):
 
 
 def shown_commands():
-    """(document, words) of every `sparsetvm ...` line in fenced blocks and of every one in backticks with an argument."""
+    """(document, words) of every `sparsetvm ...` line in fenced blocks, and of those in backticks with an argument."""
     fence = re.compile(r"^```(?:sh)?\n(.*?)^```", re.M | re.S)
     for path in DOCS:
         text = path.read_text()
