@@ -375,12 +375,13 @@ def doctor() -> DoctorReport:
 def _write_report(run: Any, prepared: Prepared, target: Target, name: str, output: Path) -> None:
     """The page about a run that has just ended: all that the log knows of its tasks on this device."""
     from sparsetvm.report.html.write import write_page
-    from sparsetvm.report.sources import tell_model
+    from sparsetvm.report.sources import add_untold, tell_model
     from sparsetvm.report.story import Story, tasks_of
 
-    workloads, device = {task.workload for task in prepared.tasks.values()}, device_fingerprint(target).model
-    known = [r for r in run.index.records() if r.workload in workloads and r.device.model == device]
+    workloads, device = {task.workload for task in prepared.tasks.values()}, device_fingerprint(target)
+    known = [r for r in run.index.records() if r.workload in workloads and r.device.model == device.model]
     story = Story(f"tuning run {name}", tasks_of(known))
+    add_untold(story, prepared.unique_tasks(), device)
     tell_model(story, prepared, target)
     write_page(story, name, output)
 

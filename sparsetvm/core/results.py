@@ -92,6 +92,7 @@ class TuneReport(Result, kw_only=True):
     interrupted: bool = False
     output: str | None = None
     warnings: list[str] = []
+    run: str = ""
 
 
 class CompileReport(Result, kw_only=True):

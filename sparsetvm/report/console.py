@@ -152,7 +152,7 @@ def print_tune(report: TuneReport) -> None:
     measured = f"{report.trials_run} trials in {report.seconds:.0f} s" + (f" ({statuses})" if statuses else "")
     _say(out, f"{measured}; {report.reused} of {len(report.tasks)} tasks reused")
     _say(out, f"device: {report.device}, {report.threads} thread{'s' if report.threads != 1 else ''}")
-    _say(out, f"log: {report.log}, seed {report.seed}")
+    _say(out, f"log: {report.log}, seed {report.seed}" + (f", run {report.run}" if report.run else ""))
     if report.interrupted:
         return
     if report.output is not None:

@@ -12,6 +12,7 @@ from sparsetvm.analysis.layers import beyond_pattern
 from sparsetvm.core.manifest import MANIFEST_SCHEMA, TensorInfo, manifest_path
 from sparsetvm.core.record import Record
 from sparsetvm.core.target import DeviceFingerprint, Target, parse_target
+from sparsetvm.core.task import Task
 from sparsetvm.errors import ModelError, SparseTvmError, UsageError, did_you_mean
 from sparsetvm.log.location import LogFile, expand
 from sparsetvm.log.location import log_dir as find_log_dir
@@ -115,8 +116,8 @@ def _of_manifest(
     wanted = {layer.workload_id: layer for layer in reversed(manifest.layers)}
     index = RecordIndex.open(find_log_dir(log_dir), records)
     known = [record for record in index.records() if record.workload.id in wanted]
-    device = Counter(record.device.model for record in known).most_common(1)
-    tasks = tasks_of([record for record in known if record.device.model == device[0][0]] if device else [])
+    models = Counter(record.device.model for record in known).most_common(1)
+    tasks = tasks_of([record for record in known if record.device.model == models[0][0]] if models else [])
     for task in tasks:
         _take(task, manifest, wanted[task.workload.id])
     story = Story(f"compiled model {path.name.removesuffix('.json')}", tasks, manifest.model.get("name", ""))
@@ -129,7 +130,11 @@ def _of_manifest(
         )
     prepared = _model_of(manifest, model, story)
     if prepared is not None:
-        _add_untold(story, manifest, prepared, wanted)
+        where = manifest.target
+        device = DeviceFingerprint(where.kind, "", f"any {where}", where.isa, 0, "")
+        known_tasks = [task for task in prepared.unique_tasks() if task.workload.id in wanted]
+        for task in add_untold(story, known_tasks, device):
+            _take(task, manifest, wanted[task.workload.id])
         tell_model(story, prepared, manifest.target)
     return story
 
@@ -153,16 +158,12 @@ def _model_of(manifest: _Manifest, model: Path | str | None, story: Story) -> Pr
     return prepared
 
 
-def _add_untold(story: Story, manifest: _Manifest, prepared: Prepared, wanted: Mapping[str, _Layer]) -> None:
-    """Tasks of the library that no record is about: what the manifest says of them."""
+def add_untold(story: Story, tasks: Sequence[Task], device: DeviceFingerprint) -> list[TaskStory]:
+    """Add the tasks of which no record tells; returns them."""
     told = {task.workload for task in story.tasks}
-    target = manifest.target
-    device = DeviceFingerprint(target.kind, "", f"any {target}", target.isa, 0, "")
-    for task in prepared.unique_tasks():
-        layer = wanted.get(task.workload.id)
-        if layer is not None and task.workload not in told:
-            story.tasks.append(TaskStory(layer.name, task.workload, device, []))
-            _take(story.tasks[-1], manifest, layer)
+    added = [TaskStory(task.name, task.workload, device, []) for task in tasks if task.workload not in told]
+    story.tasks += added
+    return added
 
 
 def _take(task: TaskStory, manifest: _Manifest, layer: _Layer) -> None:

@@ -130,6 +130,7 @@ class TuneRun:
             statuses=statuses,
             tasks=reports,
             interrupted=interrupted,
+            run=self.options.run,
         )
 
 

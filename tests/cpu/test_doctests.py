@@ -30,4 +30,5 @@ def test_examples_of_the_python_document_run(tmp_path, monkeypatch):
     namespace = {}
     for block in blocks:
         exec(compile(block.replace("budget=600", "trials=2"), "docs/python.md", "exec"), namespace)
-    assert (tmp_path / "report.html").is_file()
+    pages = [(tmp_path / name).read_text() for name in ("tuned.html", "report.html")]
+    assert all("conv2" in page and page.count("data:image/png") == 10 for page in pages)
