@@ -130,6 +130,11 @@ def arithmetic_of(name: str) -> Arithmetic:
     return template(name).arithmetic if name in _TEMPLATES else "float32"
 
 
+def ignores_zeros(name: str) -> bool:
+    """True for dense templates; False for templates that are not in the list."""
+    return name in _TEMPLATES and template(name).dense
+
+
 def is_for(name: str, target: Target) -> bool:
     """True for templates of the target's kind of device, which the first part of a name says."""
     return _DEVICES.get(name.partition(".")[0], target.kind) == target.kind

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sparsetvm.core.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from sparsetvm.api import bench, compile, doctor, inspect, load, prune, tasks, tune, verify
+    from sparsetvm.api import bench, compile, doctor, inspect, load, prune, tasks, tune, verify, write_report
     from sparsetvm.errors import SparseTvmError
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "tasks",
     "tune",
     "verify",
+    "write_report",
 ]
 
 

@@ -1,6 +1,16 @@
 """The Python API: what the command line calls. `import sparsetvm` re-exports these functions lazily.
 
-All functions raise subclasses of SparseTvmError (errors.py) and nothing else on purpose.
+All functions raise subclasses of SparseTvmError (errors.py) and nothing else on purpose. Their reports are typed
+(core/results.py), become JSON with `to_json()` and tables in a notebook. docs/python.md tells the whole of it.
+
+Threads: a loaded Module may be shared (calls wait for each other), and modules may run beside each other. `tune` and
+`bench` measure: run nothing else beside them, and one of them at a time. `compile` may run in any one thread.
+
+    >>> import sparsetvm
+    >>> from sparsetvm.examples import digits_path
+    >>> report = sparsetvm.inspect(digits_path(), threads=1)
+    >>> [(layer.name, layer.verdict) for layer in report.layers][:2]
+    [('conv1', 'dense'), ('conv2', 'sparse')]
 """
 
 from __future__ import annotations
@@ -10,7 +20,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sparsetvm.core.results import (
     BenchReport,
@@ -18,6 +28,7 @@ from sparsetvm.core.results import (
     DoctorReport,
     Event,
     InspectReport,
+    PageReport,
     Progress,
     PruneReport,
     TuneReport,
@@ -47,9 +58,15 @@ def inspect(
 ) -> InspectReport:
     """Which layers of an ONNX model are pruned, how, and what that is expected to gain on `target`.
 
-    allow_tf32, here and below: on a GPU, let dense kernels round the factors of products to TF32. what_if: patterns as
+    model: path of the .onnx file. target: as `--target`, e.g. "cpu", "cpu,znver4", "cuda,sm_90". threads: of the
+    compiled code; None for the cores of this process. shapes: input name -> static shape. allow_tf32: on a GPU, let
+    dense kernels round the factors of products to TF32. These five mean the same everywhere below. what_if: patterns as
     `prune` takes them ("block:4x1@0.9"; `sparsity` where one says none); the report's `what_if` then says what each
     would gain and cost, by records of the log where there are some for such layers, else by the roofline.
+
+    >>> from sparsetvm.examples import digits_path
+    >>> inspect(digits_path(), target="cpu,znver4", threads=1).layers[1].pattern
+    'unstructured'
     """
     from sparsetvm.analysis.layers import inspect_layers
     from sparsetvm.log.location import log_dir as find_log_dir
@@ -82,7 +99,12 @@ def tasks(
     shapes: Shapes | None = None,
     allow_tf32: bool = False,
 ) -> list[Task]:
-    """The tuning tasks of a model, in execution order."""
+    """The tuning tasks of a model, in execution order, each once however many layers share it.
+
+    >>> from sparsetvm.examples import digits_path
+    >>> [task.workload.describe() for task in tasks(digits_path(), target="cpu,znver4", threads=1)][-1]
+    'matmul 10x30 n=1'
+    """
     return prepare(model, parse_target(target, threads, allow_tf32), shapes).unique_tasks()
 
 
@@ -104,6 +126,7 @@ def tune(
     jobs: int | None = None,
     shapes: Shapes | None = None,
     output: PathLike | None = None,
+    page: PathLike | None = None,
     allow_tf32: bool = False,
     progress: Progress | None = None,
 ) -> TuneReport:
@@ -111,7 +134,16 @@ def tune(
 
     budget: seconds; trials: measurements in all; effort: "quick", "default" or "max" when neither is given. tasks:
     "all" or names and numbers ("2,5-7,layer"). With `output` the model is compiled afterwards. Ctrl-C ends the search
-    early; the report then has `interrupted` set and everything measured is in the log.
+    early; the report then has `interrupted` set and everything measured is in the log. page: an HTML report to write.
+    progress: called with an Event (core/results.py) for each step, in this thread; an exception that it raises ends the
+    call. reuse: False ignores the log. records: more logs to read; log_dir: the one to write.
+
+    >>> from sparsetvm.examples import digits_path
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     report = tune(digits_path(), threads=1, log_dir=folder, dry_run=True)
+    >>> (report.trials_run, [task.name for task in report.tasks])
+    (0, ['conv1', 'conv2', 'conv3', 'fc1', 'fc2'])
     """
     from sparsetvm.build.compile import check_can_write
     from sparsetvm.measure.nvcc import find_compiler
@@ -145,6 +177,8 @@ def tune(
         tell(Event(kind="compile", message=f"compiling {output}"))
         _write(prepared, where, choices, Path(output))
         report.output = str(output)
+    if page is not None and not dry_run:
+        _write_report(run, prepared, where, options.run, Path(page))
     report.seconds = time.monotonic() - begun
     report.warnings = warnings
     tell(Event(kind="end", message="done"))
@@ -162,12 +196,25 @@ def compile(
     shapes: Shapes | None = None,
     reuse: bool = True,
     require_tuned: bool = False,
+    weights: Literal["embed", "separate"] = "embed",
     allow_tf32: bool = False,
     progress: Progress | None = None,
 ) -> CompileReport:
     """Compile an ONNX model into the library `output` and its manifest, with the best known config of every layer.
 
     require_tuned: raise NoCandidateError naming the layers that no record covers, instead of using default configs.
+    Nothing is measured. weights: "separate" writes packed weights to a file beside the library, which processes share.
+
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> from sparsetvm.examples import digits_path
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     library = pathlib.Path(folder, "digits.so")
+    ...     report = compile(digits_path(), library, threads=1)
+    ...     with load(library) as module:
+    ...         logits = module(np.zeros((1, 1, 8, 8), "float32"))
+    >>> (report.layers[0]["name"], logits.shape)
+    ('conv1', (1, 10))
     """
     from sparsetvm.build.choose import open_index, require_records
     from sparsetvm.build.compile import check_can_write
@@ -184,7 +231,7 @@ def compile(
     if require_tuned:
         require_records(prepared.tasks, choices)
     tell(Event(kind="compile", message=f"compiling {output}"))
-    manifest = _write(prepared, where, choices, Path(output))
+    manifest = _write(prepared, where, choices, Path(output), weights == "separate")
     layers = [
         {
             "name": name,
@@ -208,7 +255,11 @@ def compile(
 
 
 def load(path: PathLike, *, threads: int | None = None) -> Module:
-    """Load a compiled model. A `.so` is code: load only what you trust."""
+    """Load a compiled model; use it in a `with` block, or close it. threads: None for what it was compiled for.
+
+    A `.so` is code: load only what you trust. Raises UsageError when there is no such file, ModelError when it is no
+    compiled model or not that of its manifest.
+    """
     return Module(path, threads=threads)
 
 
@@ -240,12 +291,13 @@ def bench(
     reference_model: PathLike | None = None,
     target: str = "cpu",
     allow_tf32: bool = False,
+    per_layer: bool = False,
 ) -> BenchReport:
     """Time a compiled model (or an .onnx file, compiled first) beside competitors, interleaved in one process.
 
     against: "ort" (ONNX Runtime), "openvino" (its default precision), "openvino-f32" and "dense" (our own build of the
     same model with dense kernels only). target: what an .onnx file is compiled for. On a GPU inputs and outputs stay
-    there, and "ort" and "openvino", which run on the CPU, are left out.
+    there, and "ort" and "openvino", which run on the CPU, are left out. per_layer: also the times of our kernels.
     """
     from sparsetvm.runtime.compare import interleave
     from sparsetvm.runtime.openvino import openvino_run
@@ -267,6 +319,8 @@ def bench(
         runs: dict[str, Any] = {"ours": module.prepared(feed)}
         built_for = module.built_for
         if built_for is not None and built_for.kind == "cuda":
+            if per_layer:
+                raise UsageError("--per-layer: a model on a GPU runs as one CUDA graph", hint="leave it out")
             left_out = [name for name in against if name != "dense"]
             against = [name for name in against if name == "dense"]
             if left_out:
@@ -283,6 +337,7 @@ def bench(
             where = built_for if built_for is not None and built_for.kind == "cuda" else parse_target("cpu", threads)
             runs["dense"] = _dense_module(reference, Path(folder) / "dense.so", where, shapes).prepared(feed)
         latency = interleave(runs, seconds)
+        layers = module.per_layer(feed, seconds=seconds) if per_layer else []
         notes.extend(module.notes)
     ours = latency.pop("ours")
     return BenchReport(
@@ -292,6 +347,7 @@ def bench(
         against=latency,
         speedup={name: theirs.median / ours.median for name, theirs in latency.items()},
         notes=notes,
+        per_layer=layers,
     )
 
 
@@ -313,11 +369,50 @@ def prune(
     return prune_model(model, output, sparsity, pattern, share=share)
 
 
+def write_report(
+    source: PathLike,
+    output: PathLike,
+    *,
+    model: PathLike | None = None,
+    target: str | None = None,
+    threads: int | None = None,
+    shapes: Shapes | None = None,
+    log_dir: PathLike | None = None,
+    records: Sequence[PathLike] = (),
+) -> PageReport:
+    """Write an HTML page about `source` to `output`: one file without scripts that loads nothing.
+
+    source: a .so or its manifest, a log (.jsonl or folder), the start of a run's name, or "last". model: the ONNX file,
+    for names and pictures of weights; target, threads, shapes: as it was tuned, by default as the records say.
+    """
+    from sparsetvm.report.html.write import write_page
+    from sparsetvm.report.sources import read_story
+
+    story = read_story(
+        source, model=model, target=target, threads=threads, shapes=shapes, log_dir=log_dir, records=records
+    )
+    return write_page(story, str(source), Path(output))
+
+
 def doctor() -> DoctorReport:
     """Check what sparsetvm needs on this machine."""
     from sparsetvm.report.doctor import run_doctor
 
     return run_doctor()
+
+
+def _write_report(run: Any, prepared: Prepared, target: Target, name: str, output: Path) -> None:
+    """The page about a run that has just ended: all that the log knows of its tasks on this device."""
+    from sparsetvm.report.html.write import write_page
+    from sparsetvm.report.sources import add_untold, tell_model
+    from sparsetvm.report.story import Story, tasks_of
+
+    workloads, device = {task.workload for task in prepared.tasks.values()}, device_fingerprint(target)
+    known = [r for r in run.index.records() if r.workload in workloads and r.device.model == device.model]
+    story = Story(f"tuning run {name}", tasks_of(known))
+    add_untold(story, prepared.unique_tasks(), device)
+    tell_model(story, prepared, target)
+    write_page(story, name, output)
 
 
 def _collect(warnings: list[str], progress: Progress) -> Progress:
@@ -341,12 +436,12 @@ def _choices(prepared: Prepared, target: Target, index: Any, *, reuse: bool, out
     return choose(prepared.tasks, target, index, device_fingerprint(target), reuse=reuse, outcomes=outcomes)
 
 
-def _write(prepared: Prepared, target: Target, choices: Any, output: Path) -> Path:
+def _write(prepared: Prepared, target: Target, choices: Any, output: Path, separate: bool = False) -> Path:
     """Compile to `output`; returns the path of the manifest."""
     from sparsetvm.build.compile import compile_graph
 
     model = {"name": prepared.path.name, "path": str(prepared.path.resolve()), "sha256": prepared.digest}
-    return compile_graph(prepared.graph, prepared.tasks, choices, target, output, model)
+    return compile_graph(prepared.graph, prepared.tasks, choices, target, output, model, separate)
 
 
 def _recorded_model(module: Module) -> Path:
@@ -379,4 +474,5 @@ __all__ = [
     "tasks",
     "tune",
     "verify",
+    "write_report",
 ]

@@ -12,8 +12,6 @@ Good to about 30 % where it was compared; tuning decides, not this.
 
 from __future__ import annotations
 
-import math
-
 from sparsetvm.core.layout import Plain
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
@@ -40,7 +38,7 @@ def dense_us(workload: Workload, target: Target) -> float:
     # With few blocks K is split, at half of the efficiency.
     busy = target.sms * min(1.0, max(0.5, blocks / target.sms))
     rate = _CLOCK * _LANES * busy * _DENSE_EFFICIENCY * (_TF32_SPEED if workload.tf32 else 1.0)
-    return _LAUNCH_US + max(fmas / rate, weights, _activations(workload))
+    return _LAUNCH_US + max(fmas / rate, weights, workload.activation_bytes / _L2_RATE)
 
 
 def sparse_us(workload: Workload, target: Target) -> float:
@@ -53,7 +51,12 @@ def sparse_us(workload: Workload, target: Target) -> float:
         return _LAUNCH_US + nnz * _VECTOR_ENTRY_BYTES / _L2_RATE
     rate = _CLOCK * _LANES * target.sms * _SHARED_SHARE * _SPARSE_EFFICIENCY
     compute = nnz * max(workload.n, 32) / rate
-    return _LAUNCH_US + max(compute, nnz * _ENTRY_BYTES / _L2_RATE, _activations(workload))
+    return _LAUNCH_US + max(compute, nnz * _ENTRY_BYTES / _L2_RATE, workload.activation_bytes / _L2_RATE)
+
+
+def gpu_roof(target: Target) -> tuple[float, float]:
+    """(float32 GFLOP/s of all multiprocessors, GB/s from L2)."""
+    return 2e-3 * _CLOCK * _LANES * target.sms, 1e-3 * _L2_RATE
 
 
 def node_us(nbytes: float) -> float:
@@ -64,14 +67,3 @@ def node_us(nbytes: float) -> float:
 def us_of(clocks: float) -> float:
     """Microseconds of clocks at the highest rate of an H200."""
     return clocks / _CLOCK
-
-
-def _activations(workload: Workload) -> float:
-    """X read, Y written, the residual read."""
-    inputs = workload.k * workload.n
-    if workload.conv is not None:
-        conv = workload.conv
-        images = max(1, workload.n // math.prod((conv.out_height, conv.out_width)))
-        inputs = images * conv.in_channels * conv.in_height * conv.in_width
-    outputs = workload.m * workload.n * (2 if workload.epilogue.residual else 1)
-    return 4.0 * (inputs + outputs) / _L2_RATE

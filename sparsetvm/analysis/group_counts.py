@@ -9,6 +9,7 @@ import numpy as np
 from sparsetvm.analysis.chance import SURPRISE, log10_choices
 
 _SIZES = (2, 4, 8, 16, 32)
+SAMPLED = 8  # every 8th line, or group, is looked at first
 _ITERATIONS = 50
 _EXACT = 0.95  # share of groups that must hold n; pruned weights may hold zeros by accident
 
@@ -26,7 +27,11 @@ def n_of_m(mask: np.ndarray) -> tuple[int, int] | None:
         if not groups:
             break
         whole = np.flatnonzero(alive[: groups * size].reshape(groups, size).all(axis=1))
-        counts: np.ndarray = mask[:, : groups * size].reshape(-1, groups, size)[:, whole].sum(axis=2, dtype=np.uint8)
+        grouped = mask[:, : groups * size].reshape(-1, groups, size)
+        sample = grouped[::SAMPLED, whole].sum(axis=2, dtype=np.uint8)
+        if not may_hold(sample, mask.shape[0] * whole.size, _EXACT):
+            continue
+        counts: np.ndarray = grouped[:, whole].sum(axis=2, dtype=np.uint8)
         most = int(counts.max(initial=0))
         if most in (0, size):
             continue
@@ -35,6 +40,14 @@ def n_of_m(mask: np.ndarray) -> tuple[int, int] | None:
             continue
         return most, size
     return None
+
+
+def may_hold(sample: np.ndarray, groups: int, exact: float) -> bool:
+    """False when a share `exact` of all groups cannot hold the same number (not 0) of non-zeros, given the counts of
+    some of them: the others of the sample are too many already. Random masks end here, after an eighth of the work.
+    """
+    agree = int(np.bincount(sample.ravel(), minlength=2)[1:].max())
+    return sample.size - agree <= (1.0 - exact) * groups
 
 
 def _surprising(counts: np.ndarray, most: int, exact: int, size: int) -> bool:

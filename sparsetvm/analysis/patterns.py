@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 
+from sparsetvm.analysis.group_counts import SAMPLED, may_hold
 from sparsetvm.core.pattern import PatternSummary, pattern_digest
 
 DENSE_BELOW = 0.20  # share of zeros under which a weight counts as dense
@@ -139,7 +140,10 @@ def _n_of_m(mask: np.ndarray, nnz: int) -> tuple[int, int] | None:
     for size in N_M_GROUPS:
         if mask.shape[1] % size:
             break
-        counts = np.add.reduce(mask.reshape(-1, size), axis=1, dtype=np.uint8)
+        groups = mask.reshape(-1, size)
+        if not may_hold(np.add.reduce(groups[::SAMPLED], axis=1, dtype=np.uint8), groups.shape[0], _FULL):
+            continue
+        counts = np.add.reduce(groups, axis=1, dtype=np.uint8)
         most = int(counts.max())
         if most in (0, size):
             continue

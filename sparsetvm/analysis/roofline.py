@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from sparsetvm.analysis.gpu_roofline import dense_us, sparse_us
+from sparsetvm.analysis.gpu_roofline import dense_us, gpu_roof, sparse_us
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
 
@@ -70,18 +70,6 @@ def stream_cycles(nbytes: float) -> float:
     return nbytes / (_CACHE_RATE if nbytes <= _L3 else _MEMORY_RATE)
 
 
-def _activation_cycles(workload: Workload) -> float:
-    """The call; X read, Y written, the residual read: one image or token matrix of 4-byte elements each."""
-    outputs = workload.m * workload.n * (2 if workload.epilogue.residual else 1)
-    if workload.conv is None:
-        inputs = workload.k * workload.n
-    else:
-        conv = workload.conv
-        images = max(1, workload.n // (conv.out_height * conv.out_width))
-        inputs = images * conv.in_channels * conv.in_height * conv.in_width
-    return _CALL_CYCLES + stream_cycles(4.0 * (inputs + outputs))
-
-
 def dense_cycles(workload: Workload, target: Target) -> float:
     """Cycles of one core for a good dense kernel."""
     core, n = _core(target), workload.n
@@ -89,7 +77,7 @@ def dense_cycles(workload: Workload, target: Target) -> float:
     vector_fmas = workload.m * workload.k * n / target.lanes
     compute = vector_fmas * max(1.0 / core.fma, 1.0 / (rows * core.loads)) / _DENSE_EFFICIENCY
     weights = stream_cycles(4.0 * workload.m * workload.k)
-    return max(compute, weights) + _activation_cycles(workload)
+    return max(compute, weights) + _CALL_CYCLES + stream_cycles(workload.activation_bytes)
 
 
 def sparse_cycles(workload: Workload, target: Target) -> float:
@@ -101,7 +89,7 @@ def sparse_cycles(workload: Workload, target: Target) -> float:
         cycles = workload.n * _spmv_cycles(workload, target)
     else:
         cycles = min(_code_cycles(workload, target), _data_cycles(workload, target))
-    return cycles + _activation_cycles(workload)
+    return cycles + _CALL_CYCLES + stream_cycles(workload.activation_bytes)
 
 
 def _density(workload: Workload) -> float:
@@ -155,6 +143,25 @@ def best_time(workload: Workload, target: Target) -> float:
     """Time of what the layer would run on, dense or sparse, in the units of `dense_time`."""
     dense, gain = dense_time(workload, target), expected_speedup(workload, target)
     return dense / gain if workload.pattern.kind != "dense" and gain >= WORTH_IT else dense
+
+
+@dataclass(frozen=True)
+class Roof:
+    """What a device can do at most: GFLOP/s of its FMA units, and GB/s from the caches that hold a layer (`source`)."""
+
+    gflops: float
+    gbytes: float
+    source: str
+
+
+def roof(target: Target, mhz: float | None) -> Roof | None:
+    """The roof over all threads of the target; mhz: clock of a core, for a CPU. None when that is not known."""
+    if target.kind == "cuda":
+        return Roof(*gpu_roof(target), "L2")
+    if not mhz:
+        return None
+    ghz = mhz / 1e3 * target.threads
+    return Roof(2 * _core(target).fma * target.lanes * ghz, _CACHE_RATE * ghz, "the outer caches")
 
 
 def expected_speedup(workload: Workload, target: Target) -> float:

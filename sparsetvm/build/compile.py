@@ -14,7 +14,7 @@ import tvm
 from tvm import relax
 
 from sparsetvm.build.cuda_kernels import use_our_compiler
-from sparsetvm.build.emit import emit
+from sparsetvm.build.emit import Emitted, emit
 from sparsetvm.build.fatbin import check_machine_code, linker
 from sparsetvm.build.tvm_target import tvm_target
 from sparsetvm.core.arithmetic import Arithmetic, network_tolerance
@@ -23,7 +23,8 @@ from sparsetvm.core.graph import Graph
 from sparsetvm.core.manifest import FLOAT16_TOLERANCE, MANIFEST_SCHEMA, manifest_path, sha256_of
 from sparsetvm.core.target import Target, toolchain_fingerprint
 from sparsetvm.core.task import Task
-from sparsetvm.errors import EnvironmentProblem
+from sparsetvm.core.weights_file import WeightsFile, weights_path, write_weights
+from sparsetvm.errors import EnvironmentProblem, UsageError
 from sparsetvm.schedules.base import arithmetic_of
 
 _COMPILERS = ("c++", "g++", "clang++")
@@ -82,13 +83,18 @@ def compile_graph(
     target: Target,
     output: Path,
     model: dict[str, str],
+    separate: bool = False,
 ) -> Path:
     """Compile `graph` (after `rewrite`) into the library `output`; returns the path of its manifest.
 
-    `model` is {"name", "sha256"} of the ONNX file. Both files appear complete or not at all.
+    `model` is {"name", "sha256"} of the ONNX file. separate: packed weights go to a file of their own. All files appear
+    complete or not at all.
     """
     cxx = find_cxx()
-    executable = build_executable(graph, tasks, {name: choice.config for name, choice in choices.items()}, target)
+    configs = {name: choice.config for name, choice in choices.items()}
+    if separate and target.kind == "cuda":
+        raise UsageError("--weights separate: a GPU has weights of its own", hint="leave it out for --target cuda")
+    executable, emitted = build_executable(graph, tasks, configs, target, separate)
     try:
         with tempfile.TemporaryDirectory(dir=output.parent or Path(), prefix=".sparsetvm-") as folder:
             library = Path(folder) / output.name
@@ -98,7 +104,13 @@ def compile_graph(
             else:
                 executable.export_library(str(library), cc=cxx)
             manifest = Path(folder) / manifest_path(output).name
-            text = msgspec.json.encode(_manifest(graph, tasks, choices, target, library, model))
+            content = _manifest(graph, tasks, choices, emitted.order, target, library, model)
+            if separate:
+                weights = weights_path(library)
+                arrays = write_weights(weights, emitted.weights)
+                content["weights"] = WeightsFile(weights.name, sha256_of(weights), tuple(arrays))
+                os.replace(weights, weights_path(output))
+            text = msgspec.json.encode(content)
             manifest.write_bytes(msgspec.json.format(text, indent=2))
             os.replace(manifest, manifest_path(output))
             os.replace(library, output)
@@ -108,21 +120,23 @@ def compile_graph(
 
 
 def build_executable(
-    graph: Graph, tasks: Mapping[str, Task], configs: Mapping[str, Config], target: Target
-) -> relax.VMExecutable:
-    """Compile `graph` in memory."""
+    graph: Graph, tasks: Mapping[str, Task], configs: Mapping[str, Config], target: Target, separate: bool = False
+) -> tuple[relax.VMExecutable, Emitted]:
+    """Compile `graph` in memory; with the executable comes what was emitted: kernel calls and separate weights."""
     tvm_device = tvm_target(target)
     if target.kind == "cuda":
         use_our_compiler(target)
-    module = emit(graph, tasks, configs, target).module
+    emitted = emit(graph, tasks, configs, target, separate)
     with tvm.transform.PassContext(config={"relax.backend.use_cuda_graph": target.kind == "cuda"}):
-        return relax.build(module, target=tvm_device, relax_pipeline=relax.get_default_pipeline(tvm_device))
+        pipeline = relax.get_default_pipeline(tvm_device)
+        return relax.build(emitted.module, target=tvm_device, relax_pipeline=pipeline), emitted
 
 
 def _manifest(
     graph: Graph,
     tasks: Mapping[str, Task],
     choices: Mapping[str, LayerChoice],
+    kernels: list[dict[str, str]],
     target: Target,
     library: Path,
     model: dict[str, str],
@@ -141,6 +155,7 @@ def _manifest(
             _tensor(graph, name, public) for name, public in zip(graph.outputs, graph.output_names, strict=True)
         ],
         "layers": [_layer(name, tasks[name], choice) for name, choice in choices.items()],
+        "kernels": kernels,
         "tolerances": {"rel_l2_error": _tolerance(graph, choices)},
     }
 

@@ -30,14 +30,20 @@ from sparsetvm.schedules.base import template
 
 @dataclass
 class Emitted:
-    """The Relax module and the number of distinct kernels in it."""
+    """The Relax module, the number of distinct kernels in it, and its kernel calls in order, for one chunk."""
 
     module: tvm.IRModule
     kernels: int
+    order: list[dict[str, str]]
+    weights: list[np.ndarray]
 
 
-def emit(graph: Graph, tasks: Mapping[str, Task], configs: Mapping[str, Config], target: Target) -> Emitted:
+def emit(
+    graph: Graph, tasks: Mapping[str, Task], configs: Mapping[str, Config], target: Target, separate: bool = False
+) -> Emitted:
     """Relax module with a function "main" from the graph's inputs to its outputs.
+
+    separate: the packed weights of layers are no constants but further arguments (`weights` of the result; CPU only).
 
     `tasks` and `configs` give the task and the chosen config of every layer by name. Raises ModelError naming the layer
     when TVM cannot import an operator.
@@ -46,7 +52,9 @@ def emit(graph: Graph, tasks: Mapping[str, Task], configs: Mapping[str, Config],
         from sparsetvm.build.emit_cuda import CudaEmission
 
         return CudaEmission(graph, tasks, configs, target).run()
-    return Emission(graph, tasks, configs, target).run()
+    emission = Emission(graph, tasks, configs, target)
+    emission.separate = separate
+    return emission.run()
 
 
 @dataclass
@@ -75,13 +83,17 @@ class Emission:
         self.symbols: dict[object, str] = {}
         # Every chunk of the batch calls the same kernels with the same weights.
         self.calls: dict[str, KernelCall | None] = {}
+        self.order: list[dict[str, str]] = []
+        self.separate = False
+        self.weights: list[np.ndarray] = []
+        self.weight_variables: list[Any] = []
 
     def run(self) -> Emitted:
         self.function("main", self.parameters())
         module = self.builder.finalize()
         for symbol, func in self.kernels.items():
             module[tvm.ir.GlobalVar(symbol)] = func
-        return Emitted(module, len(self.kernels))
+        return Emitted(module, len(self.kernels), self.order, self.weights)
 
     def parameters(self) -> list[Any]:
         """A variable for each input of the model."""
@@ -99,11 +111,12 @@ class Emission:
                 chunks = [self._chunk(params, at) for at in range(self.graph.chunks)]
                 results = [part[0] if len(part) == 1 else self._concat(part) for part in zip(*chunks, strict=True)]
                 out = self.builder.emit_output(self.result(results))
+            params += self.weight_variables  # known now; the builder takes this list when the function ends
             self.builder.emit_func_output(out)
 
     def _chunk(self, params: list[Any], at: int) -> list[Any]:
         """The outputs of one chunk of the batch."""
-        self.exprs = {}
+        self.exprs, self.order = {}, []
         for name, param in zip(self.graph.inputs, params, strict=False):
             self.exprs[name] = self.input(name, param)
             if self.graph.chunks > 1:
@@ -150,7 +163,9 @@ class Emission:
         call = self.calls[node.name]
         if call is None:
             self._import(node)
-        elif layer:
+            return
+        self.order.append({"name": node.name, "op": node.op, "symbol": call.symbol})
+        if layer:
             self.call_layer(call, node)
         else:
             args = [*(self.expr(name) for name in call.inputs), *call.constants]
@@ -182,7 +197,16 @@ class Emission:
             symbol = f"sparsetvm_layer_{len(self.symbols)}"
             self.symbols[key] = symbol
             self.kernels[symbol] = chosen.kernel(task.workload, config, packed, self.target, symbol)
-        return KernelCall(symbol, node.inputs, list(map(_constant, packed.arrays)))
+        return KernelCall(symbol, node.inputs, list(map(self._weight, packed.arrays)))
+
+    def _weight(self, array: np.ndarray) -> Any:
+        """A packed array as a constant, or as a further argument of the function."""
+        if not self.separate:
+            return _constant(array)
+        variable = relax.Var(f"weight_{len(self.weights)}", relax.TensorType(list(array.shape), str(array.dtype)))
+        self.weights.append(array)
+        self.weight_variables.append(variable)
+        return variable
 
     def call_layer(self, call: KernelCall, node: Node) -> None:
         values = [self.graph.values[name] for name in [*node.inputs, *node.outputs]]

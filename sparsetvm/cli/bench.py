@@ -40,6 +40,7 @@ def parse_against(text: str) -> tuple[str, ...]:
     "-i", "--inputs", type=click.Path(exists=True, dir_okay=False), help=".npz with inputs.  [default: random]"
 )
 @click.option("--reference", type=Model(), metavar="MODEL", help="The .onnx that a .so was made from, for competitors.")
+@click.option("--per-layer", is_flag=True, help="Also the time of each of our kernels, in the order of their calls.")
 @target_option
 @tf32_option
 @common_options
@@ -53,6 +54,7 @@ def command(
     seconds: float | None,
     inputs: str | None,
     reference: str | None,
+    per_layer: bool,
     target: str,
     allow_tf32: bool,
 ) -> None:
@@ -68,13 +70,14 @@ def command(
         seconds=seconds,
         inputs=inputs,
         reference=reference,
+        per_layer=per_layer or None,
         target=target,
         allow_tf32=allow_tf32 or None,
     )
     options: dict[str, Any] = {} if seconds is None else {"seconds": seconds}
     report = api.bench(
         path, against=competitors, threads=threads, inputs=None if inputs is None else read_arrays(inputs),
-        reference_model=reference, target=target, allow_tf32=allow_tf32, **options,
+        reference_model=reference, target=target, allow_tf32=allow_tf32, per_layer=per_layer, **options,
     )  # fmt: skip
 
     def render() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+from typing import Literal
+
 import click
 
 from sparsetvm.cli.params import (
@@ -16,6 +19,15 @@ from sparsetvm.cli.params import (
 from sparsetvm.cli.session import Session, common_options, pass_session
 
 
+def _print_cc_args(ctx: click.Context, _: click.Parameter, kind: str | None) -> None:
+    """Print and end, before a model is asked for."""
+    if kind is not None:
+        from sparsetvm.build.cc_args import cc_args
+
+        click.echo(shlex.join(cc_args(kind)))
+        ctx.exit()
+
+
 @click.command("compile")
 @model_argument()
 @click.option("-o", "--output", type=click.Path(dir_okay=False), required=True, help="The .so to write.")
@@ -24,6 +36,15 @@ from sparsetvm.cli.session import Session, common_options, pass_session
 @threads_option
 @record_options
 @shape_option
+@click.option(
+    "--print-cc-args", type=click.Choice(["cpu", "cuda"]), is_flag=False, flag_value="cpu", is_eager=True,
+    expose_value=False, callback=_print_cc_args, metavar="[cpu|cuda]",
+    help="Print what a C++ compiler needs to build a program that runs a .so, and end.",
+)  # fmt: skip
+@click.option(
+    "--weights", type=click.Choice(["embed", "separate"]), default="embed", show_default=True,
+    help="Packed weights in the .so, or in a file beside it that processes share.",
+)  # fmt: skip
 @click.option("--require-tuned", is_flag=True, help="Fail (exit code 6) when a layer has no measured record.")
 @common_options
 @pass_session
@@ -40,6 +61,7 @@ def command(
     no_reuse: bool,
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
     require_tuned: bool,
+    weights: Literal["embed", "separate"],
 ) -> None:
     """Write a deployable .so of MODEL with the best known kernels, and its manifest beside it.
 
@@ -55,7 +77,8 @@ def command(
     with session.progress() as progress:
         report = api.compile(
             model, output, target=target, allow_tf32=allow_tf32, threads=threads, records=records, log_dir=log_dir,
-            shapes=to_shapes(shapes), reuse=not no_reuse, require_tuned=require_tuned, progress=progress,
+            shapes=to_shapes(shapes), reuse=not no_reuse, require_tuned=require_tuned, weights=weights,
+            progress=progress,
         )  # fmt: skip
 
     def render() -> None:

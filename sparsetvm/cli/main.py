@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("verify", "Compare the outputs of a .so with the model it was made from."),
     "prune": ("prune", "One-shot magnitude pruning, for what-if questions about speed."),
     "log": ("log", "List, explain, check, merge and export tuning records."),
+    "report": ("report", "Write an HTML page about a tuning run, a log or a compiled model."),
     "doctor": ("doctor", "Check that this machine can tune, compile and run."),
     "cache": ("cache", "Show or clear the cache folder."),
     "completion": ("completion", "Print the completion script of a shell."),

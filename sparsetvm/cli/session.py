@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -23,11 +24,16 @@ JSON_SCHEMA = 1
 
 @dataclass
 class Session:
-    """Settings of this call. json_path: where `--json` goes, "-" is stdout (the tables are then left out)."""
+    """Settings of this call. json_path: where `--json` goes, "-" is stdout (the tables are then left out).
+
+    config, tables: the file of `--config` and what is in it.
+    """
 
     quiet: bool = False
     verbose: bool = False
     json_path: str | None = None
+    config: str | None = None
+    tables: dict[str, Any] | None = None
 
     def echo(self, text: str = "") -> None:
         """A line of the result, on stdout."""
@@ -101,8 +107,37 @@ def _set(field: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
     return callback
 
 
+def _configure(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
+    """Read the file once, wherever --config stands, and apply it to each command on the way."""
+    session = ctx.ensure_object(Session)
+    if value is not None or session.tables is not None:
+        from sparsetvm.cli.config import apply_config, read_config
+
+        if value is not None:
+            session.config, session.tables = value, read_config(value)
+        apply_config(ctx, str(session.config), session.tables or {})
+
+
+def _saving(command: _Command) -> _Command:
+    """Write the options down before the command runs, where --save-config says."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **values: Any) -> Any:
+        ctx = click.get_current_context()
+        path = ctx.params.pop("save_config", None)
+        values.pop("save_config", None)
+        if path is not None:
+            from sparsetvm.cli.config import save_config
+
+            save_config(ctx, path)
+        return command(*args, **values)
+
+    return run  # type: ignore[return-value]
+
+
 def common_options(command: _Command) -> _Command:
-    """Add -q, -v and --json; they may stand before or after the command's name."""
+    """Add -q, -v, --json and --config, which may stand before or after the command's name, and --save-config."""
+    command = _saving(command)
     options = (
         click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=_set("quiet"), help="No progress."),
         click.option(
@@ -121,6 +156,15 @@ def common_options(command: _Command) -> _Command:
             callback=_set("json_path"),
             help="Write the result as JSON (docs/json.md); - is stdout, without tables.",
         ),
+        click.option(
+            "--config",
+            metavar="TOML",
+            expose_value=False,
+            is_eager=True,
+            callback=_configure,
+            help="Options from a file, a table per command.",
+        ),
+        click.option("--save-config", metavar="TOML", help="Write the options given here into a file for --config."),
     )
     for option in reversed(options):
         command = option(command)

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 @click.option("--jobs", type=click.IntRange(min=1), help="Processes that build candidates.")
 @shape_option
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Also compile to this .so.")
+@click.option("--report", type=click.Path(dir_okay=False), help="Also write an HTML report to this file.")
 @common_options
 @pass_session
 def command(
@@ -67,6 +68,7 @@ def command(
     jobs: int | None,
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
     output: str | None,
+    report: str | None,
 ) -> None:
     """Search fast kernels for the layers of MODEL on this device.
 
@@ -79,17 +81,17 @@ def command(
         "tune", model=model, target=target, allow_tf32=allow_tf32 or None, threads=threads, trials=trials,
         budget=budget, early_stopping=early_stopping, effort=effort, tasks=tasks, records=records, log_dir=log_dir,
         no_reuse=no_reuse or None, dry_run=dry_run or None, seed=seed, jobs=jobs, shape=to_shapes(shapes),
-        output=output,
+        output=output, report=report,
     )  # fmt: skip
     with session.progress() as progress:
-        report = api.tune(
+        result = api.tune(
             model, target=target, allow_tf32=allow_tf32, threads=threads, trials=trials, budget=budget,
             early_stopping=early_stopping, effort=effort, tasks="all" if only_list else tasks, records=records,
             log_dir=log_dir, reuse=not no_reuse, dry_run=dry_run or only_list, seed=seed, jobs=jobs,
             shapes=to_shapes(shapes),
-            output=None if only_list else output, progress=progress,
+            output=None if only_list else output, page=None if only_list else report, progress=progress,
         )  # fmt: skip
-    _finish(session, report, only_list)
+    _finish(session, result, only_list)
 
 
 def _finish(session: Session, report: TuneReport, only_list: bool) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from sparsetvm.core.weights_file import WeightsFile, weights_path
 from sparsetvm.errors import ModelError
 
 MANIFEST_SCHEMA = 1
@@ -37,6 +38,7 @@ class _Signature(msgspec.Struct):
     inputs: list[TensorInfo]
     outputs: list[TensorInfo]
     threads: int = 1
+    weights: WeightsFile | None = None
 
 
 def manifest_path(library: Path) -> Path:
@@ -82,4 +84,11 @@ def read_manifest(library: Path) -> tuple[dict[str, Any], _Signature] | None:
             "it was changed or replaced after it was compiled",
             hint="copy the .so and its .so.json together, or compile the model again",
         )
+    if signature.weights is not None:
+        weights = weights_path(library)
+        if not weights.is_file() or sha256_of(weights) != signature.weights.sha256:
+            raise ModelError(
+                f"'{weights}' is not there, or not the weights that the manifest describes (SHA-256 differs)",
+                hint="copy the .so, its .so.json and its .so.weights together, or compile the model again",
+            )
     return manifest, signature

@@ -7,6 +7,8 @@ from typing import Any
 
 import msgspec
 
+from sparsetvm.core.html_table import html_of
+
 JSON_SCHEMA = 1
 
 
@@ -18,6 +20,10 @@ class Result(msgspec.Struct, kw_only=True):
     def to_json(self) -> bytes:
         """Indented JSON with the documented keys."""
         return msgspec.json.format(msgspec.json.encode(self), indent=2)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return html_of(self)
 
 
 class LayerReport(msgspec.Struct, kw_only=True):
@@ -138,6 +144,7 @@ class TuneReport(Result, kw_only=True):
     interrupted: bool = False
     output: str | None = None
     warnings: list[str] = []
+    run: str = ""
 
 
 class CompileReport(Result, kw_only=True):
@@ -167,17 +174,34 @@ class VerifyReport(Result, kw_only=True):
 
 
 class Latency(msgspec.Struct, kw_only=True):
-    """Milliseconds per inference."""
+    """Milliseconds per inference. median: p50; per_second: inferences that followed each other in a second."""
 
     median: float
     p90: float
     p99: float
     min: float
     repeats: int
+    per_second: float | None = None
+
+
+class LayerTime(msgspec.Struct, kw_only=True):
+    """One kernel of a compiled model as it runs: median microseconds, and its share in the sum of all.
+
+    name, op: of the layer or operator; kernel: symbol in the library. See runtime/per_layer.py for what a time holds.
+    """
+
+    name: str
+    op: str
+    kernel: str
+    us: float
+    share: float
 
 
 class BenchReport(Result, kw_only=True):
-    """Competitors are interleaved with ours in one process; speedup = competitor median / our median."""
+    """Competitors are interleaved with ours in one process; speedup = competitor median / our median.
+
+    per_layer: of ours, in the order of the calls; empty unless asked for.
+    """
 
     model: str
     threads: int
@@ -185,6 +209,7 @@ class BenchReport(Result, kw_only=True):
     against: dict[str, Latency]
     speedup: dict[str, float]
     notes: list[str] = []
+    per_layer: list[LayerTime] = []
 
 
 class PruneReport(Result, kw_only=True):
@@ -201,6 +226,17 @@ class PruneReport(Result, kw_only=True):
     l2_removed: float = 0.0
     l1_removed_unstructured: float = 0.0
     l2_removed_unstructured: float = 0.0
+
+
+class PageReport(Result, kw_only=True):
+    """An HTML report that was written: how much is in it and its size."""
+
+    source: str
+    output: str
+    tasks: int
+    records: int
+    bytes: int
+    notes: list[str] = []
 
 
 class DoctorReport(Result, kw_only=True):

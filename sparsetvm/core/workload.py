@@ -117,6 +117,17 @@ class Workload(msgspec.Struct, frozen=True):
     def nnz(self) -> int:
         return round(self.pattern.density * self.m * self.k)
 
+    @property
+    def activation_bytes(self) -> float:
+        """X read, Y written and the residual read once, 4 bytes an element."""
+        inputs = self.k * self.n
+        if self.conv is not None:
+            conv = self.conv
+            images = max(1, self.n // (conv.out_height * conv.out_width))
+            inputs = images * conv.in_channels * conv.in_height * conv.in_width
+        outputs = self.m * self.n * (2 if self.epilogue.residual else 1)
+        return 4.0 * (inputs + outputs)
+
     def describe(self) -> str:
         """One line for tables, e.g. "conv2d 3x3 64->64 56x56" or "matmul 768x3072 n=128"."""
         if self.conv is None:

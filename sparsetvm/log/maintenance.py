@@ -153,7 +153,9 @@ def merge(paths: Sequence[Path | str], out: Path | str) -> MergeReport:
 
 
 @dataclass(frozen=True)
-class _Plain:
+class Plain:
+    """A record as `standings` takes it."""
+
     record: Record
     source: Source = "log"
 
@@ -167,7 +169,7 @@ def list_records(records: Sequence[Record]) -> list[LogRow]:
 
 
 def _row(workload_id: str, device: str, records: list[Record]) -> LogRow:
-    usable = [s for s in standings(map(_Plain, records), Relation("exact")) if not s.failure]
+    usable = [s for s in standings(map(Plain, records), Relation("exact")) if not s.failure]
     best = min(usable, key=lambda s: s.score).known.record if usable else None
     return LogRow(
         workload_id,

@@ -22,10 +22,11 @@ from sparsetvm.core.results import (
 from sparsetvm.log.maintenance import LogRow, age
 from sparsetvm.report.forecast import forecast_lines
 from sparsetvm.report.table import console, factor, make_table, micros, percent
+from sparsetvm.report.text import plain
 
 
 def _say(out: Console, text: str) -> None:
-    out.print(Text(text), soft_wrap=True)
+    out.print(Text(plain(text)), soft_wrap=True)
 
 
 def print_inspect(report: InspectReport) -> None:
@@ -109,11 +110,19 @@ def print_tune(report: TuneReport) -> None:
     ]
     columns = ("task", "workload", ">zeros", ">layers", ">dense us", ">best us", ">speed-up", ">trials", "source")
     out.print(make_table(columns, rows, fold=("task",)))
+    timed = [
+        (task.count * task.dense_us, task.count * task.best_us)
+        for task in report.tasks
+        if task.speedup and task.dense_us and task.best_us
+    ]
+    if timed:
+        dense, best = (sum(times) for times in zip(*timed, strict=True))
+        _say(out, f"sum of the layers: {micros(best)} us, dense {micros(dense)} us: {factor(dense / best)}")
     statuses = ", ".join(f"{count} {status}" for status, count in report.statuses.items() if count)
     measured = f"{report.trials_run} trials in {report.seconds:.0f} s" + (f" ({statuses})" if statuses else "")
     _say(out, f"{measured}; {report.reused} of {len(report.tasks)} tasks reused")
     _say(out, f"device: {report.device}, {report.threads} thread{'s' if report.threads != 1 else ''}")
-    _say(out, f"log: {report.log}")
+    _say(out, f"log: {report.log}, seed {report.seed}" + (f", run {report.run}" if report.run else ""))
     if report.interrupted:
         return
     if report.output is not None:
@@ -158,14 +167,28 @@ def print_bench(report: BenchReport) -> None:
         for name, latency in report.against.items()
     ]
     _say(out, f"{report.model}, {report.threads} thread{'s' if report.threads != 1 else ''}, ms per inference")
-    out.print(make_table(("", ">median", ">p90", ">p99", ">min", ">repeats", ">we are faster by"), rows))
+    out.print(make_table(("", ">p50", ">p90", ">p99", ">min", ">runs/s", ">repeats", ">we are faster by"), rows))
     for note in report.notes:
         _say(out, f"note: {note}")
+    if report.per_layer:
+        _print_per_layer(out, report)
+
+
+def _print_per_layer(out: Console, report: BenchReport) -> None:
+    """Each kernel, and what of a run is in none of them."""
+    rows = [(time.name, time.op, micros(time.us), percent(time.share)) for time in report.per_layer]
+    _say(out, "")
+    out.print(make_table(("layer", "operator", ">us", ">share"), rows, fold=("layer",)))
+    kernels, whole = sum(time.us for time in report.per_layer), 1e3 * report.latency_ms.median
+    rest = f"{micros(whole - kernels)} us are copies in and out, memory and calls" if whole > kernels else "all of it"
+    _say(out, f"{micros(kernels)} us in {len(rows)} kernels, {micros(whole)} us for a whole run: {rest}")
+    _say(out, "note: taken one by one between callbacks, which makes kernels of a few microseconds seem slower")
 
 
 def _latency_row(name: str, latency: Latency, speedup: float | None) -> tuple[str, ...]:
     times = (latency.median, latency.p90, latency.p99, latency.min)
-    return (name, *(f"{ms:.3f}" for ms in times), str(latency.repeats), factor(speedup) if speedup else "")
+    rate = "-" if latency.per_second is None else f"{latency.per_second:.1f}"
+    return (name, *(f"{ms:.3f}" for ms in times), rate, str(latency.repeats), factor(speedup) if speedup else "")
 
 
 def print_verify(report: VerifyReport) -> None:
@@ -207,6 +230,7 @@ def print_prune(report: PruneReport) -> None:
 def print_doctor(report: DoctorReport) -> None:
     """One line per check, with the next step for each that failed."""
     out = console()
+    _say(out, "sparsetvm doctor (paste all of it into a bug report)")
     for check in report.checks:
         _say(out, f"{'ok  ' if check['ok'] else 'FAIL'}  {check['name']}: {check['detail']}")
         if not check["ok"]:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sparsetvm.core.results import DoctorReport
-from sparsetvm.core.target import cpu_vendor, default_threads, host_target, version_of
+from sparsetvm.core.target import cpu_flags, default_threads, device_fingerprint, host_target, version_of
 from sparsetvm.errors import EnvironmentProblem, SparseTvmError
+from sparsetvm.measure.conditions import read_conditions
 
 TVM_VERSION = "0.27.0.post1"
 MIN_MEMORY_GIB = 2.0
+_LINK_SECONDS = 30.0
 _REINSTALL = "pip install --force-reinstall sparsetvm (in a fresh virtual environment)"
 
 
@@ -30,6 +34,7 @@ class _Failed(Exception):
 def run_doctor() -> DoctorReport:
     """Run every check; none raises, and a failure does not stop the others."""
     checks: list[tuple[str, Callable[[], str]]] = [
+        ("system", _system),
         ("versions", _versions),
         ("apache-tvm-ffi", _tvm_ffi),
         ("CPU", _cpu),
@@ -37,8 +42,10 @@ def run_doctor() -> DoctorReport:
         ("memory", _memory),
         ("C++ compiler", _compiler),
         ("log folder", _log_folder),
+        ("log locks", _log_locks),
         ("variables", _variables),
         ("kernel", _kernel),
+        ("measurement", _measurement),
         ("GPU", _gpu),
         ("CUDA compiler", _cuda_compiler),
     ]
@@ -58,8 +65,16 @@ def _run(name: str, check: Callable[[], str]) -> dict[str, Any]:
         return {"name": name, "ok": False, "detail": f"{type(error).__name__}: {error}", "next_step": _REINSTALL}
 
 
+def _system() -> str:
+    libc = " ".join(platform.libc_ver()) or "unknown C library"
+    return f"{platform.system()} {platform.release()}, {libc}, Python {platform.python_version()}, {platform.machine()}"
+
+
 def _versions() -> str:
-    packages = ("sparsetvm", "apache-tvm", "numpy", "onnx", "xgboost-cpu", "onnxruntime")
+    packages = (
+        *("sparsetvm", "apache-tvm", "numpy", "scipy", "onnx", "xgboost-cpu", "click", "rich", "msgspec"),
+        "onnxruntime",
+    )
     found = {package: version_of(package) for package in packages}
     optional = {"onnxruntime"}
     missing = [package for package, version in found.items() if version == "missing" and package not in optional]
@@ -88,8 +103,14 @@ def _tvm_ffi() -> str:
 
 def _cpu() -> str:
     target = host_target(1)
+    known = ("fma", "avx2", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16")
+    flags = " ".join(flag for flag in known if flag in cpu_flags())
+    model = device_fingerprint(target).model
+    noted = read_conditions()
+    clock = ", ".join(word for word in (noted.governor, f"{noted.mhz:.0f} MHz" if noted.mhz else "") if word)
     slower = "" if target.isa == "avx512" else "; without AVX-512 the kernels use AVX2 and are about half as fast"
-    return f"{cpu_vendor()}, {target.isa} as {target.mcpu}, L1d {target.l1 >> 10} KiB, L2 {target.l2 >> 10} KiB{slower}"
+    caches = f"L1d {target.l1 >> 10} KiB, L2 {target.l2 >> 10} KiB"
+    return f"{model}, {target.isa} as {target.mcpu}, {caches}{', ' + clock if clock else ''}, flags {flags}{slower}"
 
 
 def _cores() -> str:
@@ -126,7 +147,16 @@ def _compiler() -> str:
         raise _Failed(
             "none found; it links the .so", "install one: apt-get install g++ (or set CXX), then run doctor again"
         )
-    return path
+    with tempfile.TemporaryDirectory(prefix="sparsetvm-doctor-") as folder:
+        source = Path(folder) / "empty.c"
+        source.write_text("int sparsetvm_doctor;\n")
+        command = [path, "-shared", "-fPIC", "-o", str(source.with_suffix(".so")), str(source)]
+        linked = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_LINK_SECONDS)
+    if linked.returncode:
+        said = (linked.stderr.strip().splitlines() or ["no message"])[-1]
+        raise _Failed(f"{path} links no shared library: {said}", "apt-get install g++, or set CXX to one that works")
+    version = subprocess.run([path, "--version"], capture_output=True, text=True, check=False, timeout=_LINK_SECONDS)
+    return f"{path}, {(version.stdout.splitlines() or ['version unknown'])[0]}; links a shared library"
 
 
 def _log_folder() -> str:
@@ -135,7 +165,33 @@ def _log_folder() -> str:
     folder = log_dir()
     if not is_writable(folder):
         raise _Failed(f"cannot write to {folder}", "give --log-dir a writable folder, or mkdir tuning_logs here")
-    return str(folder)
+    logs = sorted(folder.glob("*.jsonl")) if folder.is_dir() else []
+    size = sum(log.stat().st_size for log in logs)
+    return f"{_short(folder)}, {len(logs)} logs, {size / 2**20:.1f} MiB"
+
+
+def _short(path: Path) -> str:
+    """With ~ for the home folder: the report is made to be pasted."""
+    home = Path.home()
+    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
+
+
+def _log_locks() -> str:
+    """Tried where a log would be written; without locks each writer has a file of its own."""
+    from sparsetvm.log.location import log_dir
+    from sparsetvm.log.lock import NoLocks, locked
+
+    folder = log_dir()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    with tempfile.TemporaryDirectory(prefix=".sparsetvm-doctor-", dir=folder) as scratch:
+        try:
+            with locked(Path(scratch) / "log.jsonl"):
+                return "its file system locks files"
+        except NoLocks:
+            return (
+                "its file system has no locks: each tune writes a file of its own; `sparsetvm log compact` joins them"
+            )
 
 
 def is_writable(folder: Path) -> bool:
@@ -158,6 +214,16 @@ def _variables() -> str:
         raise _Failed("; ".join(unknown), "unset it, or correct its name (docs/cli.md lists them)")
     given = [name for name in VARIABLES if os.environ.get(name)]
     return ", ".join(f"{name}={os.environ[name]}" for name in given) or "none set"
+
+
+def _measurement() -> str:
+    """A layer measured as `tune` measures it: worker processes, the check of the result, the clock."""
+    from sparsetvm.report.doctor_measure import measure_example
+
+    told, wrong = measure_example(host_target(1))
+    if wrong:
+        raise _Failed("; ".join(wrong), "run it again on a quiet machine; if it stays, report it with this output")
+    return told
 
 
 def _gpu() -> str:

@@ -8,10 +8,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from sparsetvm.core.results import Event, Progress
+from sparsetvm.report.text import plain
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.status import Status
     from rich.text import Text
 
 
@@ -20,7 +20,7 @@ def describe(event: Event) -> str:
     parts = [event.message] if event.message else []
     parts += [f"{key}={_number(value)}" for key, value in event.data.items() if isinstance(value, (str, int, float))]
     subject = f"{event.task}: " if event.task else ""
-    return f"[{event.kind.replace('_', ' ')}] {subject}{' '.join(parts)}".rstrip()
+    return plain(f"[{event.kind.replace('_', ' ')}] {subject}{' '.join(parts)}".rstrip())
 
 
 def _number(value: object) -> str:
@@ -72,35 +72,42 @@ class LineProgress:
 
 
 class LiveProgress:
-    """A spinner with the running task; starts, ends and notes stay above it."""
+    """A spinner with the running step, or a table while a tune runs; notes and what failed stay above it."""
 
     def __init__(self, console: Console, verbose: bool) -> None:
+        from rich.live import Live
+        from rich.spinner import Spinner
+
+        from sparsetvm.report.tune_view import TuneView
+
         self._console = console
         self._verbose = verbose
-        self._status: Status = console.status("")
-        self._trials = 0
+        self._view = TuneView()
+        self._spinner = Spinner("dots")
+        self._live = Live(self._spinner, console=console, refresh_per_second=4, transient=True)
         self._begun = time.monotonic()
 
     def __enter__(self) -> LiveProgress:
-        self._status.start()
+        self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._status.stop()
+        self._live.stop()
 
     def __call__(self, event: Event) -> None:
+        self._view.apply(event)
         text = describe(event)
-        if event.kind == "trial":
-            self._trials += 1
-        elif event.kind == "task_start":
-            self._trials = 0
-        if self._verbose or event.kind not in ("trial", "round", "task_start"):
+        tuning = self._view.running and event.kind not in ("compile", "end")
+        hidden = ("start", "task_start", "trial", "round", "task_end") if tuning else ("trial", "round", "task_start")
+        if self._verbose or event.kind not in hidden:
             self._console.print(text, markup=False, highlight=False)
-        elapsed = time.monotonic() - self._begun
-        trials = f"({self._trials} trials)  " if self._trials else ""
-        self._status.update(self._one_line(f"{elapsed:4.0f} s  {trials}{text}"))
+        if tuning:
+            self._live.update(self._view)
+        else:
+            self._spinner.update(text=self._one_line(f"{time.monotonic() - self._begun:4.0f} s  {text}"))
+            self._live.update(self._spinner)
 
     def _one_line(self, text: str) -> Text:
         """The text cut to the width of the terminal, beside the spinner."""

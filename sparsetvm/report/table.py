@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sparsetvm.report.text import plain
+
 COLUMNS = 100
 
 
@@ -31,14 +33,14 @@ def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, fold: S
         table.add_column(
             Text(name),  # no markup: in "n:m:2:4" a plain string would have an emoji
             # Names may wrap but must not vanish when the other columns are wide.
-            min_width=min(longest, _NAME_WIDTH) if name in fold else None,
+            min_width=min(longest, _NAME_WIDTH) if name in fold else longest if title.startswith(">") else None,
             max_width=_MAX_WIDTH.get(name),
             justify="right" if title.startswith(">") else "left",
             overflow="fold" if name in fold else "ellipsis",
             no_wrap=name not in fold,
         )
     for row in rows:
-        table.add_row(*[Text(cell) for cell in row])
+        table.add_row(*[Text(plain(cell)) for cell in row])
     return table
 
 

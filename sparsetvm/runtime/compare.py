@@ -46,4 +46,7 @@ def _calls_per_turn(run: Callable[[], object], seconds: float) -> int:
 def latency_of(times: list[float]) -> Latency:
     """Percentiles of some times in milliseconds."""
     median, p90, p99 = np.percentile(times, (50, 90, 99))
-    return Latency(median=float(median), p90=float(p90), p99=float(p99), min=min(times), repeats=len(times))
+    rate = 1e3 * len(times) / max(sum(times), 1e-9)
+    return Latency(
+        median=float(median), p90=float(p90), p99=float(p99), min=min(times), repeats=len(times), per_second=rate
+    )

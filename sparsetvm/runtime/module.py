@@ -27,11 +27,13 @@ import numpy as np
 
 from sparsetvm.core.cuda_runtime import load_cuda_runtime
 from sparsetvm.core.manifest import TensorInfo, read_manifest
-from sparsetvm.core.results import Latency
+from sparsetvm.core.results import Latency, LayerTime
 from sparsetvm.core.target import Target
+from sparsetvm.core.weights_file import map_weights, weights_path
 from sparsetvm.errors import ModelError, UsageError, did_you_mean
 from sparsetvm.runtime.compare import latency_of
 from sparsetvm.runtime.cuda import CudaRun, gpu_lock, on_gpu
+from sparsetvm.runtime.per_layer import kernel_times
 from sparsetvm.runtime.threads import set_threads
 
 _ALIGNMENT = 64  # bytes; generated code uses aligned vector loads
@@ -40,6 +42,7 @@ _WARM_UP_RUNS = 3
 
 class Module:
     """A loaded model; calls are serialised, so one Module may be shared by threads. On a GPU those of all modules are.
+    On a CPU different modules run beside each other, each call with a thread pool of the calling thread.
 
     inputs, outputs: name, shape and dtype of each tensor. manifest: the parsed manifest, {} when there is none.
     notes: what the user should know about how it was loaded. Raises ModelError when the file cannot be loaded.
@@ -51,6 +54,7 @@ class Module:
         self.inputs: list[TensorInfo] = []
         self.outputs: list[TensorInfo] = []
         self.notes: list[str] = []
+        self._weights: list[Any] = []  # further arguments of the library's function, where they are not in it
         if not self.path.is_file():
             raise UsageError(f"'{path}' is no file", hint="sparsetvm compile MODEL -o m.so writes one")
         found = read_manifest(self.path)
@@ -68,7 +72,10 @@ class Module:
             self.manifest, signature = found
             self.inputs, self.outputs = signature.inputs, signature.outputs
             self.threads = threads or signature.threads
-            if len(self.inputs) != arity:
+            if signature.weights is not None:
+                mapped = map_weights(weights_path(self.path), signature.weights.arrays)
+                self._weights = list(map(_tensor, mapped))
+            if len(self.inputs) + len(self._weights) != arity:
                 raise ModelError(
                     f"'{path}' takes {arity} inputs, its manifest names {len(self.inputs)}",
                     hint="compile the model again",
@@ -159,7 +166,7 @@ class Module:
                 outputs = self._gpu(given)
                 return outputs[0] if len(outputs) == 1 else outputs
             set_threads(self.threads)
-            results = self._main(*self._fill(given))
+            results = self._main(*self._fill(given), *self._weights)
             if isinstance(results, _tensor_type()):
                 return _copy_out(results)
             copies = tuple(_copy_out(result) for result in results)
@@ -189,6 +196,21 @@ class Module:
             times.append((time.perf_counter() - begun) * 1e3)
         return latency_of(times)
 
+    def per_layer(self, inputs: Mapping[str, Any] | None = None, *, seconds: float = 1.0) -> list[LayerTime]:
+        """Median microseconds of each kernel on `inputs` (random ones when None), in the order of the calls.
+
+        The library is loaded a second time for it. runtime/per_layer.py says what the times hold. Raises UsageError for
+        a model on a GPU, which runs as one CUDA graph.
+        """
+        if self._gpu is not None:
+            raise UsageError("a model on a GPU runs as one CUDA graph: its kernels have no times of their own here")
+        given = self._as_arrays(self._in_order(inputs if inputs is not None else self.random_inputs()))
+        with self._lock:
+            set_threads(self.threads)
+            machine, _ = _load(self.path, self.manifest.get("target", {}))
+            main, tensors = machine["main"], [*self._fill(given), *self._weights]
+            return kernel_times(machine, lambda: main(*tensors), self.manifest.get("kernels", []), seconds)
+
     def random_inputs(self, seed: int = 0) -> dict[str, np.ndarray]:
         """Standard normal float inputs, zeros for other dtypes (which may be indices)."""
         if not self._checked:
@@ -207,6 +229,7 @@ class Module:
         """Free the buffers; the module cannot run any more. (The process keeps the library's code mapped.)"""
         with self._lock:
             self._buffers = []
+            self._weights = []
             self._gpu = None
             self._main = _closed
 
@@ -287,6 +310,12 @@ def _loadable(path: Path) -> Iterator[Path]:
 
 def _closed(*_: Any) -> Any:
     raise UsageError("this module is closed", hint="load it again")
+
+
+def _tensor(array: np.ndarray) -> Any:
+    import tvm_ffi
+
+    return tvm_ffi.from_dlpack(array)
 
 
 def _tensor_type() -> Any:

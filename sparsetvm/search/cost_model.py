@@ -131,6 +131,14 @@ class CostModel:
         predicted: np.ndarray = np.exp(relative) * best
         return predicted
 
+    def importance(self) -> dict[str, float]:
+        """Share that each feature has in what the trees of this task explain (XGBoost's total gain); {} untrained."""
+        if self._booster is None:
+            return {}
+        gains = self._booster.get_score(importance_type="total_gain")  # features are numbered: f0, f1, ...
+        total = sum(gains.values()) or 1.0
+        return {self._names[int(name[1:])]: gain / total for name, gain in gains.items()}
+
     def _fit_own(self) -> None:
         configs = list(self._times)
         labels = _labels(self._times.values())

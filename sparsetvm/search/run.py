@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from sparsetvm.core.record import Record
 from sparsetvm.core.results import Event, Progress, TaskReport, TuneReport
@@ -54,9 +55,7 @@ class TuneRun:
         chosen = select(self.tasks, selection)
         interrupted = False
         self._report_bad_lines()
-        self.progress(
-            Event(kind="start", message=f"{len(chosen)} tasks", data={"tasks": len(chosen), "log": str(self.journal)})
-        )
+        self.progress(Event(kind="start", message=f"{len(chosen)} tasks", data=self._plan(chosen)))
         begun = time.monotonic()
         measurer = self.open_measurer(self.options.preset.repeats)
         try:
@@ -69,6 +68,24 @@ class TuneRun:
             measurer.close()
         reports = [report_of(outcome) for outcome in self.outcomes]
         return self._report(reports, time.monotonic() - begun, interrupted)
+
+    def _plan(self, tasks: Sequence[Task]) -> dict[str, Any]:
+        """What a view of the run needs: its limits (each: trials of a task where neither is given) and its tasks."""
+        options = self.options
+        limits = {"trials": options.trials, "seconds": options.seconds}
+        if not any(limits.values()):
+            limits = {"each": options.preset.trials}
+        rows = [
+            {
+                "name": task.name,
+                "pattern": task.workload.pattern.describe(),
+                "sparsity": task.workload.pattern.sparsity,
+                "count": task.count,
+            }
+            for task in tasks
+        ]
+        told = {"tasks": len(tasks), "log": str(self.journal), "seed": self.seed, "plan": rows, **limits}
+        return {name: value for name, value in told.items() if value is not None}
 
     def dry(self, selection: str) -> TuneReport:
         """What `tune` would do, without measuring: the source of each task's config as it stands in the log."""
@@ -113,6 +130,7 @@ class TuneRun:
             statuses=statuses,
             tasks=reports,
             interrupted=interrupted,
+            run=self.options.run,
         )
 
 

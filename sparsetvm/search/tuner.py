@@ -143,7 +143,7 @@ class _Tuner:
             self._outcomes[at] = TaskOutcome(
                 task, record.config, source, record.best_us, self._known_dense(at), why=_reason(decision)
             )
-            self._tell("task_end", at, f"reused ({source})", best_us=record.best_us)
+            self._tell_end(at, f"reused ({source})")
         elif decision.kind == "compatible" and self._deadline.left() > 0:
             self._check_compatible(at, record, decision)
 
@@ -157,7 +157,7 @@ class _Tuner:
             task, record.config, "compatible", checked.best_us, self._known_dense(at), 0, self._checks[at],
             why=_reason(decision),
         )  # fmt: skip
-        self._tell("task_end", at, "reused (compatible), measured once", best_us=checked.best_us)
+        self._tell_end(at, "reused (compatible), measured once")
 
     def _known_dense(self, at: int) -> float | None:
         record = known_dense(self._index, self._tasks[at].workload, self._candidates[at], self._device)
@@ -255,9 +255,8 @@ class _Tuner:
 
     def _tell_round(self, at: int, trials: int) -> None:
         search = self._searches[at]
-        told = {"rank_correlation": search.rank_correlations[-1], "expected_gain": search.budget.promise}
-        known = {name: value for name, value in told.items() if value is not None}
-        self._tell("round", at, f"{trials} trials, {len(search.results)} in all", **known)
+        told = _known(rank_correlation=search.rank_correlations[-1], expected_gain=search.budget.promise)
+        self._tell("round", at, f"{trials} trials, {len(search.results)} in all", **told)
 
     def _note(self, at: int, result: Measured) -> None:
         """Journal one result at once: whatever happens next, it is kept."""
@@ -269,7 +268,7 @@ class _Tuner:
         search.note(result)
         data: dict[str, float | str] = {"status": result.status, "trial": len(search.results)}
         if result.ok:
-            data.update(time_us=result.best_us, best_us=search.best_us)
+            data.update(time_us=result.best_us, best_us=search.best_us, **_known(dense_us=search.dense_us))
         self._tell("trial", at, str(result.config) if result.ok else result.message, **data)
 
     def _may_go_on(self) -> bool:
@@ -316,7 +315,7 @@ class _Tuner:
             len(search.results), self._checks.get(at, 0), count_statuses(search.results), why,
             search.rank_correlations,
         )  # fmt: skip
-        self._tell("task_end", at, source, best_us=winner.best_us, trials=len(search.results))
+        self._tell_end(at, source, trials=len(search.results))
 
     def _follow(self, at: int, leader: int) -> None:
         """Take the leader's config if it holds against the task's own default."""
@@ -343,7 +342,7 @@ class _Tuner:
         self._outcomes[at] = TaskOutcome(
             task, best.config, source, best.best_us, led.dense_us, 0, self._checks[at], why=why
         )
-        self._tell("task_end", at, why, best_us=best.best_us)
+        self._tell_end(at, why)
 
     def _take_default(self, at: int, why: str) -> None:
         self._outcomes[at] = TaskOutcome(self._tasks[at], self._candidates[at].default, "default", why=why)
@@ -357,8 +356,17 @@ class _Tuner:
             self._checks[at] = self._checks.get(at, 0) + len(results)
         return results
 
+    def _tell_end(self, at: int, message: str, **data: float | str) -> None:
+        outcome = self._outcomes[at]
+        self._tell("task_end", at, message, **_known(best_us=outcome.best_us, dense_us=outcome.dense_us), **data)
+
     def _tell(self, kind: str, at: int, message: str, **data: float | str) -> None:
         self._progress(Event(kind=kind, task=self._tasks[at].name, message=message, data=data))
+
+
+def _known(**data: float | None) -> dict[str, float]:
+    """Without what is None."""
+    return {name: value for name, value in data.items() if value is not None}
 
 
 def _reason(decision: Decision) -> str:

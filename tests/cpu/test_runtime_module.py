@@ -163,3 +163,28 @@ def test_set_threads_binds_the_calling_thread_to_no_core():
     before = os.sched_getaffinity(0)
     assert set_threads(1) == 1
     assert os.sched_getaffinity(0) == before
+
+
+def test_results_speak_dlpack_without_a_copy(module, arrays):
+    result = module.run(arrays)["sum"]
+    assert np.shares_memory(np.from_dlpack(result), result)
+
+
+def test_modules_run_beside_each_other(library, module, arrays):
+    """One module per thread, each thread with a pool of its own."""
+    wrong = []
+
+    def work(loaded, scale):
+        given = {name: scale * array for name, array in arrays.items()}
+        for _ in range(100):
+            out = loaded.run(given)["sum"]
+            if not np.allclose(out, scale * (arrays["x"] + arrays["y:0"]), rtol=1e-5, atol=1e-6):
+                wrong.append(scale)
+
+    with Module(library) as second:
+        threads = [threading.Thread(target=work, args=(m, s)) for m, s in ((module, 1), (second, 2))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert wrong == []

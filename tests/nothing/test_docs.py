@@ -1,7 +1,9 @@
 """The documents name everything that exists, and link to nothing that does not."""
 
+import contextlib
 import importlib
 import re
+import shlex
 from pathlib import Path
 
 import click
@@ -86,3 +88,35 @@ def test_json_document_names_every_status():
 def test_links_lead_somewhere(path):
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", path.read_text())
     assert [link for link in links if not (path.parent / link).exists()] == []
+
+
+def shown_commands():
+    """(document, words) of every `sparsetvm ...` line in fenced blocks, and of those in backticks with an argument."""
+    fence = re.compile(r"^```(?:sh)?\n(.*?)^```", re.M | re.S)
+    for path in DOCS:
+        text = path.read_text()
+        blocks = "\n".join(fence.findall(text)).replace("\\\n", " ")
+        prose = re.sub(r"\s+", " ", re.sub(r"```.*?```", "", text, flags=re.S))
+        lines = re.findall(r"^sparsetvm (.+)$", blocks, re.M) + re.findall(r"`sparsetvm ((?:\w+ )+[^`]+)`", prose)
+        yield from ((path.name, line) for line in lines if not re.search(r"\||\.\.\.|COMMAND", line))
+
+
+@pytest.mark.parametrize(("document", "line"), sorted(set(shown_commands())))
+def test_commands_of_the_documents_are_understood(document, line, tmp_path, monkeypatch):
+    """Parsed, not run: commands, options and values that do not exist would be refused here."""
+    monkeypatch.chdir(tmp_path)
+    words = [{"N": "1", "PATH": "p.json"}.get(word, word) for word in shlex.split(line.split(" #")[0])]
+    for word in words:
+        if re.fullmatch(r"[\w.-]+\.(onnx|so|npz|jsonl|json|toml)|MODEL|A|B", word):
+            Path(word).write_text("{}" if word.endswith("json") else "")
+    command, ctx = cli, click.Context(cli, info_name="sparsetvm")
+    while isinstance(command, click.Group):
+        while words[0].startswith("-"):  # options of every command, with their value
+            words = words[2:] if words[0] in ("--config", "--json") else words[1:]
+        name = words.pop(0)
+        command = command.get_command(ctx, name)
+        assert command is not None, name
+        ctx = click.Context(command, parent=ctx, info_name=name)
+    # A sentence may leave arguments out, and an option may print something and end.
+    with contextlib.suppress(click.MissingParameter, click.exceptions.Exit):
+        command.make_context(command.name, words, parent=ctx.parent)

@@ -1,5 +1,7 @@
 """The checks of `doctor`, with the parts of the machine replaced."""
 
+import errno
+
 import pytest
 
 from sparsetvm.errors import TargetError
@@ -15,6 +17,7 @@ def test_each_failure_is_reported_and_none_stops_the_others(monkeypatch):
 
     monkeypatch.setattr(doctor, "_kernel", broken)
     monkeypatch.setattr(doctor, "_cpu", lacking)
+    monkeypatch.setattr(doctor, "_measurement", broken)
     report = doctor.run_doctor()
     checks = {check["name"]: check for check in report.checks}
     assert not report.ok
@@ -85,3 +88,33 @@ def test_version_is_that_of_the_code_also_where_nothing_is_installed(monkeypatch
         assert toolchain_fingerprint().sparsetvm == sparsetvm.__version__
     finally:
         toolchain_fingerprint.cache_clear()
+
+
+def test_compiler_that_cannot_link_is_a_finding(monkeypatch, tmp_path):
+    compiler = tmp_path / "c++"
+    compiler.write_text("#!/bin/sh\necho no crti.o >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    row = doctor._run("C++ compiler", doctor._compiler)
+    assert not row["ok"]
+    assert "no crti.o" in row["detail"]
+
+
+@pytest.mark.parametrize("error", [None, errno.EOPNOTSUPP])
+def test_locks_are_tried_where_the_log_would_be(monkeypatch, tmp_path, error):
+    def flock(*_):
+        if error:
+            raise OSError(error, "not supported")
+
+    monkeypatch.setenv("SPARSETVM_LOG_DIR", str(tmp_path / "not" / "yet"))
+    monkeypatch.setattr("fcntl.flock", flock)
+    row = doctor._run("log locks", doctor._log_locks)
+    assert row["ok"]
+    assert ("has no locks" in row["detail"]) is (error is not None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_report_does_not_name_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SPARSETVM_LOG_DIR", str(tmp_path / "logs"))
+    assert doctor._run("log folder", doctor._log_folder)["detail"] == "~/logs, 0 logs, 0.0 MiB"

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sparsetvm.analysis.group_counts import may_hold
 from sparsetvm.analysis.patterns import summarize
 from sparsetvm.core.pattern import pattern_digest
 
@@ -149,3 +150,12 @@ def test_summary_of_any_matrix_is_consistent(m: int, k: int, block: tuple[int, i
     assert found.row_imbalance >= (1.0 if weight.any() else 0.0)
     assert found.block[0] <= m
     assert found.block[1] <= k or found.kind == "n:m"
+
+
+@pytest.mark.parametrize("broken", [0.0, 0.03, 0.2])
+def test_quick_look_at_groups_turns_nothing_away_that_holds(broken):
+    rng = np.random.default_rng(0)
+    counts = np.where(rng.random(800) < broken, 1, 2).astype(np.uint8)
+    for sample in (counts[::8], np.sort(counts)[:100]):
+        assert may_hold(sample, counts.size, 0.95) or np.mean(counts == 2) < 0.95
+    assert not may_hold(rng.binomial(4, 0.1, 100).astype(np.uint8), counts.size, 0.95)

@@ -123,3 +123,13 @@ def test_live_progress_keeps_ends_and_notes_above_the_spinner(verbose):
         for event in (Event(kind="task_start", task="conv1"), trial(9.0), Event(kind="note", message="[x] kept")):
             progress(event)
     assert "[note] [x] kept" in stream.getvalue()
+
+
+def test_notebook_shows_a_report_as_escaped_tables():
+    shown = inspect_report([("<script>\x1b", 0.9, "sparse", "")])._repr_html_()
+    assert "&lt;script&gt;\\x1b" in shown
+    assert "<script>" not in shown
+    assert "<th" in shown
+    assert "0.9<" in shown
+    checks = [{"name": "a", "ok": True}, {"next_step": "b"}]
+    assert results.DoctorReport(ok=True, checks=checks)._repr_html_().count("<tr>") == 4

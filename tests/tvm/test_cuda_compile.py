@@ -56,7 +56,7 @@ def executable_text(model: onnx.ModelProto, folder: Path) -> str:
     onnx.save(model, folder / "m.onnx")
     prepared = prepare(folder / "m.onnx", H200)
     configs = {name: choice.config for name, choice in choose_dense(prepared.tasks, H200).items()}
-    return build_executable(prepared.graph, prepared.tasks, configs, H200).as_text()
+    return build_executable(prepared.graph, prepared.tasks, configs, H200)[0].as_text()
 
 
 def function(text: str, name: str) -> list[str]:
