@@ -205,4 +205,34 @@ inline void multiply_tf32(float (&c)[4], const float (&a)[4], uint32_t b0, uint3
   for (int i = 0; i < 4; i++)
     for (int k = 0; k < 8; k++) c[i] += rows[i / 2][k] * columns[i % 2][k];
 }
+// The same of factors in float16 (see sp::mma_half).
+inline void multiply_half(float (&c)[4], const uint4& a, uint32_t b0, uint32_t b1) {
+  const int g = lane() / 4, t = lane() % 4;
+  float rows[2][16], columns[2][16];
+  const auto take = [](uint64_t four, float* at) {
+    at[0] = half_to_float(four & 0xffff), at[1] = half_to_float(four >> 16 & 0xffff);
+    at[8] = half_to_float(four >> 32 & 0xffff), at[9] = half_to_float(four >> 48);
+  };
+  const auto pack = [](uint32_t low, uint32_t high) { return uint64_t(high) << 32 | low; };
+  for (int half = 0; half < 2; half++) {
+    const uint64_t* all = exchange(~0u, half ? pack(a.y, a.w) : pack(a.x, a.z));
+    for (int k = 0; k < 4; k++) take(all[4 * g + k], rows[half] + 2 * k);
+  }
+  const uint64_t* all = exchange(~0u, pack(b0, b1));
+  for (int n = 0; n < 2; n++)
+    for (int k = 0; k < 4; k++) take(all[4 * (2 * t + n) + k], columns[n] + 2 * k);
+  for (int i = 0; i < 4; i++)
+    for (int k = 0; k < 16; k++) c[i] += rows[i / 2][k] * columns[i % 2][k];
+}
+// See sp::read_columns: lane 8 i + r points to row r of matrix i; lane 4 g + t gets of each its rows 2 t, 2 t + 1, column g.
+inline void read_columns(uint32_t (&b)[4], const void* shared) {
+  if (uintptr_t(shared) % 16) fail("ldmatrix: misaligned address");
+  const uint64_t* rows = exchange(~0u, uintptr_t(shared));
+  for (int i = 0; i < 4; i++) {
+    const auto value = [&](int r) {
+      return reinterpret_cast<const unsigned short*>(rows[8 * i + r])[lane() / 4];
+    };
+    b[i] = value(lane() % 4 * 2) | uint32_t(value(lane() % 4 * 2 + 1)) << 16;
+  }
+}
 }  // namespace sp_emu
