@@ -69,10 +69,10 @@ def panel_steps(weight: np.ndarray, rows: int, run: int, together: int) -> Panel
 
 @dataclass(frozen=True)
 class SharedStages:
-    """What panels that are multiplied side by side read: pairs of runs of 16 columns that any of them has.
+    """What the panels of a block read together: pairs of runs of 16 columns that any of them has.
 
-    groups: (clusters, 2) int32: first stage, stages. starts: (stages, 2) int32 first columns of the runs. plan: (stages,
-    blocks of a cluster) int32: bit 2 p + h says that panel p of the block has run h.
+    groups: (blocks, 2) int32: first stage, stages. starts: (stages, 2) int32 first columns of the runs. plan: (stages,)
+    int32: bit 2 p + h says that panel p of the block has run h.
     """
 
     groups: np.ndarray
@@ -80,26 +80,25 @@ class SharedStages:
     plan: np.ndarray
 
 
-def shared_stages(weight_mask: np.ndarray, rows: int, order: np.ndarray, panels: int, cluster: int) -> SharedStages:
-    """Stages for panels in `order` (first row of each / rows), `panels` of a block, `cluster` blocks together."""
-    k, runs = weight_mask.shape[1], _runs(weight_mask, rows, STEP)
-    together = panels * cluster
-    groups, starts, plan = [], [], []
-    for first in range(0, len(order), together):
-        mine = np.zeros((together, runs.shape[1]), bool)
-        members = order[first : first + together]
-        mine[: len(members)] = runs[members]
-        used = np.flatnonzero(mine.any(axis=0))
-        stages = -(-len(used) // 2)
-        columns = np.zeros(2 * stages, np.int64)
-        columns[: len(used)] = np.minimum(used * STEP, k - STEP)
-        bits = np.zeros((together, 2 * stages), np.int64)
-        bits[:, : len(used)] = mine[:, used]
-        shifts = 2 * np.arange(panels)[None, :, None, None] + np.arange(2)
-        plan.append((bits.reshape(cluster, panels, stages, 2) << shifts).sum(axis=(1, 3)).T.astype(np.int32))
-        groups.append((sum(map(len, starts)) // 2, stages))
-        starts.append(columns.astype(np.int32))
-    return SharedStages(np.array(groups, np.int32), np.concatenate(starts).reshape(-1, 2), np.concatenate(plan))
+def shared_stages(mask: np.ndarray, rows: int, order: np.ndarray, together: int) -> SharedStages:
+    """Stages for the panels of a boolean (m, k) mask in `order` (panel numbers), `together` (16 at most) of a block."""
+    k, runs = mask.shape[1], _runs(mask, rows, STEP)
+    blocks = -(-len(order) // together)
+    members = np.zeros((blocks * together, runs.shape[1]), bool)
+    members[: len(order)] = runs[order]
+    members = members.reshape(blocks, together, -1)
+    block, number = np.nonzero(members.any(axis=1))
+    counts = np.bincount(block, minlength=blocks)
+    stages = -(-counts // 2)
+    firsts = np.cumsum(stages) - stages
+    place = np.arange(len(block)) - np.repeat(np.cumsum(counts) - counts, counts) + 2 * np.repeat(firsts, counts)
+    starts = np.zeros(2 * int(stages.sum()), np.int32)
+    starts[place] = np.minimum(number * STEP, k - STEP)
+    bits = np.zeros(len(starts), np.int64)
+    bits[place] = (members[block, :, number].astype(np.int64) << 2 * np.arange(together)).sum(axis=1)
+    plan = bits[0::2] | bits[1::2] << 1
+    groups = np.stack([firsts, stages], axis=1).astype(np.int32)
+    return SharedStages(groups, starts.reshape(-1, 2), plan.astype(np.uint32).view(np.int32))
 
 
 def in_fragments(tiles: np.ndarray) -> np.ndarray:
