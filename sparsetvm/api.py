@@ -40,14 +40,16 @@ def inspect(
     threads: int | None = None,
     shapes: Shapes | None = None,
     allow_tf32: bool = False,
+    allow_fp16: bool = False,
 ) -> InspectReport:
     """Which layers of an ONNX model are pruned, how, and what that is expected to gain on `target`.
 
-    allow_tf32, here and below: on a GPU, let dense kernels round the factors of products to TF32.
+    allow_tf32, here and below: on a GPU, let dense kernels round the factors of products to TF32. allow_fp16: let any
+    kernel round them to float16, which layers of float16 models may do anyway.
     """
     from sparsetvm.analysis.layers import inspect_layers
 
-    where = parse_target(target, threads, allow_tf32)
+    where = parse_target(target, threads, allow_tf32, allow_fp16)
     prepared = prepare(model, where, shapes)
     workloads = {name: task.workload for name, task in prepared.tasks.items()}
     layers = inspect_layers(prepared.graph, workloads, where)
@@ -61,9 +63,10 @@ def tasks(
     threads: int | None = None,
     shapes: Shapes | None = None,
     allow_tf32: bool = False,
+    allow_fp16: bool = False,
 ) -> list[Task]:
     """The tuning tasks of a model, in execution order."""
-    return prepare(model, parse_target(target, threads, allow_tf32), shapes).unique_tasks()
+    return prepare(model, parse_target(target, threads, allow_tf32, allow_fp16), shapes).unique_tasks()
 
 
 def tune(
@@ -85,6 +88,7 @@ def tune(
     shapes: Shapes | None = None,
     output: PathLike | None = None,
     allow_tf32: bool = False,
+    allow_fp16: bool = False,
     progress: Progress | None = None,
 ) -> TuneReport:
     """Search the fastest config of every layer on this device and append every measurement to the tuning log.
@@ -102,7 +106,7 @@ def tune(
     begun = time.monotonic()
     warnings: list[str] = []
     tell = _collect(warnings, progress or _silent)
-    where = parse_target(target, threads, allow_tf32)
+    where = parse_target(target, threads, allow_tf32, allow_fp16)
     if where.kind == "cuda" and not dry_run:
         find_compiler()  # fail before the search, not in every candidate
     if output is not None:
@@ -143,6 +147,7 @@ def compile(
     reuse: bool = True,
     require_tuned: bool = False,
     allow_tf32: bool = False,
+    allow_fp16: bool = False,
     progress: Progress | None = None,
 ) -> CompileReport:
     """Compile an ONNX model into the library `output` and its manifest, with the best known config of every layer.
@@ -154,7 +159,7 @@ def compile(
 
     begun = time.monotonic()
     tell = progress or _silent
-    where = parse_target(target, threads, allow_tf32)
+    where = parse_target(target, threads, allow_tf32, allow_fp16)
     check_can_write(Path(output))
     prepared = prepare(model, where, shapes)
     index = open_index(log_dir, records)
@@ -220,6 +225,7 @@ def bench(
     reference_model: PathLike | None = None,
     target: str = "cpu",
     allow_tf32: bool = False,
+    allow_fp16: bool = False,
 ) -> BenchReport:
     """Time a compiled model (or an .onnx file, compiled first) beside competitors, interleaved in one process.
 
@@ -237,7 +243,7 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="sparsetvm-bench-") as folder:
         if path.suffix == ".onnx":
             library = Path(folder) / "model.so"
-            compile(path, library, target=target, threads=threads, allow_tf32=allow_tf32)
+            compile(path, library, target=target, threads=threads, allow_tf32=allow_tf32, allow_fp16=allow_fp16)
         else:
             library = path
         module = load(library, threads=threads)

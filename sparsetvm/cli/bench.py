@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from sparsetvm.cli.arrays import read_arrays
-from sparsetvm.cli.params import Duration, Model, model_argument, target_option, tf32_option
+from sparsetvm.cli.params import fp16_option, Duration, Model, model_argument, target_option, tf32_option
 from sparsetvm.cli.session import Session, common_options, pass_session
 from sparsetvm.errors import UsageError, did_you_mean
 
@@ -42,6 +42,7 @@ def parse_against(text: str) -> tuple[str, ...]:
 @click.option("--reference", type=Model(), metavar="MODEL", help="The .onnx that a .so was made from, for competitors.")
 @target_option
 @tf32_option
+@fp16_option
 @common_options
 @pass_session
 def command(
@@ -55,6 +56,7 @@ def command(
     reference: str | None,
     target: str,
     allow_tf32: bool,
+    allow_fp16: bool,
 ) -> None:
     """Time PATH (a compiled .so, or a model, which is compiled first) beside other runtimes and our dense build."""
     from sparsetvm import api
@@ -69,12 +71,12 @@ def command(
         inputs=inputs,
         reference=reference,
         target=target,
-        allow_tf32=allow_tf32 or None,
+        allow_tf32=allow_tf32 or None, allow_fp16=allow_fp16 or None,
     )
     options: dict[str, Any] = {} if seconds is None else {"seconds": seconds}
     report = api.bench(
         path, against=competitors, threads=threads, inputs=None if inputs is None else read_arrays(inputs),
-        reference_model=reference, target=target, allow_tf32=allow_tf32, **options,
+        reference_model=reference, target=target, allow_tf32=allow_tf32, allow_fp16=allow_fp16, **options,
     )  # fmt: skip
 
     def render() -> None:

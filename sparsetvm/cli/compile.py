@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from sparsetvm.cli.params import (
+    fp16_option,
     model_argument,
     record_options,
     shape_option,
@@ -21,6 +22,7 @@ from sparsetvm.cli.session import Session, common_options, pass_session
 @click.option("-o", "--output", type=click.Path(dir_okay=False), required=True, help="The .so to write.")
 @target_option
 @tf32_option
+@fp16_option
 @threads_option
 @record_options
 @shape_option
@@ -34,6 +36,7 @@ def command(
     output: str,
     target: str,
     allow_tf32: bool,
+    allow_fp16: bool,
     threads: int | None,
     records: tuple[str, ...],
     log_dir: str | None,
@@ -48,13 +51,13 @@ def command(
     from sparsetvm import api
 
     session.say_settings(
-        "compile", model=model, output=output, target=target, allow_tf32=allow_tf32 or None, threads=threads,
+        "compile", model=model, output=output, target=target, allow_tf32=allow_tf32 or None, allow_fp16=allow_fp16 or None, threads=threads,
         records=records, log_dir=log_dir, no_reuse=no_reuse or None, shape=to_shapes(shapes),
         require_tuned=require_tuned or None,
     )  # fmt: skip
     with session.progress() as progress:
         report = api.compile(
-            model, output, target=target, allow_tf32=allow_tf32, threads=threads, records=records, log_dir=log_dir,
+            model, output, target=target, allow_tf32=allow_tf32, allow_fp16=allow_fp16, threads=threads, records=records, log_dir=log_dir,
             shapes=to_shapes(shapes), reuse=not no_reuse, require_tuned=require_tuned, progress=progress,
         )  # fmt: skip
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from sparsetvm.cli.params import model_argument, shape_option, target_option, tf32_option, threads_option, to_shapes
+from sparsetvm.cli.params import fp16_option, model_argument, shape_option, target_option, tf32_option, threads_option, to_shapes
 from sparsetvm.cli.session import Session, common_options, pass_session
 
 
@@ -12,6 +12,7 @@ from sparsetvm.cli.session import Session, common_options, pass_session
 @model_argument()
 @target_option
 @tf32_option
+@fp16_option
 @threads_option
 @shape_option
 @common_options
@@ -22,6 +23,7 @@ def command(
     model: str,
     target: str,
     allow_tf32: bool,
+    allow_fp16: bool,
     threads: int | None,
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
 ) -> None:
@@ -31,7 +33,7 @@ def command(
     """
     from sparsetvm import api
 
-    report = api.inspect(model, target=target, allow_tf32=allow_tf32, threads=threads, shapes=to_shapes(shapes))
+    report = api.inspect(model, target=target, allow_tf32=allow_tf32, allow_fp16=allow_fp16, threads=threads, shapes=to_shapes(shapes))
 
     def render() -> None:
         from sparsetvm.report.console import print_inspect
