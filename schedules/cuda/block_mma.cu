@@ -1,7 +1,7 @@
 // Product of a weight whose rows share columns (blocks, column vectors) on tensor cores: factors in float16, sums float32.
 //   SP_TM (16, 32, 64), SP_J (2, 4, 8), SP_G: a warp owns a panel of SP_TM rows and 8 * SP_J * SP_G positions.
 //   SP_PANELS, SP_SLICES: panels of a block, warps that share the columns of each. SP_DEPTH: steps in flight.
-//   SP_RUN (16, 8, 1): columns of a step lie in runs of so many. SP_RESIDENT: blocks of a multiprocessor.
+//   SP_RUN (16, 8, 1): columns of a step lie in runs of so many.
 //   SP_X_HALF, SP_Y_HALF: whether X, and Y with the residual, are float16 in memory; else float32.
 // A step is 16 columns of a panel: W of them in fragments, and where their rows of X begin. A warp reads both straight
 // into registers, SP_DEPTH steps ahead; the rows that warps of one block share come from L1. An instruction's position n
@@ -74,7 +74,7 @@ __device__ __forceinline__ void multiply(float (&sums)[kTM / 16][kG][kJ][4], con
 
 // heads: of each panel its first row, first step, number of steps, 0. offsets: where the rows of X of a step begin.
 // w: steps x (kTM / 16) x 32 lanes x 16 bytes. Scalars as in dense_block.cuh; panels: how many there are.
-extern "C" __global__ void __launch_bounds__(kThreads, SP_RESIDENT)
+extern "C" __global__ void __launch_bounds__(kThreads)
     block_mma(const X::type* __restrict__ x, SP_RESIDUAL_OF(Y::type) const int4* __restrict__ heads,
               const int* __restrict__ offsets, const uint4* __restrict__ w, const float* __restrict__ bias,
               Y::type* __restrict__ y, int rows, int panels, int positions, int valid, int pitch, int width, int x0,

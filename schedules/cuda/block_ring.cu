@@ -2,7 +2,7 @@
 // panels of a block. Factors in float16, sums in float32.
 //   SP_TM (16, 32): rows of a panel, of which each warp has one. SP_PANELS: panels of a block. SP_TN (64, 128): positions.
 //   SP_STAGES: pairs of runs of 16 columns whose rows of X are in shared memory or on their way. SP_DEPTH: 16-column
-//   steps of W of a warp that are. SP_RESIDENT, SP_Y_HALF: as in block_mma.cu; X is float16.
+//   steps of W of a warp that are. SP_RESIDENT: blocks of a multiprocessor. SP_Y_HALF: as in block_mma.cu; X is float16.
 // Two more warps copy, one each run; the others multiply what their panels have and skip the rest.
 #include "bulk.cuh"
 #include "streams.cuh"

@@ -5,7 +5,33 @@
 
 namespace sp {
 
-#ifndef SP_EMULATE
+#ifdef SP_EMULATE
+
+using sp_emu::TensorMap;
+using sp_emu::shared_address;
+__device__ __forceinline__ void copy_box(void* shared, const TensorMap* map, int n, int k, Mbarrier* bar, int mask) {
+  sp_emu::copy_box(shared, map, n, k, bar, mask);
+}
+template <int COUNT>
+__device__ __forceinline__ void fewer_registers() {}
+template <int COUNT>
+__device__ __forceinline__ void more_registers() {}
+__device__ __forceinline__ void wgmma_begin() {}
+__device__ __forceinline__ void wgmma_commit() {}
+template <int LEFT>
+__device__ __forceinline__ void wgmma_wait() {}
+template <int COUNT>
+__device__ __forceinline__ void wgmma_done(float (&)[COUNT]) {}
+__device__ __forceinline__ uint64_t wgmma_weight(const void* shared) { return shared_address(shared); }
+__device__ __forceinline__ uint64_t wgmma_boxes(const void* shared, int box) {
+  return static_cast<uint64_t>(box) << 32 | shared_address(shared);
+}
+template <int HALF, int COUNT>
+__device__ __forceinline__ void wgmma_sparse(float (&d)[COUNT], uint64_t a, uint64_t b, uint32_t chosen) {
+  sp_emu::multiply_sparse(d, a, b, chosen, HALF);
+}
+
+#else
 
 // What cuTensorMapEncodeTiled writes.
 struct alignas(64) TensorMap {

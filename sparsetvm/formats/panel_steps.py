@@ -26,13 +26,9 @@ class PanelSteps:
     fragments: np.ndarray
 
 
-def count_steps(weight_mask: np.ndarray, rows: int, run: int) -> np.ndarray:
-    """Steps of each panel of `rows` rows of a boolean (m, k) mask."""
-    return -(-_runs(weight_mask, rows, run).sum(axis=1) * run // STEP)
-
-
-def panel_steps(weight: np.ndarray, rows: int, run: int, together: int) -> PanelSteps:
-    """Pack an (m, k) float32 weight. together: panels that one block has; blocks get like amounts of work.
+def panel_steps(weight: np.ndarray, rows: int, run: int, together: int, every: bool = False) -> PanelSteps:
+    """Pack an (m, k) float32 weight. together: panels that one block has; blocks get like amounts of work. every: each
+    panel has all columns.
 
     run: 16, 8 (k at least that) or 1. Raises OverflowError for weights beyond float16.
     """
@@ -41,7 +37,7 @@ def panel_steps(weight: np.ndarray, rows: int, run: int, together: int) -> Panel
         halves = weight.astype(np.float16)
     if not np.isfinite(halves).all():
         raise OverflowError("a weight is not finite in float16")
-    runs = _runs(weight != 0, rows, run)
+    runs = _runs(np.ones(weight.shape, bool) if every else weight != 0, rows, run)
     panel, number = np.nonzero(runs)
     counts, per_step = runs.sum(axis=1), STEP // run
     steps = -(-counts // per_step)
