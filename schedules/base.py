@@ -112,8 +112,8 @@ class Template(abc.ABC):
         """The kernel with global symbol `symbol`; on a GPU the launch of one.
 
         Arguments, in order: X, the residual (when the epilogue has one), the arrays of `packed`, Y. X, residual and Y
-        have the physical shapes of the workload's layouts and are float32, or float16 where the layout is `half`; arrays
-        are 1-D.
+        have the physical shapes of the workload's layouts and are float32, or float16 where the layout is `half`;
+        arrays are 1-D.
         """
 
 

@@ -65,9 +65,9 @@ class BlockMma(Template):
         return min(self.space(workload, target), key=lambda config: self.estimate(workload, config, target))
 
     def estimate(self, workload: Workload, config: Config, target: Target) -> float:
-        """Fitted to 527 times on an H200 (2048 x 2048 and 4096 x 4096, blocks of 32 x 32 to 8 x 1, 16 to 1024 positions,
-        float16 in memory), off by 15 % (rms); the config it names is 15 % slower than the fastest on average, 43 % at
-        worst. Bytes from L2 and the chain of a warp's steps overlap, stores and sums of shares come on top.
+        """Fitted to 527 times on an H200 (2048 x 2048 and 4096 x 4096, blocks of 64 x 64 to 8 x 1, 16 to 1024
+        positions, float16 in memory), off by 15 % (rms); the config it names is 15 % slower than the fastest on
+        average, 43 % at worst. Bytes from L2 and the chain of a warp's steps overlap, stores and sums come on top.
         """
         g, shape = flat_geometry(workload), _Shape.of(config, workload)
         mean, spread = expected_steps(workload, shape.tm)
@@ -85,14 +85,7 @@ class BlockMma(Template):
     def pack(
         self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target
     ) -> Packed:
-        shape, taps = _Shape.of(config, workload), flat_geometry(workload).taps[0]
-        packed = panel_steps(weight, shape.tm, run_of(workload), shape.panels, every=self.dense)
-        return Packed(
-            (
-                *(packed.heads.ravel(), taps[packed.starts].astype(np.int32).ravel()),
-                *(packed.fragments.view(np.uint32).ravel(), bias_array(bias, workload.m)),
-            )
-        )
+        return pack_panels(weight, bias, workload, config)
 
     def kernel(self, workload: Workload, config: Config, packed: Packed, target: Target, symbol: str) -> Any:
         g, shape = flat_geometry(workload), _Shape.of(config, workload)
@@ -114,6 +107,17 @@ class BlockMma(Template):
             panel_scalars(g, workload.m, panels),
             overlaps=True,
         )
+
+
+def pack_panels(
+    weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, every: bool = False
+) -> Packed:
+    """What block_mma.cu reads. every: panels have all columns."""
+    shape, taps = _Shape.of(config, workload), flat_geometry(workload).taps[0]
+    packed = panel_steps(weight, shape.tm, run_of(workload), shape.panels, every)
+    starts = taps[packed.starts].astype(np.int32).ravel()
+    fragments = packed.fragments.view(np.uint32).ravel()
+    return Packed((packed.heads.ravel(), starts, fragments, bias_array(bias, workload.m)))
 
 
 @dataclass(frozen=True)

@@ -34,10 +34,7 @@ def supports_panels(workload: Workload) -> bool:
 
 def run_of(workload: Workload) -> int:
     """Neighbouring columns that a panel takes together."""
-    if workload.pattern.kind in ("rows", "dense"):
-        wide = STEP
-    else:
-        wide = workload.pattern.block[1]
+    wide = STEP if workload.pattern.kind in ("rows", "dense") else workload.pattern.block[1]
     return next(run for run in (16, 8, 1) if wide % run == 0 and run <= workload.k)
 
 

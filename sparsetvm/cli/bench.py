@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from sparsetvm.cli.arrays import read_arrays
-from sparsetvm.cli.params import fp16_option, Duration, Model, model_argument, target_option, tf32_option
+from sparsetvm.cli.params import Duration, Model, fp16_option, model_argument, target_option, tf32_option
 from sparsetvm.cli.session import Session, common_options, pass_session
 from sparsetvm.errors import UsageError, did_you_mean
 
@@ -71,7 +71,8 @@ def command(
         inputs=inputs,
         reference=reference,
         target=target,
-        allow_tf32=allow_tf32 or None, allow_fp16=allow_fp16 or None,
+        allow_tf32=allow_tf32 or None,
+        allow_fp16=allow_fp16 or None,
     )
     options: dict[str, Any] = {} if seconds is None else {"seconds": seconds}
     report = api.bench(

@@ -51,13 +51,15 @@ def command(
     from sparsetvm import api
 
     session.say_settings(
-        "compile", model=model, output=output, target=target, allow_tf32=allow_tf32 or None, allow_fp16=allow_fp16 or None, threads=threads,
+        "compile", model=model, output=output, target=target, allow_tf32=allow_tf32 or None,
+        allow_fp16=allow_fp16 or None, threads=threads,
         records=records, log_dir=log_dir, no_reuse=no_reuse or None, shape=to_shapes(shapes),
         require_tuned=require_tuned or None,
     )  # fmt: skip
     with session.progress() as progress:
         report = api.compile(
-            model, output, target=target, allow_tf32=allow_tf32, allow_fp16=allow_fp16, threads=threads, records=records, log_dir=log_dir,
+            model, output, target=target, allow_tf32=allow_tf32, allow_fp16=allow_fp16, threads=threads,
+            records=records, log_dir=log_dir,
             shapes=to_shapes(shapes), reuse=not no_reuse, require_tuned=require_tuned, progress=progress,
         )  # fmt: skip
 

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import click
 
-from sparsetvm.cli.params import fp16_option, model_argument, shape_option, target_option, tf32_option, threads_option, to_shapes
+from sparsetvm.cli.params import (
+    fp16_option,
+    model_argument,
+    shape_option,
+    target_option,
+    tf32_option,
+    threads_option,
+    to_shapes,
+)
 from sparsetvm.cli.session import Session, common_options, pass_session
 
 
@@ -33,7 +41,9 @@ def command(
     """
     from sparsetvm import api
 
-    report = api.inspect(model, target=target, allow_tf32=allow_tf32, allow_fp16=allow_fp16, threads=threads, shapes=to_shapes(shapes))
+    report = api.inspect(
+        model, target=target, allow_tf32=allow_tf32, allow_fp16=allow_fp16, threads=threads, shapes=to_shapes(shapes)
+    )
 
     def render() -> None:
         from sparsetvm.report.console import print_inspect

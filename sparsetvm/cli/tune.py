@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from sparsetvm.cli.params import (
-    fp16_option,
     Duration,
+    fp16_option,
     model_argument,
     record_options,
     shape_option,
@@ -79,14 +79,16 @@ def command(
 
     only_list = tasks == "list"
     session.say_settings(
-        "tune", model=model, target=target, allow_tf32=allow_tf32 or None, allow_fp16=allow_fp16 or None, threads=threads, trials=trials,
+        "tune", model=model, target=target, allow_tf32=allow_tf32 or None,
+        allow_fp16=allow_fp16 or None, threads=threads, trials=trials,
         budget=budget, early_stopping=early_stopping, effort=effort, tasks=tasks, records=records, log_dir=log_dir,
         no_reuse=no_reuse or None, dry_run=dry_run or None, seed=seed, jobs=jobs, shape=to_shapes(shapes),
         output=output,
     )  # fmt: skip
     with session.progress() as progress:
         report = api.tune(
-            model, target=target, allow_tf32=allow_tf32, allow_fp16=allow_fp16, threads=threads, trials=trials, budget=budget,
+            model, target=target, allow_tf32=allow_tf32, allow_fp16=allow_fp16, threads=threads,
+            trials=trials, budget=budget,
             early_stopping=early_stopping, effort=effort, tasks="all" if only_list else tasks, records=records,
             log_dir=log_dir, reuse=not no_reuse, dry_run=dry_run or only_list, seed=seed, jobs=jobs,
             shapes=to_shapes(shapes),

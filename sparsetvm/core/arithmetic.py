@@ -1,8 +1,9 @@
 """What a kernel computes in, and how far its results may be from those in float64.
 
 TF32 is what tensor cores multiply float32 in: 10 bits of fraction instead of 23. A rounded factor is off by at most
-2^-11, by 2e-4 in the root mean square; sums of such products, in float32, by 3e-4 of their terms, however many. Float16 has the same 10 bits, but 65504 is its
-largest number and what is smaller than 6e-5 keeps fewer bits; here too sums are float32.
+2^-11, by 2e-4 in the root mean square; sums of such products, in float32, by 3e-4 of their terms, however many.
+Float16 has the same 10 bits, but its largest number is 65504, and what is smaller than 6e-5 keeps fewer; here too sums
+are float32.
 """
 
 from __future__ import annotations

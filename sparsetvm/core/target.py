@@ -87,9 +87,7 @@ class Target(msgspec.Struct, frozen=True):
         return f"{self.kind},{self.mcpu}"
 
 
-def parse_target(
-    text: str, threads: int | None = None, allow_tf32: bool = False, allow_fp16: bool = False
-) -> Target:
+def parse_target(text: str, threads: int | None = None, allow_tf32: bool = False, allow_fp16: bool = False) -> Target:
     """Parse `--target`: "cpu" (this host), "cpu,NAME" (cross-compile for an LLVM core name), "cuda" (GPU 0), "cuda:1"
     or "cuda,sm_90" (cross-compile). allow_tf32, allow_fp16, or ",tf32", ",fp16" after a GPU: see Target.
 
@@ -113,7 +111,8 @@ def parse_target(
     if allow_tf32 or allow_fp16:
         name = "tf32" if allow_tf32 else "fp16"
         raise TargetError(
-            f"--allow-{name}: target '{text}' has no {name.upper()} arithmetic", hint="leave it out, or use --target cuda"
+            f"--allow-{name}: target '{text}' has no {name.upper()} arithmetic",
+            hint="leave it out, or use --target cuda",
         )
     if not arch:
         return host_target(threads)

@@ -17,8 +17,9 @@ STEP = 16  # columns of a product of tensor cores in float16
 class PanelSteps:
     """heads: (panels, 4) int32: first row, first step, steps, 0; in the order in which blocks take them.
 
-    starts: (steps, 16 / run) int32 first columns of the runs of a step; of runs of one column in the order 2 t, 2 t + 1,
-    2 t + 8, 2 t + 9 for t = 0 ... 3. fragments: (steps, rows / 16, 32, 8) float16, as `mma_half` of tensor.cuh wants A.
+    starts: (steps, 16 / run) int32 first columns of the runs of a step; of runs of one column in the order 2 t,
+    2 t + 1, 2 t + 8, 2 t + 9 for t = 0 ... 3. fragments: (steps, rows / 16, 32, 8) float16, as `mma_half` of
+    tensor.cuh wants A.
     """
 
     heads: np.ndarray
@@ -43,7 +44,11 @@ def panel_steps(weight: np.ndarray, rows: int, run: int, together: int, every: b
     steps = -(-counts // per_step)
     firsts = np.concatenate([[0], np.cumsum(steps)])
     # A place in the steps of its panel for each run; places that no run takes repeat column 0 with weights of zero.
-    place = np.arange(len(panel)) - np.repeat(np.cumsum(counts) - counts, counts) + np.repeat(firsts[:-1], counts) * per_step
+    place = (
+        np.arange(len(panel))
+        - np.repeat(np.cumsum(counts) - counts, counts)
+        + np.repeat(firsts[:-1], counts) * per_step
+    )
     starts = np.zeros(firsts[-1] * per_step, np.int32)
     starts[place] = np.minimum(number * run, k - run)
     values = np.zeros((firsts[-1] * per_step, rows, run), np.float16)
@@ -80,9 +85,9 @@ def shared_stages(mask: np.ndarray, rows: int, order: np.ndarray, together: int)
     """Stages for the panels of a boolean (m, k) mask in `order` (panel numbers), `together` (16 at most) of a block."""
     k, runs = mask.shape[1], _runs(mask, rows, STEP)
     blocks = -(-len(order) // together)
-    members = np.zeros((blocks * together, runs.shape[1]), bool)
-    members[: len(order)] = runs[order]
-    members = members.reshape(blocks, together, -1)
+    flat = np.zeros((blocks * together, runs.shape[1]), bool)
+    flat[: len(order)] = runs[order]
+    members = flat.reshape(blocks, together, -1)
     block, number = np.nonzero(members.any(axis=1))
     counts = np.bincount(block, minlength=blocks)
     stages = -(-counts // 2)
@@ -100,7 +105,7 @@ def shared_stages(mask: np.ndarray, rows: int, order: np.ndarray, together: int)
 def in_fragments(tiles: np.ndarray) -> np.ndarray:
     """Tiles (..., rows, 16) as (..., rows / 16, 32 lanes, 8): row 16 i + 8 r + g, column 8 c + 2 t + e is number
     4 c + 2 r + e of lane 4 g + t."""
-    *outer, rows, columns = tiles.shape
+    *outer, rows, _ = tiles.shape
     at = len(outer)
     split = tiles.reshape(*outer, rows // 16, 2, 8, 2, 4, 2)
     moved = split.transpose(*range(at), at, at + 2, at + 4, at + 3, at + 1, at + 5)
@@ -112,8 +117,7 @@ def _runs(mask: np.ndarray, rows: int, run: int) -> np.ndarray:
     m, k = mask.shape
     padded = np.zeros((-(-m // rows) * rows, -(-k // run) * run), bool)
     padded[:m, :k] = mask
-    found: np.ndarray = padded.reshape(padded.shape[0] // rows, rows, -1, run).any(axis=(1, 3))
-    return found
+    return np.asarray(padded.reshape(padded.shape[0] // rows, rows, -1, run).any(axis=(1, 3)))
 
 
 def _dealt(steps: np.ndarray, together: int) -> np.ndarray:

@@ -228,8 +228,8 @@ def _encoded(tensor_map: TensorMap, address: int) -> ctypes.Array[ctypes.c_char]
     pitch = (ctypes.c_uint64 * 1)(2 * tensor_map.pitch)
     box, steps = (ctypes.c_uint32 * 2)(_BOX_COLUMNS, tensor_map.box_rows), (ctypes.c_uint32 * 2)(1, 1)
     call(
-        "cuTensorMapEncodeTiled", ctypes.c_void_p(_aligned(memory)), _FLOAT16, 2, ctypes.c_void_p(address), sizes, pitch,
-        box, steps, 0, _SWIZZLE_128B, _PROMOTION_256B, 0,
+        "cuTensorMapEncodeTiled", ctypes.c_void_p(_aligned(memory)), _FLOAT16, 2, ctypes.c_void_p(address), sizes,
+        pitch, box, steps, 0, _SWIZZLE_128B, _PROMOTION_256B, 0,
     )  # fmt: skip
     return memory
 

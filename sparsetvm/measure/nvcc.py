@@ -157,7 +157,13 @@ def cubin_folder() -> Path:
 def _key(source: Source, arch: str, compiler: Compiler) -> str:
     digest = hashlib.sha256()
     headers = [header for folder in source.folders for header in sorted(Path(folder).glob("*.cuh"))]
-    parts = [source.text, *source.macros, _architecture(source, arch), compiler.version, *(h.read_text(encoding="utf-8") for h in headers)]
+    parts = [
+        source.text,
+        *source.macros,
+        _architecture(source, arch),
+        compiler.version,
+        *(h.read_text(encoding="utf-8") for h in headers),
+    ]
     for part in parts:
         digest.update(part.encode())
         digest.update(b"\0")
@@ -202,7 +208,18 @@ def _with_nvcc(source: Source, arch: str, nvcc: str) -> bytes:
         path.write_text(source.text, encoding="utf-8")
         include = [f"-I{folder}" for folder in source.folders]
         macros = [f"-D{macro}" for macro in source.macros]
-        command = [nvcc, "-cubin", f"-gencode=arch=compute_{arch[3:]},code={arch}", _STANDARD, "-O3", *include, *macros, "-o", str(out), str(path)]
+        command = [
+            nvcc,
+            "-cubin",
+            f"-gencode=arch=compute_{arch[3:]},code={arch}",
+            _STANDARD,
+            "-O3",
+            *include,
+            *macros,
+            "-o",
+            str(out),
+            str(path),
+        ]
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False

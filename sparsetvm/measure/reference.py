@@ -36,7 +36,8 @@ _EDGE = 64  # positions at each end that a sample always holds: tails are where 
 class Reference:
     """Inputs in their physical layouts, and what Y must be at some positions.
 
-    x, residual: of the type that their layouts store. positions: sorted indices into the n positions. expected: float64 (m, len(positions)).
+    x, residual: of the type that their layouts store. positions: sorted indices into the n positions. expected: float64
+    (m, len(positions)).
     row_scales: float64 (m,), L2 norm of the terms and the result of each row. row_terms: its non-zeros.
     """
 
