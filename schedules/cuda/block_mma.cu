@@ -90,7 +90,7 @@ extern "C" __global__ void __launch_bounds__(kThreads)
   w += lane;
 
   Step steps[kDepth];
-  Starts starts[kDepth];
+  Starts starts[kDepth] = {};
 #pragma unroll
   for (int d = 0; d < kDepth; d++)
     if (first + d < last) starts[d] = starts_of(offsets, first + d, t);
