@@ -38,8 +38,12 @@ _TEMPLATES: dict[str, tuple[str, str]] = {
     "cuda.spmm_data": ("sparsetvm.schedules.cuda.spmm_data", "SpmmData"),
     "cuda.spmm_rows": ("sparsetvm.schedules.cuda.spmm_rows", "SpmmRows"),
     "cuda.spmm_code": ("sparsetvm.schedules.cuda.spmm_code", "SpmmCode"),
+    "cuda.block_ring": ("sparsetvm.schedules.cuda.block_ring", "BlockRing"),
+    "cuda.block_mma": ("sparsetvm.schedules.cuda.block_mma", "BlockMma"),
+    "cuda.two_four": ("sparsetvm.schedules.cuda.two_four", "TwoFour"),
     "cuda.dense_gemv": ("sparsetvm.schedules.cuda.dense_gemv", "DenseGemv"),
     "cuda.dense_tf32": ("sparsetvm.schedules.cuda.dense_tf32", "DenseTf32"),
+    "cuda.dense_fp16": ("sparsetvm.schedules.cuda.dense_fp16", "DenseFp16"),
     "cuda.dense": ("sparsetvm.schedules.cuda.dense", "Dense"),
 }
 # What the first part of a template's name runs on.
@@ -60,7 +64,7 @@ class Template(abc.ABC):
     name: str
     version: int
     dense: bool = False  # True for templates that ignore zeros: the baseline that always competes
-    arithmetic: Arithmetic = "float32"  # "tf32" only for workloads with `tf32`
+    arithmetic: Arithmetic = "float32"  # "tf32" only for workloads with `tf32`, "float16" with `fp16`
 
     @property
     def tolerance(self) -> float:
@@ -108,7 +112,8 @@ class Template(abc.ABC):
         """The kernel with global symbol `symbol`; on a GPU the launch of one.
 
         Arguments, in order: X, the residual (when the epilogue has one), the arrays of `packed`, Y. X, residual and Y
-        are float32 in the physical shapes of the workload's layouts; arrays are 1-D.
+        have the physical shapes of the workload's layouts and are float32, or float16 where the layout is `half`;
+        arrays are 1-D.
         """
 
 

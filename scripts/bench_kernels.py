@@ -2,7 +2,8 @@
 
     python scripts/bench_kernels.py --suite anchors [--threads 1] [--budget 30] [--json OUT.json]
     python scripts/bench_kernels.py --suite dlmc --patterns DIR --limit 12
-    python scripts/bench_kernels.py --target cuda [--allow-tf32] --suite grid,sparsert [--budget 30] [--json OUT.json]
+    python scripts/bench_kernels.py --target cuda [--allow-tf32] [--allow-fp16] --suite grid,sparsert [--budget 30]
+    python scripts/bench_kernels.py --target cuda --suite structured [--budget 30] [--json OUT.json]
 
 Each row is one layer. Its config comes from the tuning log; with --budget SECONDS, a layer that no record settles is
 tuned first and its records are kept, else it gets the default config. All competitors are checked against a float64
@@ -18,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchlib.block_csr import BLOCK_COMPETITORS
+from benchlib.block_csr import BLOCK_COMPETITORS, TWO_FOUR
 from benchlib.case import Case
 from benchlib.machine import describe_machine, pin, use_threads
 
@@ -26,8 +27,8 @@ from sparsetvm.core.target import Target, parse_target, version_of
 from sparsetvm.errors import EnvironmentProblem, SparseTvmError, UsageError, did_you_mean
 
 _AGAINST = (
-    "numpy, ort, openvino, scipy, or none; on a GPU torch-fp32, torch-tf32, torch-fp16, cusparse, triton-block, "
-    "triton-block-tf32 or none (default: all that are installed)"
+    "numpy, ort, openvino, scipy, or none; on a GPU torch-fp32, torch-tf32, torch-fp16, cusparse, torch-2:4, "
+    "triton-block, triton-block-tf32 or none (default: all that are installed)"
 )
 
 
@@ -37,7 +38,7 @@ def parse_arguments() -> argparse.Namespace:
         "--suite",
         action="append",
         metavar="NAME,...",
-        help="anchors, conv, dlmc, grid, patterns, sparsert or FILE.npz; may be repeated (default: anchors)",
+        help="anchors, conv, dlmc, grid, patterns, sparsert, structured or FILE.npz; repeatable (default: anchors)",
     )
     parser.add_argument("--patterns", type=Path, metavar="DIR", help="folder of pattern files, for the suite dlmc")
     parser.add_argument("--model", type=Path, metavar="FILE", help="weights of the suite sparsert's 1x1 layers, .onnx")
@@ -52,6 +53,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--target", default="cpu")
     parser.add_argument("--allow-tf32", action="store_true", help="on a GPU, let our dense kernels use tensor cores")
+    parser.add_argument("--allow-fp16", action="store_true", help="on a GPU, let ours multiply in float16")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--budget", type=float, default=0.0, metavar="SECONDS", help="of search for each layer")
     parser.add_argument("--against", metavar="NAME,...", help=_AGAINST)
@@ -118,7 +120,7 @@ def open_gpu(args: argparse.Namespace, names: list[str], target: Target) -> tupl
 
 def parse_gpu_names(text: str | None) -> list[str]:
     """ "torch-fp32,cusparse" -> keys of the JSON; None stands for all that are installed."""
-    known = ("torch-fp32", "torch-tf32", "torch-fp16", "cusparse", *BLOCK_COMPETITORS)
+    known = ("torch-fp32", "torch-tf32", "torch-fp16", "cusparse", TWO_FOUR, *BLOCK_COMPETITORS)
     if version_of("torch") == "missing":
         if text not in (None, "none"):
             raise EnvironmentProblem("torch is not installed", hint="pip install torch, or use --against none")
@@ -168,7 +170,7 @@ def bench(args: argparse.Namespace, cases: list[Case], names: list[str], target:
 def main() -> int:
     args = parse_arguments()
     try:
-        target = parse_target(args.target, args.threads, args.allow_tf32)
+        target = parse_target(args.target, args.threads, args.allow_tf32, args.allow_fp16)
         if target.kind == "cpu":
             use_threads(args.threads)
             pin(args.threads)

@@ -3,7 +3,8 @@
     python scripts/bench_models.py --models DIR|FILE... [--threads 1] [--budget 5m] [--against ort,openvino]
         [--deepsparse-python ENV/bin/python] [--json OUT.json]
 
-    python scripts/bench_models.py --models DIR|FILE... --target cuda [--allow-tf32] [--against torch,dense]
+    python scripts/bench_models.py --models DIR|FILE... --target cuda [--allow-tf32] [--allow-fp16]
+        [--against torch,dense]
 
 Each step is a `sparsetvm` process of its own, so one model's crash costs one row. Competitors are timed in turn with
 ours in one process; DeepSparse, which wants an environment of its own, right after them. `openvino` gives two columns:
@@ -77,6 +78,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--models", type=Path, nargs="+", required=True, metavar="DIR|FILE")
     parser.add_argument("--target", default="cpu")
     parser.add_argument("--allow-tf32", action="store_true", help="on a GPU, let our dense kernels use tensor cores")
+    parser.add_argument("--allow-fp16", action="store_true", help="on a GPU, let ours multiply in float16")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--budget", default="5m", help="time to tune each model; what the log knows is not tuned again")
     parser.add_argument(
@@ -94,7 +96,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def bench(args: argparse.Namespace) -> dict[str, Any]:
     """The JSON object."""
-    target = parse_target(args.target, args.threads, args.allow_tf32)
+    target = parse_target(args.target, args.threads, args.allow_tf32, args.allow_fp16)
     models = find_models(args.models)
     gpu = target.kind == "cuda"
     against = args.against or ("torch" if gpu else "ort")

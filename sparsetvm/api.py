@@ -55,12 +55,14 @@ def inspect(
     sparsity: float | None = None,
     records: Sequence[PathLike] = (),
     log_dir: PathLike | None = None,
+    allow_fp16: bool = False,
 ) -> InspectReport:
     """Which layers of an ONNX model are pruned, how, and what that is expected to gain on `target`.
 
     model: path of the .onnx file. target: as `--target`, e.g. "cpu", "cpu,znver4", "cuda,sm_90". threads: of the
     compiled code; None for the cores of this process. shapes: input name -> static shape. allow_tf32: on a GPU, let
-    dense kernels round the factors of products to TF32. These five mean the same everywhere below. what_if: patterns as
+    dense kernels round the factors of products to TF32; allow_fp16: let any kernel round them to float16, which layers
+    of float16 models may do anyway. These six mean the same everywhere below. what_if: patterns as
     `prune` takes them ("block:4x1@0.9"; `sparsity` where one says none); the report's `what_if` then says what each
     would gain and cost, by records of the log where there are some for such layers, else by the roofline.
 
@@ -74,7 +76,7 @@ def inspect(
     from sparsetvm.search.what_if import Forecaster, parse_goals
 
     goals = parse_goals(what_if, sparsity)
-    where = parse_target(target, threads, allow_tf32)
+    where = parse_target(target, threads, allow_tf32, allow_fp16)
     prepared = prepare(model, where, shapes)
     workloads = {name: task.workload for name, task in prepared.tasks.items()}
     report = InspectReport(
@@ -98,6 +100,7 @@ def tasks(
     threads: int | None = None,
     shapes: Shapes | None = None,
     allow_tf32: bool = False,
+    allow_fp16: bool = False,
 ) -> list[Task]:
     """The tuning tasks of a model, in execution order, each once however many layers share it.
 
@@ -105,7 +108,7 @@ def tasks(
     >>> [task.workload.describe() for task in tasks(digits_path(), target="cpu,znver4", threads=1)][-1]
     'matmul 10x30 n=1'
     """
-    return prepare(model, parse_target(target, threads, allow_tf32), shapes).unique_tasks()
+    return prepare(model, parse_target(target, threads, allow_tf32, allow_fp16), shapes).unique_tasks()
 
 
 def tune(
@@ -128,6 +131,7 @@ def tune(
     output: PathLike | None = None,
     page: PathLike | None = None,
     allow_tf32: bool = False,
+    allow_fp16: bool = False,
     progress: Progress | None = None,
 ) -> TuneReport:
     """Search the fastest config of every layer on this device and append every measurement to the tuning log.
@@ -154,7 +158,7 @@ def tune(
     begun = time.monotonic()
     warnings: list[str] = []
     tell = _collect(warnings, progress or _silent)
-    where = parse_target(target, threads, allow_tf32)
+    where = parse_target(target, threads, allow_tf32, allow_fp16)
     if where.kind == "cuda" and not dry_run:
         find_compiler()  # fail before the search, not in every candidate
     if output is not None:
@@ -198,6 +202,7 @@ def compile(
     require_tuned: bool = False,
     weights: Literal["embed", "separate"] = "embed",
     allow_tf32: bool = False,
+    allow_fp16: bool = False,
     progress: Progress | None = None,
 ) -> CompileReport:
     """Compile an ONNX model into the library `output` and its manifest, with the best known config of every layer.
@@ -221,7 +226,7 @@ def compile(
 
     begun = time.monotonic()
     tell = progress or _silent
-    where = parse_target(target, threads, allow_tf32)
+    where = parse_target(target, threads, allow_tf32, allow_fp16)
     check_can_write(Path(output))
     prepared = prepare(model, where, shapes)
     index = open_index(log_dir, records)
@@ -291,6 +296,7 @@ def bench(
     reference_model: PathLike | None = None,
     target: str = "cpu",
     allow_tf32: bool = False,
+    allow_fp16: bool = False,
     per_layer: bool = False,
 ) -> BenchReport:
     """Time a compiled model (or an .onnx file, compiled first) beside competitors, interleaved in one process.
@@ -309,7 +315,7 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="sparsetvm-bench-") as folder:
         if path.suffix == ".onnx":
             library = Path(folder) / "model.so"
-            compile(path, library, target=target, threads=threads, allow_tf32=allow_tf32)
+            compile(path, library, target=target, threads=threads, allow_tf32=allow_tf32, allow_fp16=allow_fp16)
         else:
             library = path
         module = load(library, threads=threads)

@@ -19,10 +19,11 @@
 
 // The residual parameter of a kernel, right after X.
 #if SP_RESIDUAL
-#define SP_RESIDUAL_PARAMETER const float* __restrict__ residual,
+#define SP_RESIDUAL_OF(type) const type* __restrict__ residual,
 #else
-#define SP_RESIDUAL_PARAMETER
+#define SP_RESIDUAL_OF(type)
 #endif
+#define SP_RESIDUAL_PARAMETER SP_RESIDUAL_OF(float)
 
 namespace sp {
 

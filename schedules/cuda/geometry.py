@@ -20,11 +20,13 @@ from sparsetvm.formats.flat_geometry import FlatGeometry
 __all__ = ["FlatGeometry", "flat_geometry", "supports_flat"]
 
 
-def supports_flat(workload: Workload) -> bool:
-    """True when X, Y and the residual can be addressed by flat positions."""
+def supports_flat(workload: Workload, half: bool = False) -> bool:
+    """True when X, Y and the residual can be addressed by flat positions; half: they may be float16 in memory."""
     if not supports_taps(workload):
         return False
     layout = workload.layout_in
+    if not half and any(other.half for other in (layout, workload.layout_out, workload.residual_layout)):
+        return False
     return not isinstance(layout, Tiled) or layout.tiles == 1
 
 

@@ -7,6 +7,18 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
+class TensorMap:
+    """What the copy engine must know of X (float16) to copy boxes of it: a matrix of rows x columns, `pitch` numbers
+    from row to row (a multiple of 8); boxes of 64 columns x `box_rows` rows, swizzled as `copy_box` of wgmma.cuh says.
+    """
+
+    rows: int
+    columns: int
+    pitch: int
+    box_rows: int
+
+
+@dataclass(frozen=True)
 class Launch:
     """One kernel launch.
 
@@ -16,9 +28,11 @@ class Launch:
     grid: blocks in x, y, z. block: threads of a block (x only). shared: bytes of dynamic shared memory. cluster: blocks
     of a cluster along x (compiled into the kernel as SP_CLUSTER). text: CUDA C++ of a generated kernel; `source` then
     only names it, and its includes are looked for beside this file. overlaps: the kernel calls wait_for_previous()
-    (device.cuh) before it touches X, the residual or Y, so it may start while the kernel before it still runs.
+    (device.cuh) before it touches X, the residual or Y, so it may start while the kernel before it still runs. native:
+    it uses instructions of its very architecture (sm_90a for sm_90). map: the kernel's last argument is a map of X.
 
-    Arguments of the kernel: X, the residual (when the epilogue has one), the packed arrays, Y (all pointers), scalars.
+    Arguments of the kernel: X, the residual (when the epilogue has one), the packed arrays, Y (all pointers), scalars,
+    the map.
     """
 
     source: str
@@ -31,6 +45,8 @@ class Launch:
     scalars: tuple[int, ...] = ()
     text: str | None = None
     overlaps: bool = False
+    native: bool = False
+    map: TensorMap | None = None
 
     @property
     def path(self) -> Path:

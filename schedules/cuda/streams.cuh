@@ -7,6 +7,7 @@ namespace sp {
 
 #ifdef SP_EMULATE
 __device__ __forceinline__ float4 stream4(const float4* global) { return *global; }
+__device__ __forceinline__ uint4 stream4(const uint4* global) { return *global; }
 template <typename T>
 __device__ __forceinline__ T early(const T* global) { return *global; }
 #else
@@ -20,9 +21,22 @@ __device__ __forceinline__ int early(const int* global) {
   asm volatile("ld.global.s32 %0, [%1];" : "=r"(v) : "l"(global) : "memory");
   return v;
 }
+__device__ __forceinline__ uint32_t early(const uint32_t* global) {
+  uint32_t v;
+  asm volatile("ld.global.u32 %0, [%1];" : "=r"(v) : "l"(global) : "memory");
+  return v;
+}
 __device__ __forceinline__ int2 early(const int2* global) {
   int2 v;
   asm volatile("ld.global.v2.s32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(global) : "memory");
+  return v;
+}
+__device__ __forceinline__ int4 early(const int4* global) {
+  int4 v;
+  asm volatile("ld.global.v4.s32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(global)
+               : "memory");
   return v;
 }
 __device__ __forceinline__ uint2 early(const uint2* global) {
@@ -51,6 +65,14 @@ __device__ __forceinline__ float4 stream4(const float4* global) {
   asm("ld.global.nc.L1::no_allocate.v4.f32 {%0, %1, %2, %3}, [%4];"
       : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
       : "l"(global));
+  return v;
+}
+__device__ __forceinline__ uint4 stream4(const uint4* global) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(global)
+               : "memory");
   return v;
 }
 #endif

@@ -10,6 +10,8 @@ from sparsetvm.core.workload import Workload
 
 BLOCK_COMPETITORS = {"triton-block": "float16", "triton-block-tf32": "float32"}
 """Name in a benchmark -> type of W, X and Y; see triton_block.py."""
+TWO_FOUR = "torch-2:4"
+"""Name of PyTorch's product with a 2:4 weight in float16."""
 _LEAST = 16  # rows and columns of a product that tensor cores take
 
 

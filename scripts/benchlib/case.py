@@ -10,9 +10,11 @@ import msgspec
 import numpy as np
 
 from sparsetvm.core.graph import SPARSETVM_DOMAIN, Graph, Node, Value
+from sparsetvm.core.layout import HalfTiled
 from sparsetvm.core.target import Target
 from sparsetvm.core.task import Task
 from sparsetvm.core.workload import ConvGeometry, Epilogue, Workload
+from sparsetvm.errors import UsageError
 from sparsetvm.rewrite.assign_layouts import assign_layouts
 from sparsetvm.rewrite.workloads import make_tasks
 
@@ -60,6 +62,17 @@ def matmul_task(name: str, n: int, weight: Callable[[], np.ndarray], target: Tar
     matrix = weight()
     m, k = matrix.shape
     return _only_layer(name, "matmul", matrix, None, (n, k), (n, m), target)
+
+
+def half_task(name: str, n: int, weight: Callable[[], np.ndarray], target: Target) -> Task:
+    """`matmul_task` on a GPU with factors, X and Y in float16. Raises UsageError on other targets."""
+    if target.kind != "cuda":
+        raise UsageError(f"{name}: float16 is for GPUs", hint="use --target cuda")
+    task = matmul_task(name, n, weight, target)
+    workload, lanes = task.workload, -(-n // 8) * 8
+    lin, lout = (HalfTiled(n, size, lanes) for size in (workload.k, workload.m))
+    task.workload = msgspec.structs.replace(workload, layout_in=lin, layout_out=lout, tf32=False, fp16=True)
+    return task
 
 
 def conv_task(name: str, conv: ConvGeometry, weight: Callable[[], np.ndarray], target: Target) -> Task:

@@ -1,5 +1,5 @@
-"""What a layer is compared with on a GPU: cuBLAS and cuDNN in three precisions and cuSPARSE, through PyTorch, and for
-products with blocks of 16 x 16 and more a kernel in Triton.
+"""What a layer is compared with on a GPU: cuBLAS and cuDNN in three precisions, cuSPARSE and for 2:4 cuSPARSELt,
+through PyTorch, and for products with blocks of 16 x 16 and more a kernel in Triton.
 
 Each product is tried as W X with X[k, n] and as X W^T with X[n, k]; the faster orientation counts. Convolutions are
 tried in both memory formats, Triton with several tiles. Bias, residual and activation are left out, which favours the
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchlib.block_csr import BLOCK_COMPETITORS, tensor_core_block
+from benchlib.block_csr import BLOCK_COMPETITORS, TWO_FOUR, tensor_core_block
 from benchlib.kernel_row import Failed
 from benchlib.torch_model import convolution
 from benchlib.torch_timing import PRECISIONS, capture, dtype_of, precision, time_replays
@@ -46,6 +46,8 @@ def gpu_competitors(task: Task, x: np.ndarray, names: list[str]) -> list[GpuComp
                 found += [_competitor(f"torch-{kind}", *way) for way in _ways(task, x, dtype_of(kind))]
     if "cusparse" in names and task.workload.conv is None:
         found.append(_competitor("cusparse", *_cusparse(task, x)))
+    if TWO_FOUR in names and task.workload.conv is None and task.workload.pattern.describe() == "2:4":
+        found.append(_competitor(TWO_FOUR, *_two_four(task, x)))
     block = tensor_core_block(task.workload)
     if block is not None:
         for name in (name for name in BLOCK_COMPETITORS if name in names):
@@ -97,6 +99,13 @@ def _cusparse(task: Task, x: np.ndarray) -> _Way:
     sparse = _tensor(task.weight, "float32").to_sparse_csr()
     columns = _tensor(x, "float32").t().contiguous()
     return lambda: sparse @ columns, lambda result: result.t()
+
+
+def _two_four(task: Task, x: np.ndarray) -> _Way:
+    """float16 on sparse tensor cores: PyTorch's semi-structured tensors, which call cuSPARSELt."""
+    sparse = torch.sparse.to_sparse_semi_structured(_tensor(task.weight, "float16"))
+    columns = _tensor(x, "float16").t().contiguous()
+    return lambda: torch.mm(sparse, columns), lambda result: result.t()
 
 
 def _tensor(array: np.ndarray, dtype: str) -> Any:

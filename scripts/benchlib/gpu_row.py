@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from sparsetvm.schedules.base import template
 
-from benchlib.block_csr import BLOCK_COMPETITORS
+from benchlib.block_csr import BLOCK_COMPETITORS, TWO_FOUR
 from benchlib.case import Case
 from benchlib.configs import ConfigSource
 from benchlib.kernel_row import OURS_DENSE, Failed, time_in_turn
@@ -30,11 +30,12 @@ _OURS = "ours"
 # Relative L2 error that a competitor may have; inputs are standard normal.
 _TOLERANCES = {
     "torch-fp32": 1e-5, "torch-tf32": 3e-3, "torch-fp16": 3e-3, "cusparse": 1e-5,
-    **dict.fromkeys(BLOCK_COMPETITORS, 3e-3),
+    **dict.fromkeys((*BLOCK_COMPETITORS, TWO_FOUR), 3e-3),
 }  # fmt: skip
 # Competitors that compute what ours may compute.
 _EXACT = ("torch-fp32", OURS_DENSE)
 _EXACT_TF32 = (*_EXACT, "torch-tf32")
+_EXACT_FP16 = (*_EXACT_TF32, "torch-fp16")
 _COLD_SECONDS = 0.2
 
 
@@ -72,7 +73,7 @@ class GpuKernelBench:
         own = [us[str(other)] for other, _ in dense] + ([us[_OURS]] if is_dense else [])
         if own:
             baselines[OURS_DENSE] = min(own)
-        exact = _EXACT_TF32 if self._target.tf32 else _EXACT
+        exact = _EXACT_FP16 if workload.fp16 else _EXACT_TF32 if self._target.tf32 else _EXACT
         best = min((name for name in exact if name in baselines), key=lambda name: baselines[name], default=_OURS)
         cold = time_repeats(ours.timer(self._flush), 3, _COLD_SECONDS)
         done = workload.dense_flops if is_dense else 2 * workload.nnz * workload.n

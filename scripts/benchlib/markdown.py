@@ -28,6 +28,7 @@ LABELS = {
     "torch-tf32": "PyTorch tf32",
     "torch-fp16": "PyTorch fp16",
     "cusparse": "cuSPARSE",
+    "torch-2:4": "PyTorch 2:4 fp16",
     "triton-block": "Triton blocks fp16",
     "triton-block-tf32": "Triton blocks tf32",
 }

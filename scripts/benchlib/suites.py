@@ -5,6 +5,7 @@ conv      convolutions of ResNet-50 and MobileNetV1
 patterns  N = 128: random, blocks, 2:4, 1:4, uneven rows; on a GPU one shape, large blocks too, N = 128 and 1024
 grid      square products, 512 to 4096, N = 1 to 1024, random patterns of 90 and 95 % (what GPU papers quote)
 sparsert  the cases of SparseRT (Wang, PACT 2020): 1x1 layers of MobileNetV1, two products, 3x3 layers of ResNet-50
+structured  on a GPU, in float16: square products with blocks, vectors and 2:4 that tensor cores take, N = 16 to 1024
 dlmc      every matrix in the files of a folder, each beside a random pattern of its shape and density
 FILE.npz  the same for one file
 """
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchlib.case import Case, conv_task, even_sample, matmul_task
+from benchlib.case import Case, conv_task, even_sample, half_task, matmul_task
 from benchlib.conv_suite import convolutions
 from benchlib.pattern_file import Pattern, read_columns, read_patterns
 from sparsetvm.analysis.magnitude import prune_weight
@@ -27,7 +28,7 @@ from sparsetvm.core.workload import ConvGeometry
 from sparsetvm.errors import UsageError, did_you_mean
 from sparsetvm.rewrite.prepare import prepare
 
-SUITES = ("anchors", "conv", "dlmc", "grid", "patterns", "sparsert")
+SUITES = ("anchors", "conv", "dlmc", "grid", "patterns", "sparsert", "structured")
 _SHAPES = ((512, 512), (1024, 1024), (2048, 512), (768, 3072), (3072, 768))
 _FEW, _MANY = (0.90, 0.95), (0.80, 0.90, 0.95, 0.98)
 _SPARSITIES = {1: _FEW, 16: _FEW, 128: _MANY, 784: _MANY}
@@ -40,6 +41,11 @@ _SPARSERT = (
 _SPARSERT_3X3 = ((64, 56), (128, 28), (256, 14))  # channels, height and width
 _SPARSERT_3X3_SPARSITIES = (0.91, 0.96)
 _TENSOR_CORE_BLOCKS, _TENSOR_CORE_COLUMNS = ("16x16", "32x32"), (128, 1024)
+_STRUCTURED_SIZES, _STRUCTURED_COLUMNS = (2048, 4096), (16, 128, 1024)
+_STRUCTURED = (
+    *(("block:32x32", 0.90), ("block:32x32", 0.95), ("block:16x16", 0.90), ("block:64x64", 0.90), ("block:16x1", 0.90)),
+    *(("block:8x1", 0.90), ("n:m:2:4", 0.50)),
+)
 _TOKENS = 128  # columns of X where nothing else is said: one sequence of a transformer
 
 
@@ -79,7 +85,8 @@ def find_cases(
 def _makers(target: Target, model: Path | None) -> dict[str, Callable[[], list[Case]]]:
     return {
         "anchors": anchors, "conv": lambda: convolutions(target), "patterns": lambda: pattern_kinds(target),
-        "grid": grid, "sparsert": lambda: sparsert(pointwise_weights(model, target) if model else {}),
+        "grid": grid, "structured": structured,
+        "sparsert": lambda: sparsert(pointwise_weights(model, target) if model else {}),
     }  # fmt: skip
 
 
@@ -97,6 +104,20 @@ def grid() -> list[Case]:
             weight = partial(half_weight, (size, size), sparsity, _seed(name))
             group = f"n=1,s={sparsity:.2f},float16 weights"
             cases.append(Case("grid", name, group, 1, sparsity, partial(matmul_task, name, 1, weight)))
+    return cases
+
+
+def structured() -> list[Case]:
+    """Structure that tensor cores gain from, factors, X and Y in float16; papers quote the first two patterns."""
+    cases = []
+    for pattern, sparsity in _STRUCTURED:
+        for n in _STRUCTURED_COLUMNS:
+            for size in _STRUCTURED_SIZES:
+                kind = pattern.removeprefix("block:").removeprefix("n:m:")
+                name = f"{size}x{size} n={n} s={sparsity:.2f} {kind} fp16"
+                weight = partial(random_weight, (size, size), sparsity, _seed(name), pattern)
+                group = f"{kind},s={sparsity:.2f},n={n}"
+                cases.append(Case("structured", name, group, n, sparsity, partial(half_task, name, n, weight)))
     return cases
 
 

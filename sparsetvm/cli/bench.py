@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from sparsetvm.cli.arrays import read_arrays
-from sparsetvm.cli.params import Duration, Model, model_argument, target_option, tf32_option
+from sparsetvm.cli.params import Duration, Model, fp16_option, model_argument, target_option, tf32_option
 from sparsetvm.cli.session import Session, common_options, pass_session
 from sparsetvm.errors import UsageError, did_you_mean
 
@@ -43,6 +43,7 @@ def parse_against(text: str) -> tuple[str, ...]:
 @click.option("--per-layer", is_flag=True, help="Also the time of each of our kernels, in the order of their calls.")
 @target_option
 @tf32_option
+@fp16_option
 @common_options
 @pass_session
 def command(
@@ -57,6 +58,7 @@ def command(
     per_layer: bool,
     target: str,
     allow_tf32: bool,
+    allow_fp16: bool,
 ) -> None:
     """Time PATH (a compiled .so, or a model, which is compiled first) beside other runtimes and our dense build."""
     from sparsetvm import api
@@ -73,11 +75,13 @@ def command(
         per_layer=per_layer or None,
         target=target,
         allow_tf32=allow_tf32 or None,
+        allow_fp16=allow_fp16 or None,
     )
     options: dict[str, Any] = {} if seconds is None else {"seconds": seconds}
     report = api.bench(
         path, against=competitors, threads=threads, inputs=None if inputs is None else read_arrays(inputs),
-        reference_model=reference, target=target, allow_tf32=allow_tf32, per_layer=per_layer, **options,
+        reference_model=reference, target=target, allow_tf32=allow_tf32, allow_fp16=allow_fp16, per_layer=per_layer,
+        **options,
     )  # fmt: skip
 
     def render() -> None:

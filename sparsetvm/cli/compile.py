@@ -8,6 +8,7 @@ from typing import Literal
 import click
 
 from sparsetvm.cli.params import (
+    fp16_option,
     model_argument,
     record_options,
     shape_option,
@@ -33,6 +34,7 @@ def _print_cc_args(ctx: click.Context, _: click.Parameter, kind: str | None) -> 
 @click.option("-o", "--output", type=click.Path(dir_okay=False), required=True, help="The .so to write.")
 @target_option
 @tf32_option
+@fp16_option
 @threads_option
 @record_options
 @shape_option
@@ -55,6 +57,7 @@ def command(
     output: str,
     target: str,
     allow_tf32: bool,
+    allow_fp16: bool,
     threads: int | None,
     records: tuple[str, ...],
     log_dir: str | None,
@@ -70,15 +73,16 @@ def command(
     from sparsetvm import api
 
     session.say_settings(
-        "compile", model=model, output=output, target=target, allow_tf32=allow_tf32 or None, threads=threads,
+        "compile", model=model, output=output, target=target, allow_tf32=allow_tf32 or None,
+        allow_fp16=allow_fp16 or None, threads=threads,
         records=records, log_dir=log_dir, no_reuse=no_reuse or None, shape=to_shapes(shapes),
         require_tuned=require_tuned or None,
     )  # fmt: skip
     with session.progress() as progress:
         report = api.compile(
-            model, output, target=target, allow_tf32=allow_tf32, threads=threads, records=records, log_dir=log_dir,
-            shapes=to_shapes(shapes), reuse=not no_reuse, require_tuned=require_tuned, weights=weights,
-            progress=progress,
+            model, output, target=target, allow_tf32=allow_tf32, allow_fp16=allow_fp16, threads=threads,
+            records=records, log_dir=log_dir, shapes=to_shapes(shapes), reuse=not no_reuse,
+            require_tuned=require_tuned, weights=weights, progress=progress,
         )  # fmt: skip
 
     def render() -> None:

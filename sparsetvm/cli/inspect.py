@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import click
 
-from sparsetvm.cli.params import model_argument, shape_option, target_option, tf32_option, threads_option, to_shapes
+from sparsetvm.cli.params import (
+    fp16_option,
+    model_argument,
+    shape_option,
+    target_option,
+    tf32_option,
+    threads_option,
+    to_shapes,
+)
 from sparsetvm.cli.session import Session, common_options, pass_session
 from sparsetvm.errors import UsageError
 
@@ -13,6 +21,7 @@ from sparsetvm.errors import UsageError
 @model_argument()
 @target_option
 @tf32_option
+@fp16_option
 @threads_option
 @shape_option
 @click.option(
@@ -34,6 +43,7 @@ def command(
     model: str,
     target: str,
     allow_tf32: bool,
+    allow_fp16: bool,
     threads: int | None,
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
     what_if: str | None,
@@ -57,6 +67,7 @@ def command(
         model,
         target=target,
         allow_tf32=allow_tf32,
+        allow_fp16=allow_fp16,
         threads=threads,
         shapes=to_shapes(shapes),
         what_if=goals,

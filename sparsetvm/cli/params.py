@@ -101,6 +101,13 @@ def tf32_option(command: _Command) -> _Command:
     )(command)  # fmt: skip
 
 
+def fp16_option(command: _Command) -> _Command:
+    return click.option(
+        "--allow-fp16", is_flag=True,
+        help="GPUs: kernels may multiply in float16 on tensor cores, sums in float32 (float16 models: always).",
+    )(command)  # fmt: skip
+
+
 def threads_option(command: _Command) -> _Command:
     return click.option(
         "--threads", type=click.IntRange(min=1), help="Threads of the compiled code.  [default: cores of this process]"

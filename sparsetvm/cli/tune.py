@@ -8,6 +8,7 @@ import click
 
 from sparsetvm.cli.params import (
     Duration,
+    fp16_option,
     model_argument,
     record_options,
     shape_option,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 @model_argument()
 @target_option
 @tf32_option
+@fp16_option
 @threads_option
 @click.option("--trials", type=click.IntRange(min=0), help="Most measurements in all.")
 @click.option("--budget", type=Duration(), help="Most time in all: 90s, 10m, 1h.")
@@ -54,6 +56,7 @@ def command(
     model: str,
     target: str,
     allow_tf32: bool,
+    allow_fp16: bool,
     threads: int | None,
     trials: int | None,
     budget: float | None,
@@ -78,14 +81,16 @@ def command(
 
     only_list = tasks == "list"
     session.say_settings(
-        "tune", model=model, target=target, allow_tf32=allow_tf32 or None, threads=threads, trials=trials,
+        "tune", model=model, target=target, allow_tf32=allow_tf32 or None,
+        allow_fp16=allow_fp16 or None, threads=threads, trials=trials,
         budget=budget, early_stopping=early_stopping, effort=effort, tasks=tasks, records=records, log_dir=log_dir,
         no_reuse=no_reuse or None, dry_run=dry_run or None, seed=seed, jobs=jobs, shape=to_shapes(shapes),
         output=output, report=report,
     )  # fmt: skip
     with session.progress() as progress:
         result = api.tune(
-            model, target=target, allow_tf32=allow_tf32, threads=threads, trials=trials, budget=budget,
+            model, target=target, allow_tf32=allow_tf32, allow_fp16=allow_fp16, threads=threads,
+            trials=trials, budget=budget,
             early_stopping=early_stopping, effort=effort, tasks="all" if only_list else tasks, records=records,
             log_dir=log_dir, reuse=not no_reuse, dry_run=dry_run or only_list, seed=seed, jobs=jobs,
             shapes=to_shapes(shapes),

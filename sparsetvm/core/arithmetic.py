@@ -2,6 +2,8 @@
 
 TF32 is what tensor cores multiply float32 in: 10 bits of fraction instead of 23. A rounded factor is off by at most
 2^-11, by 2e-4 in the root mean square; sums of such products, in float32, by 3e-4 of their terms, however many.
+Float16 has the same 10 bits, but its largest number is 65504, and what is smaller than 6e-5 keeps fewer; here too sums
+are float32.
 """
 
 from __future__ import annotations
@@ -10,15 +12,17 @@ from typing import Literal
 
 import numpy as np
 
-Arithmetic = Literal["float32", "tf32"]
+Arithmetic = Literal["float32", "tf32", "float16"]
 # Relative L2 error of one layer. A float32 sum of k products in any order is off by about sqrt(k) * 6e-8 of its terms,
 # 4e-6 for the longest sums of common networks (k = 4608).
-TOLERANCES: dict[Arithmetic, float] = {"float32": 1e-5, "tf32": 1e-3}
+TOLERANCES: dict[Arithmetic, float] = {"float32": 1e-5, "tf32": 1e-3, "float16": 1e-3}
 
 
 def network_tolerance(layers: list[Arithmetic]) -> float:
-    """Relative L2 error of a network: that of float32, or of as many independent roundings as layers are in TF32."""
-    rounded = layers.count("tf32")
+    """Relative L2 error of a network: that of float32, or of as many independent roundings as layers are in
+    TF32 or float16.
+    """
+    rounded = len(layers) - layers.count("float32")
     return TOLERANCES["tf32"] * rounded**0.5 if rounded else TOLERANCES["float32"]
 
 

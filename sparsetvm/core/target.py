@@ -41,7 +41,7 @@ _KNOWN_CPUS: dict[str, tuple[str, int, int]] = {
     "x86-64-v4": (_AVX512, 32 << 10, 1 << 20),
 }
 _CUDA_HOST = "x86-64-v3"
-_TF32 = ",tf32"
+_TF32, _FP16 = ",tf32", ",fp16"
 _AVX512_FLAGS = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
 
 
@@ -52,7 +52,7 @@ class Target(msgspec.Struct, frozen=True):
     the architecture, e.g. "sm_90". threads: worker threads of a kernel. l1, l2: data cache bytes per core (l2 of the
     whole GPU). host: True when this machine can run and measure the result. device: number of the GPU. sms: its
     multiprocessors. shared: bytes of shared memory that one block may have. tf32: True when dense kernels may round the
-    factors of products to TF32 (GPUs).
+    factors of products to TF32, fp16: when any layer's kernel may round them to float16 (GPUs).
     """
 
     kind: str
@@ -66,6 +66,7 @@ class Target(msgspec.Struct, frozen=True):
     sms: int = 0
     shared: int = 0
     tf32: bool = False
+    fp16: bool = False
 
     @property
     def lanes(self) -> int:
@@ -82,32 +83,36 @@ class Target(msgspec.Struct, frozen=True):
     def __str__(self) -> str:
         if self.kind == "cuda":
             here = f"cuda:{self.device}" if self.device else "cuda"
-            return (here if self.host else f"cuda,{self.isa}") + (_TF32 if self.tf32 else "")
+            return (here if self.host else f"cuda,{self.isa}") + _TF32 * self.tf32 + _FP16 * self.fp16
         return f"{self.kind},{self.mcpu}"
 
 
-def parse_target(text: str, threads: int | None = None, allow_tf32: bool = False) -> Target:
+def parse_target(text: str, threads: int | None = None, allow_tf32: bool = False, allow_fp16: bool = False) -> Target:
     """Parse `--target`: "cpu" (this host), "cpu,NAME" (cross-compile for an LLVM core name), "cuda" (GPU 0), "cuda:1"
-    or "cuda,sm_90" (cross-compile). allow_tf32, or ",tf32" after a GPU: see Target.tf32.
+    or "cuda,sm_90" (cross-compile). allow_tf32, allow_fp16, or ",tf32", ",fp16" after a GPU: see Target.
 
     Raises TargetError with the next step for anything else, EnvironmentProblem for a GPU on a machine without one.
     """
+    if text.startswith("cuda") and text.endswith(_FP16):
+        return parse_target(text.removesuffix(_FP16), threads, allow_tf32, allow_fp16=True)
     if text.startswith("cuda") and text.endswith(_TF32):
-        return parse_target(text.removesuffix(_TF32), threads, allow_tf32=True)
+        return parse_target(text.removesuffix(_TF32), threads, True, allow_fp16)
     kind, _, arch = text.partition(",")
     threads = default_threads() if threads is None else threads
     if threads < 1:
         raise TargetError(f"--threads {threads}: must be at least 1", hint="leave it out to use all cores")
     if kind == "cuda" or kind.startswith("cuda:"):
-        return msgspec.structs.replace(_cuda_target(text, kind, arch), tf32=allow_tf32)
+        return msgspec.structs.replace(_cuda_target(text, kind, arch), tf32=allow_tf32, fp16=allow_fp16)
     if kind != "cpu":
         raise TargetError(
             f"unknown target '{text}'{did_you_mean(kind, ['cpu', 'cuda'])}",
             hint="use cpu or cuda for this machine; cpu,znver4 (any LLVM core name) or cuda,sm_90 to cross-compile",
         )
-    if allow_tf32:
+    if allow_tf32 or allow_fp16:
+        name = "tf32" if allow_tf32 else "fp16"
         raise TargetError(
-            f"--allow-tf32: target '{text}' has no TF32 arithmetic", hint="leave it out, or use --target cuda"
+            f"--allow-{name}: target '{text}' has no {name.upper()} arithmetic",
+            hint="leave it out, or use --target cuda",
         )
     if not arch:
         return host_target(threads)

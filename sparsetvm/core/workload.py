@@ -70,7 +70,8 @@ class Workload(msgspec.Struct, frozen=True):
     n: tokens for matmul; batch * out_height * out_width for conv2d.
     layout_in, layout_out: of X and Y; layout_residual: None when it is that of Y.
     cold: whether code and weights come from beyond L2, as in a network that is too large for it; timed accordingly.
-    tf32: whether kernels may round the factors of its products to TF32. Times with and without are never mixed.
+    tf32, fp16: whether kernels may round the factors of its products to TF32, to float16. Times with and without are
+    never mixed.
     """
 
     op: Literal["matmul", "conv2d"]
@@ -87,6 +88,7 @@ class Workload(msgspec.Struct, frozen=True):
     cold: bool = False
     layout_residual: AnyLayout | None = None
     tf32: bool = False
+    fp16: bool = False
 
     @property
     def residual_layout(self) -> AnyLayout:

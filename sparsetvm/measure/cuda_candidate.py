@@ -77,7 +77,8 @@ class CudaTrial:
         self._references, self._tolerance = references, tolerance
         self._device = open_device(target.device)
         self._inputs = [DeviceBuffer.of(array) for array in inputs_of(first)]
-        self._y = DeviceBuffer(workload.layout_out.physical_shape(output_shape(workload)), np.float32)
+        kind = np.float16 if workload.layout_out.half else np.float32
+        self._y = DeviceBuffer(workload.layout_out.physical_shape(output_shape(workload)), kind)
         self._arrays = [(DeviceBuffer.of(array), array) for array in built.arrays]
         self._buffers = [*self._inputs, *(buffer for buffer, _ in self._arrays), self._y]
         launch = built.launch
@@ -92,6 +93,7 @@ class CudaTrial:
             overlaps=launch.overlaps,
             pointers=[buffer.address for buffer in self._buffers],
             scalars=launch.scalars,
+            tensor_map=launch.map,
         )
 
     def check(self) -> Reply:

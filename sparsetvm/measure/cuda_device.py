@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from sparsetvm.core.cuda_driver import call, library
+from sparsetvm.schedules.cuda.launch import TensorMap
 
 GUARD = 256  # bytes on either side of a buffer; device memory is aligned to as many
 _FILL = 0xA5
@@ -21,6 +22,9 @@ _NON_PORTABLE_CLUSTER = 14
 _PORTABLE_CLUSTER = 8  # blocks
 _PROGRAMMATIC_SERIALIZATION = 6  # CUlaunchAttributeID
 _BLOCKING = 0  # ordered with copies and fills, which go to the default stream
+# CUtensorMap: its size, and options of cuTensorMapEncodeTiled.
+_MAP_BYTES, _FLOAT16, _SWIZZLE_128B, _PROMOTION_256B = 128, 6, 3, 3
+_BOX_COLUMNS = 64
 _CAPTURE_THREAD = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
 
 
@@ -160,6 +164,7 @@ class Kernel:
         overlaps: bool,
         pointers: Sequence[int],
         scalars: Sequence[int],
+        tensor_map: TensorMap | None = None,
     ) -> None:
         self._device = device
         self._module, self._function = ctypes.c_void_p(), ctypes.c_void_p()
@@ -174,7 +179,11 @@ class Kernel:
         self._attribute = _LaunchAttribute(_PROGRAMMATIC_SERIALIZATION, 0, 1) if overlaps else None
         values = [*map(_pointer, pointers), *map(ctypes.c_int, scalars)]
         self._values = values  # the driver reads them at each launch
-        self._arguments = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
+        addresses = [ctypes.addressof(value) for value in values]
+        if tensor_map is not None:
+            self._map = _encoded(tensor_map, pointers[0])
+            addresses.append(_aligned(self._map))
+        self._arguments = (ctypes.c_void_p * len(addresses))(*addresses)
 
     def launch(self) -> None:
         """Put one run on the device's stream."""
@@ -210,6 +219,24 @@ class Graph:
             _drop("cuGraphExecDestroy", self._executable)
         if self._graph:
             _drop("cuGraphDestroy", self._graph)
+
+
+def _encoded(tensor_map: TensorMap, address: int) -> ctypes.Array[ctypes.c_char]:
+    """Memory with the driver's description of the matrix at `address`, see `_aligned`."""
+    memory = (ctypes.c_char * (2 * _MAP_BYTES))()
+    sizes = (ctypes.c_uint64 * 2)(tensor_map.columns, tensor_map.rows)
+    pitch = (ctypes.c_uint64 * 1)(2 * tensor_map.pitch)
+    box, steps = (ctypes.c_uint32 * 2)(_BOX_COLUMNS, tensor_map.box_rows), (ctypes.c_uint32 * 2)(1, 1)
+    call(
+        "cuTensorMapEncodeTiled", ctypes.c_void_p(_aligned(memory)), _FLOAT16, 2, ctypes.c_void_p(address), sizes,
+        pitch, box, steps, 0, _SWIZZLE_128B, _PROMOTION_256B, 0,
+    )  # fmt: skip
+    return memory
+
+
+def _aligned(memory: ctypes.Array[ctypes.c_char]) -> int:
+    """The first multiple of 64 bytes in it."""
+    return -(-ctypes.addressof(memory) // 64) * 64
 
 
 def _pointer(address: int) -> ctypes.c_uint64:

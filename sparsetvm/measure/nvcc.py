@@ -43,11 +43,15 @@ class CompileError(SparseTvmError):
 
 
 class Source(msgspec.Struct, frozen=True):
-    """One translation unit. text: CUDA C++; macros: -D options without the -D; folders: where its includes lie."""
+    """One translation unit. text: CUDA C++; macros: -D options without the -D; folders: where its includes lie.
+
+    native: for the very architecture, with its own instructions.
+    """
 
     text: str
     macros: tuple[str, ...] = ()
     folders: tuple[str, ...] = ()
+    native: bool = False
 
 
 class Compiler(msgspec.Struct, frozen=True):
@@ -109,7 +113,7 @@ def launch_source(launch: Launch) -> Source:
     macros.append(f"SP_CLUSTER={launch.cluster}")
     renamed = f"{launch.entry}={kernel_symbol(launch)}"
     text = launch.path.read_text(encoding="utf-8") if launch.text is None else launch.text
-    return Source(text, (*dict.fromkeys(macros), renamed), tuple(map(str, launch.folders)))
+    return Source(text, (*dict.fromkeys(macros), renamed), tuple(map(str, launch.folders)), launch.native)
 
 
 def macro_value(value: int | float) -> str:
@@ -153,7 +157,13 @@ def cubin_folder() -> Path:
 def _key(source: Source, arch: str, compiler: Compiler) -> str:
     digest = hashlib.sha256()
     headers = [header for folder in source.folders for header in sorted(Path(folder).glob("*.cuh"))]
-    parts = [source.text, *source.macros, arch, compiler.version, *(h.read_text(encoding="utf-8") for h in headers)]
+    parts = [
+        source.text,
+        *source.macros,
+        _architecture(source, arch),
+        compiler.version,
+        *(h.read_text(encoding="utf-8") for h in headers),
+    ]
     for part in parts:
         digest.update(part.encode())
         digest.update(b"\0")
@@ -180,7 +190,12 @@ def _write_cached(key: str, cubin: bytes) -> None:
         return
 
 
+def _architecture(source: Source, arch: str) -> str:
+    return f"{arch}a" if source.native else arch
+
+
 def _compile(source: Source, arch: str, compiler: Compiler) -> bytes:
+    arch = _architecture(source, arch)
     cubin = _with_nvcc(source, arch, compiler.path) if compiler.path else _with_nvrtc(source, arch)
     if not is_cubin(cubin):
         raise EnvironmentProblem("the CUDA compiler wrote no machine code", hint=_HINT)
@@ -193,7 +208,18 @@ def _with_nvcc(source: Source, arch: str, nvcc: str) -> bytes:
         path.write_text(source.text, encoding="utf-8")
         include = [f"-I{folder}" for folder in source.folders]
         macros = [f"-D{macro}" for macro in source.macros]
-        command = [nvcc, "-cubin", f"-arch={arch}", _STANDARD, "-O3", *include, *macros, "-o", str(out), str(path)]
+        command = [
+            nvcc,
+            "-cubin",
+            f"-gencode=arch=compute_{arch[3:]},code={arch}",
+            _STANDARD,
+            "-O3",
+            *include,
+            *macros,
+            "-o",
+            str(out),
+            str(path),
+        ]
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False

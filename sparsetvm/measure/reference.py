@@ -36,7 +36,8 @@ _EDGE = 64  # positions at each end that a sample always holds: tails are where 
 class Reference:
     """Inputs in their physical layouts, and what Y must be at some positions.
 
-    x, residual: float32. positions: sorted indices into the n positions. expected: float64 (m, len(positions)).
+    x, residual: of the type that their layouts store. positions: sorted indices into the n positions. expected: float64
+    (m, len(positions)).
     row_scales: float64 (m,), L2 norm of the terms and the result of each row. row_terms: its non-zeros.
     """
 
@@ -156,7 +157,7 @@ def output_shape(workload: Workload) -> tuple[int, ...]:
 def to_physical(layout: Layout, array: np.ndarray) -> np.ndarray:
     """The array as the layout stores it."""
     if isinstance(layout, Tiled | Planes | PlaneTiles):
-        physical: np.ndarray = layout.to_physical(array)
+        physical: np.ndarray = layout.to_physical(array.astype(np.float16) if layout.half else array)
         return physical
     if isinstance(layout, Plain):
         return np.ascontiguousarray(array)

@@ -36,7 +36,8 @@ def prepare(model: str | Path, target: Target, shapes: Mapping[str, tuple[int, .
     tasks = make_tasks(graph, target)
     notes = [*loaded.notes, *graph.notes]
     if graph.float16:
-        notes.append("the model is float16: everything between its inputs and outputs is computed in float32")
+        products = "; products may round to it" if target.kind == "cuda" else ""
+        notes.append(f"the model is float16: between its inputs and outputs it is computed in float32{products}")
     if not any(task.workload.pattern.kind != "dense" for task in tasks.values()):
         notes.append("nothing in this model is pruned: it compiles as a dense model")
     if target.kind == "cpu" and target.isa != "avx512":

@@ -31,6 +31,9 @@ def workload_of(graph: Graph, node: Node, target: Target) -> Workload:
     m, k = weight.shape
     n = math.prod(out.shape) // m
     residual = graph.values[node.inputs[1]].layout if len(node.inputs) > 1 else out.layout
+    conv = node.attrs["conv"]
+    # Products of few tokens are bound by their weights: they have no kernel that rounds, and their records serve both.
+    many = not isinstance(graph.values[node.inputs[0]].layout, Plain)
     return Workload(
         node.op,  # type: ignore[arg-type]
         m,
@@ -40,11 +43,11 @@ def workload_of(graph: Graph, node: Node, target: Target) -> Workload:
         out.layout,
         node.attrs["epilogue"],
         summarize(weight),
-        node.attrs["conv"],
+        conv,
         threads=target.threads,
         layout_residual=None if residual == out.layout else residual,
-        # Products of few tokens are bound by their weights: they have no TF32 kernel, and their records serve both.
-        tf32=target.tf32 and not isinstance(graph.values[node.inputs[0]].layout, Plain),
+        tf32=target.tf32 and many,
+        fp16=target.kind == "cuda" and (target.fp16 or graph.float16) and many and (conv is None or conv.pointwise),
     )
 
 

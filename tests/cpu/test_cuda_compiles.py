@@ -14,6 +14,8 @@ from cuda_cases import H100, convolution, product, sparse
 from sparsetvm.schedules.base import matching
 from sparsetvm.schedules.cuda.launch import Launch
 
+from sparsetvm.core.layout import HalfTiled
+from sparsetvm.core.pattern import PatternSummary
 from sparsetvm.core.workload import ConvGeometry, Epilogue, Workload
 
 NVCC = shutil.which("nvcc")
@@ -32,6 +34,12 @@ def workloads() -> dict[str, tuple[Workload, np.ndarray]]:
         weight = sparse(rng, (512, 512), 0.1)
         found[f"{n} tokens"] = product(n, 512, 512, gelu, weight), weight
         found[f"{n} tokens, tf32"] = msgspec.structs.replace(found[f"{n} tokens"][0], tf32=True), weight
+    weight = np.kron(rng.random((16, 16)) < 0.2, np.ones((32, 32))).astype(np.float32)
+    base = product(1024, 512, 512, gelu, weight)
+    base = msgspec.structs.replace(base, pattern=PatternSummary("block", (32, 32), 0.2, 1.0, 0, "0"))
+    lin, lout = HalfTiled(1024, 512, 1024), HalfTiled(1024, 512, 1024)
+    half = msgspec.structs.replace(base, fp16=True, layout_in=lin, layout_out=lout)
+    found["1024 tokens, blocks, fp16"] = half, weight
     for side in (14, 56):
         weight = sparse(rng, (64, 9 * 64), 0.1)
         conv = ConvGeometry(64, side, side, (3, 3), pads=(1, 1, 1, 1))
@@ -49,7 +57,7 @@ def test_default_kernels_compile_without_spills(name: str, tmp_path: Path) -> No
         packed = template.pack(weight, None, workload, config, H100)
         launch = template.kernel(workload, config, packed, H100, "kernel")
         assert isinstance(launch, Launch)
-        if workload.tf32 and template.arithmetic == "float32":
+        if (workload.tf32 or workload.fp16) and template.arithmetic == "float32":
             continue  # compiled without, too
         if launch.text is not None:
             continue  # test_cuda_rows_compile.py has smaller ones: generated code takes nvcc long

@@ -19,6 +19,7 @@
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define __cluster_dims__(...)
+#define __grid_constant__
 #define __align__(n) __attribute__((aligned(n)))
 
 struct uint3 {
@@ -204,5 +205,80 @@ inline void multiply_tf32(float (&c)[4], const float (&a)[4], uint32_t b0, uint3
     for (int k = 0; k < 4; k++) take(all[4 * (2 * t + n) + k], columns[n][k], columns[n][k + 4]);
   for (int i = 0; i < 4; i++)
     for (int k = 0; k < 8; k++) c[i] += rows[i / 2][k] * columns[i % 2][k];
+}
+// The same of factors in float16 (see sp::mma_half).
+inline void multiply_half(float (&c)[4], const uint4& a, uint32_t b0, uint32_t b1) {
+  const int g = lane() / 4, t = lane() % 4;
+  float rows[2][16], columns[2][16];
+  const auto take = [](uint64_t four, float* at) {
+    at[0] = half_to_float(four & 0xffff), at[1] = half_to_float(four >> 16 & 0xffff);
+    at[8] = half_to_float(four >> 32 & 0xffff), at[9] = half_to_float(four >> 48);
+  };
+  const auto pack = [](uint32_t low, uint32_t high) { return uint64_t(high) << 32 | low; };
+  for (int half = 0; half < 2; half++) {
+    const uint64_t* all = exchange(~0u, half ? pack(a.y, a.w) : pack(a.x, a.z));
+    for (int k = 0; k < 4; k++) take(all[4 * g + k], rows[half] + 2 * k);
+  }
+  const uint64_t* all = exchange(~0u, pack(b0, b1));
+  for (int n = 0; n < 2; n++)
+    for (int k = 0; k < 4; k++) take(all[4 * (2 * t + n) + k], columns[n] + 2 * k);
+  for (int i = 0; i < 4; i++)
+    for (int k = 0; k < 16; k++) c[i] += rows[i / 2][k] * columns[i % 2][k];
+}
+// A map of a matrix of 2-byte numbers, for copies of boxes 64 columns wide (see sp::copy_box).
+struct TensorMap {
+  const char* matrix;
+  int32_t rows, columns, pitch, box_rows;
+};
+inline uint32_t shared_address(const void* shared) {
+  return uint32_t(static_cast<const char*>(shared) - dynamic_shared());
+}
+inline void copy_box(void* shared, const TensorMap* map, int n, int k, Mbarrier* bar, int mask) {
+  static const char zeros[16] = {};
+  for (int rank = 0; rank < cluster_size; rank++) {
+    if (!(mask >> rank & 1)) continue;
+    char* to = static_cast<char*>(const_cast<void*>(remote(shared, rank)));
+    for (int r = 0; r < map->box_rows; r++)
+      for (int c = 0; c < 8; c++) {
+        const bool inside = k + r < map->rows && n + 8 * c < map->columns;
+        const char* from = inside ? map->matrix + 2 * ((k + r) * long(map->pitch) + n + 8 * c) : zeros;
+        const int line = shared_address(shared) / 128 + r;
+        bulk_copy(to + 128 * r + 16 * (c ^ line % 8), from, 16, static_cast<Mbarrier*>(const_cast<void*>(remote(bar, rank))));
+      }
+  }
+}
+// See sp::wgmma_sparse. a: offset in shared memory; b: the same, and the bytes from box to box above bit 32.
+template <int COUNT>
+void multiply_sparse(float (&d)[COUNT], uint64_t a, uint64_t b, uint32_t chosen, int half) {
+  const uint64_t* words = exchange(~0u, chosen);
+  const char* const shared = dynamic_shared();
+  const auto value = [&](uint64_t at) { return half_to_float(*reinterpret_cast<const unsigned short*>(shared + at)); };
+  if (a % 16 || uint32_t(b) % 1024) fail("wgmma: misaligned operand");
+  const int g = lane() / 4, t = lane() % 4;
+  for (int r = 0; r < 2; r++) {
+    const int row = thread.x % 128 / 32 * 16 + 8 * r + g;
+    for (int q = 0; q < 16; q++) {
+      const uint32_t word = uint32_t(words[4 * g + 2 * half + q / 8]) >> (16 * r);
+      const int k = q / 2 * 4 + (word >> (q % 8 / 2 * 4 + q % 2 * 2) & 3);
+      if (q % 2 && k <= q / 2 * 4 + int(word >> (q % 8 / 2 * 4) & 3)) fail("wgmma: kept columns are not ascending");
+      const float weight = value(a + q / 8 * 1024 + row * 16 + q % 8 * 2);
+      for (int j = 0; j < COUNT / 4; j++)
+        for (int e = 0; e < 2; e++) {
+          const int n = 8 * j + 2 * t + e;
+          d[4 * j + 2 * r + e] += weight * value(uint32_t(b) + n / 64 * (b >> 32) + k * 128 + (n % 64 / 8 ^ k % 8) * 16 + n % 8 * 2);
+        }
+    }
+  }
+}
+// See sp::read_columns: lane 8 i + r points to row r of matrix i; lane 4 g + t gets of each its rows 2 t, 2 t + 1, column g.
+inline void read_columns(uint32_t (&b)[4], const void* shared) {
+  if (uintptr_t(shared) % 16) fail("ldmatrix: misaligned address");
+  const uint64_t* rows = exchange(~0u, uintptr_t(shared));
+  for (int i = 0; i < 4; i++) {
+    const auto value = [&](int r) {
+      return reinterpret_cast<const unsigned short*>(rows[8 * i + r])[lane() / 4];
+    };
+    b[i] = value(lane() % 4 * 2) | uint32_t(value(lane() % 4 * 2 + 1)) << 16;
+  }
 }
 }  // namespace sp_emu

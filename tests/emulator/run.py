@@ -76,7 +76,7 @@ def _run(
     for place, array in zip(guarded, arrays, strict=True):
         place.bytes[:] = array.reshape(-1).view(np.uint8)
     pointers = [ctypes.c_void_p(place.address) for place in guarded]
-    values = [*pointers, *(ctypes.c_int32(scalar) for scalar in launch.scalars)]
+    values = [*pointers, *(ctypes.c_int32(scalar) for scalar in launch.scalars), *_maps(launch, guarded[0])]
     slots = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
     message = function(
         (ctypes.c_uint * 3)(*launch.grid),
@@ -97,6 +97,20 @@ def _run(
         if not place.intact():
             raise EmulatorError(f"argument {number}: written outside its bounds")
     return [place.bytes.copy().view(array.dtype) for place, array in zip(guarded, arrays, strict=True)]
+
+
+class _TensorMap(ctypes.Structure):
+    """TensorMap of cuda_shim.h."""
+
+    _fields_ = (
+        ("matrix", ctypes.c_void_p),
+        *((name, ctypes.c_int32) for name in ("rows", "columns", "pitch", "box_rows")),
+    )
+
+
+def _maps(launch: Launch, x: _Guarded) -> list[_TensorMap]:
+    m = launch.map
+    return [] if m is None else [_TensorMap(x.address, m.rows, m.columns, m.pitch, m.box_rows)]
 
 
 class _Guarded:

@@ -37,7 +37,7 @@ def test_float16_network_takes_and_returns_float16(build, tmp_path):
         for _ in range(2):  # the first run captures the graph, the second replays it
             (found,) = module.run(inputs).values()
             assert found.dtype == np.float16
-            assert relative_error(found, expected) < 6e-4
+            assert relative_error(found, expected) < 5e-3  # products round to float16, layer after layer
         torch = pytest.importorskip("torch")
         (stayed,) = module.run({at: torch.from_numpy(array).cuda() for at, array in inputs.items()}).values()
         assert torch.equal(torch.from_dlpack(stayed).cpu(), torch.from_numpy(found))

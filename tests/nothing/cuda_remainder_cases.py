@@ -68,7 +68,8 @@ def launch_layer(
     """Physical Y of one config on the emulator; it starts as NaN, so that a value that was never written shows."""
     packed = template.pack(weight, bias, workload, config, TARGET)
     launch = template.kernel(workload, config, packed, TARGET, "kernel")
-    y = np.full(workload.layout_out.physical_shape((workload.n, workload.m)), np.nan, np.float32)
+    kind = np.float16 if workload.layout_out.half else np.float32
+    y = np.full(workload.layout_out.physical_shape((workload.n, workload.m)), np.nan, kind)
     run_launch(launch, [*inputs, *packed.arrays, y])
     return y
 
@@ -76,10 +77,11 @@ def launch_layer(
 def nvcc_faults(launch: Launch, folder: Path) -> str:
     """What nvcc says against a launch, compiled for sm_90: errors, warnings, spilled registers; "" when all is well."""
     macros = [f"-D{name}={value}" for name, value in launch.defines]
+    arch = "-gencode=arch=compute_90a,code=sm_90a" if launch.native else "-arch=sm_90"
     command = [
         str(NVCC),
         "-std=c++17",
-        "-arch=sm_90",
+        arch,
         "-cubin",
         "-Werror",
         "all-warnings",

@@ -49,7 +49,7 @@ def test_competitors_on_a_gpu_are_those_that_are_installed(monkeypatch: pytest.M
     with pytest.raises(UsageError, match="did you mean 'triton-block'"):
         bench_kernels.parse_gpu_names("triton-blok")
     del here["triton"]
-    assert bench_kernels.parse_gpu_names(None) == ["torch-fp32", "torch-tf32", "torch-fp16", "cusparse"]
+    assert bench_kernels.parse_gpu_names(None) == ["torch-fp32", "torch-tf32", "torch-fp16", "cusparse", "torch-2:4"]
     with pytest.raises(EnvironmentProblem, match=r"triton is not installed[\s\S]*leave out triton-block"):
         bench_kernels.parse_gpu_names("torch-fp32,triton-block")
     del here["torch"]

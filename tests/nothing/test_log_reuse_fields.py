@@ -56,6 +56,7 @@ WORKLOAD_FIELDS: dict[str, tuple[st.SearchStrategy[Any], str]] = {
     "cold": (st.just(True), "hard"),
     "layout_residual": (layouts, "hard"),
     "tf32": (st.just(True), "hard"),
+    "fp16": (st.just(True), "hard"),
     "pattern": (st.nothing(), "its own fields"),
 }
 PATTERN_FIELDS: dict[str, tuple[st.SearchStrategy[Any], str]] = {

@@ -1,0 +1,150 @@
+// Product of a weight with at most two non-zeros of every four columns on Hopper's sparse tensor cores: factors in
+// float16, sums in float32.
+//   SP_TILES (1, 2): tiles of 64 rows of a group of four warps; a block has two groups. SP_TN (128, 256): its positions.
+//   SP_STAGES: steps of 64 columns that are in shared memory or on their way.
+//   SP_CLUSTER: blocks with the same positions and other rows; each copies a part of X to all. SP_Y_HALF: Y is float16.
+#include "streams.cuh"
+#include "tensor.cuh"
+#include "wgmma.cuh"
+
+constexpr int kTiles = SP_TILES, kTN = SP_TN, kStages = SP_STAGES, kCluster = SP_CLUSTER;
+constexpr int kGroups = 2, kThreads = 128 * kGroups + 128, kTM = 64 * kTiles * kGroups;
+constexpr int kStep = 64, kWide = kTN / 64, kBox = kStep * 128;  // bytes of 64 rows of 64 positions
+constexpr int kStage = kWide * kBox;
+constexpr int kPieces = kWide > kCluster ? kWide : kCluster, kPiece = kStage / kPieces;  // a copy, bytes of it
+
+using Y = sp::Element<SP_Y_HALF>;
+
+constexpr int kWeights = 4096 + 512;  // bytes of 64 rows of W: two halves of 32 columns, which of them are kept
+constexpr int kRows = kGroups * kTiles * kWeights;
+
+// w: by tile of 64 rows and step: two halves [2][64][8] of the kept columns in float16, then 128 words as wgmma_sparse
+// wants them.
+extern "C" __global__ void SP_CLUSTER_DIMS __launch_bounds__(kThreads, 1)
+    two_four(const unsigned short* __restrict__ x, SP_RESIDUAL_OF(Y::type) const char* __restrict__ w,
+             const float* __restrict__ bias, Y::type* __restrict__ y, int rows,
+             int steps, int positions, int y_row, int r_row, const __grid_constant__ sp::TensorMap map) {
+  (void)x;
+  sp::start_next();
+  SP_DYNAMIC_SHARED(char, raw);
+  char* const stages = raw + (1024 - sp::shared_address(raw) % 1024) % 1024;
+  char* const weights = stages + kStages * kStage;
+  sp::Mbarrier* const full = reinterpret_cast<sp::Mbarrier*>(weights + kStages * kRows);
+  sp::Mbarrier* const empty = full + kStages;
+  const int rank = kCluster > 1 ? sp::cluster_rank() : 0;
+  const int p0 = blockIdx.y * kTN;
+  if (threadIdx.x == 0) {
+    for (int s = 0; s < kStages; s++) {
+      sp::barrier_init(full + s, 1);
+      sp::barrier_init(empty + s, kGroups * kCluster);
+    }
+    sp::barriers_ready();
+  }
+  if (kCluster > 1)
+    sp::cluster_sync();
+  else
+    __syncthreads();
+
+  if (threadIdx.x >= 128 * kGroups) {
+    sp::fewer_registers<40>();
+    if (threadIdx.x == 128 * kGroups) {
+      w += static_cast<size_t>(blockIdx.x * kGroups * kTiles) * steps * kWeights;
+      sp::wait_for_previous();
+      int stage = 0, parity = 1;
+      for (int step = 0; step < steps; step++) {
+        sp::barrier_wait(empty + stage, parity);
+        sp::barrier_expect(full + stage, kStage + kRows);
+        for (int i = 0; i < kGroups * kTiles; i++)
+          sp::bulk_copy(weights + stage * kRows + i * kWeights, w + static_cast<size_t>(i * steps + step) * kWeights, kWeights,
+                        full + stage);
+        // Of kWide boxes of 64 positions, each in kPieces / kWide parts of its rows.
+        for (int piece = rank; piece < kPieces; piece += kCluster) {
+          const int column = piece % kWide, part = piece / kWide, height = kPiece / 128;
+          sp::copy_box(stages + stage * kStage + column * kBox + part * kPiece, &map, p0 + 64 * column,
+                       kStep * step + height * part, full + stage, (1 << kCluster) - 1);
+        }
+        if (++stage == kStages) stage = 0, parity ^= 1;
+      }
+    }
+    __syncwarp();
+  } else {
+    sp::more_registers<232>();
+    const int group = threadIdx.x / 128, mine = threadIdx.x % 128, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const int row0 = blockIdx.x * kTM + group * 64 * kTiles;
+    sp::wait_for_previous();
+    float sums[kTiles][kTN / 2] = {};
+    uint32_t chosen[2][kTiles];
+    int stage = 0, parity = 0, before = 0;
+    for (int first = 0; first < steps; first += 2)
+#pragma unroll
+      for (int d = 0; d < 2; d++) {
+        if (first + d >= steps) break;
+        sp::barrier_wait(full + stage, parity);
+        const char* const from = stages + stage * kStage;
+        const char* const rows_from = weights + stage * kRows + group * kTiles * kWeights;
+#pragma unroll
+        for (int i = 0; i < kTiles; i++)
+          chosen[d][i] = reinterpret_cast<const uint32_t*>(rows_from + i * kWeights + 4096)[mine];
+        sp::wgmma_begin();
+#pragma unroll
+        for (int i = 0; i < kTiles; i++)
+          sp::wgmma_sparse<0>(sums[i], sp::wgmma_weight(rows_from + i * kWeights), sp::wgmma_boxes(from, kBox), chosen[d][i]);
+#pragma unroll
+        for (int i = 0; i < kTiles; i++)
+          sp::wgmma_sparse<1>(sums[i], sp::wgmma_weight(rows_from + i * kWeights + 2048),
+                              sp::wgmma_boxes(from + 32 * 128, kBox), chosen[d][i]);
+        sp::wgmma_commit();
+        sp::wgmma_wait<1>();  // the step before has been multiplied: its stage is free
+        if (first + d > 0 && mine < kCluster) sp::barrier_arrive_at(empty + before, mine);
+        before = stage;
+        if (++stage == kStages) stage = 0, parity ^= 1;
+      }
+    sp::wgmma_wait<0>();
+#pragma unroll
+    for (int i = 0; i < kTiles; i++) sp::wgmma_done(sums[i]);
+
+#pragma unroll
+    for (int i = 0; i < kTiles; i++)
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        const int row = row0 + 64 * i + mine / 32 * 16 + 8 * half + g;
+        const float b = row < rows ? bias[row] : 0.0f;
+        Y::type* const to = y + static_cast<size_t>(row) * y_row;
+#pragma unroll
+        for (int j = 0; j < kTN / 8; j += 4) {
+          float2 v[4];
+#pragma unroll
+          for (int n = 0; n < 4; n++) {
+            v[n] = make_float2(sums[i][4 * (j + n) + 2 * half] + b, sums[i][4 * (j + n) + 2 * half + 1] + b);
+#if SP_RESIDUAL
+            const int p = p0 + 8 * (j + n) + 2 * t;
+            if (row < rows && p < positions) {
+              const float2 more = Y::load2(residual + static_cast<size_t>(row) * r_row + p);
+              v[n].x += more.x, v[n].y += more.y;
+            }
+#else
+            (void)r_row;
+#endif
+            v[n].x = sp::activate(v[n].x), v[n].y = sp::activate(v[n].y);
+          }
+          // Lanes of a row swap what they have, so that each has eight neighbours of one of four.
+#if SP_Y_HALF
+          uint32_t words[4];
+#pragma unroll
+          for (int n = 0; n < 4; n++) words[n] = sp::to_halves(v[n].x, v[n].y);
+          sp::transpose4(words, t);
+          const int at = p0 + 8 * (j + t);
+          if (row < rows && at < positions)
+            *reinterpret_cast<uint4*>(to + at) = make_uint4(words[0], words[1], words[2], words[3]);
+#else
+#pragma unroll
+          for (int n = 0; n < 4; n++) {
+            const int p = p0 + 8 * (j + n) + 2 * t;
+            if (row < rows && p < positions) *reinterpret_cast<float2*>(to + p) = v[n];
+          }
+#endif
+        }
+      }
+  }
+  if (kCluster > 1) sp::cluster_sync();  // until no block copies to this one any more
+}

@@ -1,0 +1,104 @@
+"""Product of a 2:4 weight on Hopper's sparse tensor cores: factors in float16, sums in float32.
+
+    cluster: blocks of 128 or 256 rows each, the same TN positions:
+        for step of 64 columns (STAGES of them in flight): X by the copy engine, a part by each block, to all of them; W
+            two groups of four warps: for tile of 64 rows: 2 instructions m64 x TN x k32 (wgmma.sp)
+
+Requires: sm_90; a product with X in float16 (`HalfTiled`), a workload with `fp16` and a pattern 2:4 (or sparser, in the
+same groups of four columns). Weights rounded to float16 and packed by formats/two_four.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from sparsetvm.schedules.base import Packed, Template
+from sparsetvm.schedules.cuda.epilogue import bias_array, epilogue_defines
+from sparsetvm.schedules.cuda.geometry import flat_geometry, supports_flat
+from sparsetvm.schedules.cuda.launch import Launch, TensorMap
+
+from sparsetvm.core.config import Config
+from sparsetvm.core.layout import HalfTiled
+from sparsetvm.core.target import Target
+from sparsetvm.core.workload import Workload
+from sparsetvm.formats.two_four import TILE, TILE_BYTES, pack_two_four
+from sparsetvm.space.knobs import Choice, Ordered
+from sparsetvm.space.space import Space
+
+# Tiles of 64 rows of a group of warps, positions, stages -> measured clocks of a step on an H200, all blocks at once.
+_SHAPES = {"1x256-5": 1655, "1x256-4": 1700, "2x128-6": 1735, "2x128-5": 1800, "1x128-8": 1300, "1x128-4": 1400}
+_GROUPS = 2
+_ALIGNMENT = 1024
+_FIXED = 5500  # clocks before the first step and after the last
+_SHARED_COPY = {1: 1.0, 2: 1.08, 4: 1.9}  # what clusters cost, as measured
+
+
+class TwoFour(Template):
+    """Template cuda.two_four."""
+
+    name = "cuda.two_four"
+    version = 1
+    arithmetic = "float16"
+
+    def matches(self, workload: Workload, target: Target) -> bool:
+        pattern = workload.pattern
+        return (
+            (target.kind, target.isa) == ("cuda", "sm_90")
+            and workload.fp16
+            and workload.op == "matmul"
+            and isinstance(workload.layout_in, HalfTiled)
+            and supports_flat(workload, half=True)
+            and (pattern.kind, pattern.block) in (("n:m", (2, 4)), ("n:m", (1, 4)))
+        )
+
+    def space(self, workload: Workload, target: Target) -> Space:
+        return Space(self.name, (Choice("shape", tuple(_SHAPES)), Ordered("cluster", (1, 2, 4))))
+
+    def default(self, workload: Workload, target: Target) -> Config:
+        """The config with the smallest estimate."""
+        return min(self.space(workload, target), key=lambda config: self.estimate(workload, config, target))
+
+    def estimate(self, workload: Workload, config: Config, target: Target) -> float:
+        """Waves of blocks, each a chain of steps; measured at 2048 x 2048 and 4096 x 4096, 1024 positions."""
+        tiles, tn, _ = _shape(config)
+        rows = TILE * _GROUPS * tiles
+        blocks = -(-workload.m // rows) * -(-flat_geometry(workload).positions // tn)
+        waves = -(-blocks // target.sms)
+        steps = -(-workload.k // TILE)
+        return waves * (_FIXED + steps * _SHAPES[config.str("shape")] * _SHARED_COPY[config.int("cluster")])
+
+    def pack(
+        self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target
+    ) -> Packed:
+        rows = TILE * _GROUPS * _shape(config)[0] * config.int("cluster")
+        return Packed((pack_two_four(weight, rows).ravel(), bias_array(bias, workload.m)))
+
+    def kernel(self, workload: Workload, config: Config, packed: Packed, target: Target, symbol: str) -> Any:
+        g, cluster = flat_geometry(workload), config.int("cluster")
+        tiles, tn, stages = _shape(config)
+        wide, rows = tn // TILE, TILE * _GROUPS * tiles * cluster
+        stage = 2 * TILE * tn + _GROUPS * tiles * TILE_BYTES + 16  # bytes, two barriers included
+        defines = (
+            *(("SP_TILES", tiles), ("SP_TN", tn), ("SP_STAGES", stages), ("SP_CLUSTER", cluster)),
+            *(("SP_Y_HALF", int(workload.layout_out.half)), *epilogue_defines(workload.epilogue)),
+        )
+        return Launch(
+            "two_four.cu",
+            "two_four",
+            defines,
+            (-(-workload.m // rows) * cluster, -(-g.positions // tn), 1),
+            128 * (_GROUPS + 1),
+            _ALIGNMENT + stages * stage,
+            cluster,
+            (workload.m, -(-workload.k // TILE), g.positions, g.y_row, g.r_row),
+            overlaps=True,
+            native=True,
+            map=TensorMap(workload.k, g.positions, g.x_row, TILE * wide // max(wide, cluster)),
+        )
+
+
+def _shape(config: Config) -> tuple[int, int, int]:
+    """Tiles of a group of warps, positions, stages."""
+    tiles, tn, stages = (int(size) for size in config.str("shape").replace("x", "-").split("-"))
+    return tiles, tn, stages
