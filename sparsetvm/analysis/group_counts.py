@@ -10,6 +10,7 @@ from sparsetvm.analysis.chance import SURPRISE, log10_choices
 
 _SIZES = (2, 4, 8, 16, 32)
 _ITERATIONS = 50
+_LINES = 32  # looked at at a time: random masks are told by the first few
 _EXACT = 0.95  # share of groups that must hold n; pruned weights may hold zeros by accident
 
 
@@ -26,15 +27,30 @@ def n_of_m(mask: np.ndarray) -> tuple[int, int] | None:
         if not groups:
             break
         whole = np.flatnonzero(alive[: groups * size].reshape(groups, size).all(axis=1))
-        counts: np.ndarray = mask[:, : groups * size].reshape(-1, groups, size)[:, whole].sum(axis=2, dtype=np.uint8)
-        most = int(counts.max(initial=0))
-        if most in (0, size):
+        counts = _counts(mask[:, : groups * size].reshape(-1, groups, size), whole)
+        most = int(counts.max(initial=0)) if counts is not None else 0
+        if counts is None or most in (0, size):
             continue
         exact = int(np.count_nonzero(counts == most))
         if exact < _EXACT * counts.size or not _surprising(counts, most, exact, size):
             continue
         return most, size
     return None
+
+
+def _counts(grouped: np.ndarray, whole: np.ndarray) -> np.ndarray | None:
+    """Non-zeros of each group in (lines, groups, size), of the groups in `whole`; None as soon as too many differ."""
+    size = grouped.shape[2]
+    total = grouped.shape[0] * whole.size
+    seen: np.ndarray = np.zeros(size + 1, np.int64)
+    parts = [np.zeros((0, whole.size), np.uint8)]
+    for begin in range(0, grouped.shape[0], _LINES):
+        part = grouped[begin : begin + _LINES, whole].sum(axis=2, dtype=np.uint8)
+        seen += np.bincount(part.ravel(), minlength=size + 1)
+        if seen.sum() - seen.max() > (1.0 - _EXACT) * total:
+            return None
+        parts.append(part)
+    return np.concatenate(parts)
 
 
 def _surprising(counts: np.ndarray, most: int, exact: int, size: int) -> bool:

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 
 from sparsetvm.analysis.magnitude import PrunePattern, check_sparsity, fits, parse_pattern, prune_weight
 from sparsetvm.analysis.weights import LayerWeight, ModelWeights
 from sparsetvm.core.results import PruneReport
 from sparsetvm.errors import EnvironmentProblem, ModelError, UsageError, did_you_mean
+from sparsetvm.frontend.child import Parcel, in_child
 from sparsetvm.frontend.names import display_name
-from sparsetvm.frontend.read import read_model
+from sparsetvm.frontend.read import read_model, size_of
 
 __all__ = ["SMALL_LAYER", "parse_pattern", "prune_model", "prune_weight"]
 
@@ -49,21 +49,29 @@ def prune_model(
     target = check_sparsity(sparsity, wanted)
     if Path(output).resolve() == Path(path).resolve():
         raise UsageError(f"the output would overwrite '{path}'", hint="choose another name with -o")
-    proto = read_model(path).proto
+    named = None if layers is None else list(layers)
+    found = in_child(_prune, os.fspath(path), target, pattern, named, skip_first_conv, small, size=size_of(path))
+    _write(found.arrays[0], Path(output))
+    return PruneReport(model=str(path), output=str(output), pattern=str(wanted), **found.value)
+
+
+def _prune(
+    path: str, sparsity: float, pattern: str, layers: list[str] | None, skip_first_conv: bool, small: int
+) -> Parcel:
+    """What the limited child does: the fields of the report, and the bytes of the pruned model."""
+    proto, wanted = read_model(path).proto, parse_pattern(pattern)
     weights = ModelWeights(proto)
     skipped = _skipped(weights.layers, layers, wanted, skip_first_conv, small)
     chosen = [layer for layer in weights.layers if layer.name not in skipped]
-    pruned = weights.rewrite(chosen, lambda matrix: prune_weight(matrix, target, wanted))
-    _write(proto, Path(output))
+    pruned = weights.rewrite(chosen, lambda matrix: prune_weight(matrix, sparsity, wanted))
     total = sum(matrix.size for matrix in pruned.values())
     zeros = sum(matrix.size - int(np.count_nonzero(matrix)) for matrix in pruned.values())
-    return PruneReport(
-        model=str(path),
-        output=str(output),
-        pattern=str(wanted),
-        sparsity=zeros / total if total else 0.0,
-        layers=[_row(layer, pruned.get(layer.name), skipped.get(layer.name, "")) for layer in weights.layers],
-    )
+    rows = [_row(layer, pruned.get(layer.name), skipped.get(layer.name, "")) for layer in weights.layers]
+    try:
+        content = np.frombuffer(proto.SerializeToString(), np.uint8)
+    except (EncodeError, ValueError) as error:
+        raise ModelError("the pruned model does not fit into one file of 2 GiB") from error
+    return Parcel({"sparsity": zeros / total if total else 0.0, "layers": rows}, [content])
 
 
 def _skipped(
@@ -110,16 +118,12 @@ def _row(layer: LayerWeight, pruned: np.ndarray | None, reason: str) -> dict[str
     }
 
 
-def _write(proto: onnx.ModelProto, output: Path) -> None:
-    try:
-        data = proto.SerializeToString()
-    except (EncodeError, ValueError) as error:
-        raise ModelError("the pruned model does not fit into one file of 2 GiB") from error
+def _write(data: np.ndarray, output: Path) -> None:
     try:
         descriptor, temporary = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.")
         try:
             with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
+                file.write(data.data)
             os.chmod(temporary, 0o644)
             os.replace(temporary, output)
         except BaseException:
