@@ -17,7 +17,7 @@ from sparsetvm.analysis.chance import log10_partitions
 from sparsetvm.analysis.lines import Lines
 
 _ROUNDS = 24
-# Pairs with 10 % strays agree in a sample with a chance of about 0.2: where blocks are, some of the first rounds see one.
+# Pairs with 10 % strays agree in a sample with a chance of about 0.2: of blocks, some of the first rounds see a part.
 _FIRST_ROUNDS = 8
 _MISSED = 0.02  # share of lines that need not find their group when there are strays
 _UNLIKE = 0.1  # most that lines of one group differ, of what both hold
@@ -70,7 +70,7 @@ def _groups(lines: Lines) -> tuple[np.ndarray, bool]:
     # So many bits that random lines seldom agree in all of them, yet no more than half: strays must miss some samples.
     share = min(0.5, (math.log(lines.counts.size) + 2.0) / lines.expected)
     shape = lines.words.shape[1] * 64
-    pairs = []
+    pairs: list[tuple[np.ndarray, np.ndarray]] = []
     for done in range(_ROUNDS):
         if done == _FIRST_ROUNDS and not any(first.size for first, _ in pairs):
             break

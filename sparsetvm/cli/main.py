@@ -17,7 +17,7 @@ import click
 
 from sparsetvm.cli.session import Session, common_options
 from sparsetvm.core.version import VERSION
-from sparsetvm.errors import Interrupted, SparseTvmError, did_you_mean
+from sparsetvm.errors import Interrupted, SparseTvmError, did_you_mean, printable
 
 # Command -> (module below sparsetvm.cli, what --help says): help needs no import of the command.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -93,7 +93,7 @@ def _report_known(session: Session, error: SparseTvmError) -> int:
 def _report_bug(session: Session, error: Exception, argv: Sequence[str]) -> int:
     """Anything that is not raised on purpose is a bug: say so, and how to repeat it."""
     if session.verbose:
-        click.echo(traceback.format_exc().rstrip(), err=True)
+        click.echo(printable(traceback.format_exc().rstrip()), err=True)
     message = f"{type(error).__name__}: {error}"
     verbose = [] if session.verbose else ["-v"]
     session.say_error(

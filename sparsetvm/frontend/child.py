@@ -231,8 +231,12 @@ def _receive(stream: BinaryIO) -> Parcel | None:
 
 
 def _read(stream: BinaryIO, size: int) -> bytearray:
-    data = bytearray(size)
-    _fill(stream, memoryview(data))
+    data = bytearray()
+    while len(data) < size:  # no memory for what is only announced
+        piece = stream.read(min(size - len(data), _PIPE_BYTES))
+        if not piece:
+            raise EOFError
+        data += piece
     return data
 
 

@@ -151,8 +151,8 @@ def packed_bytes(tensor: onnx.TensorProto) -> int:
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"unknown data type {tensor.data_type}") from error
     bits = re.search(r"(?:int|float)([246])(?![0-9])", str(dtype))  # these are packed
-    each: int = int(bits[1]) if bits else 8 * dtype.itemsize
-    return -(-math.prod(tensor.dims) * each // 8)
+    each = int(bits[1]) if bits else 8 * int(dtype.itemsize)
+    return int(-(-math.prod(tensor.dims) * each // 8))
 
 
 def _checked_range(tensor: onnx.TensorProto, entries: dict[str, str], available: int) -> tuple[int, int]:

@@ -9,6 +9,7 @@ import onnx
 from onnx import defs, inliner
 
 from sparsetvm.errors import ModelError
+from sparsetvm.frontend.expansion import check_expansion
 from sparsetvm.frontend.names import display_name
 from sparsetvm.frontend.support import SUPPORTED_OPS
 from sparsetvm.frontend.to_onnx import element_type
@@ -29,6 +30,7 @@ def inline_functions(model: onnx.ModelProto, constants: Mapping[str, np.ndarray]
         if name not in declared:
             info = onnx.helper.make_tensor_value_info(name, element_type(str(data.dtype)), list(data.shape))
             model.graph.input.append(info)
+    check_expansion(model)
     try:
         if model.functions:
             model = inliner.inline_local_functions(model, convert_version=True)

@@ -20,6 +20,8 @@ from sparsetvm.core.results import (
     TuneReport,
     VerifyReport,
 )
+from sparsetvm.errors import printable
+from sparsetvm.frontend.names import display_name
 from sparsetvm.log.maintenance import LogRow, age
 
 COLUMNS = 100
@@ -32,11 +34,13 @@ def console() -> Console:
 
 
 _NAME_WIDTH = 14
+_MAX_CELL = 160  # a name of ten thousand characters would fill pages
 _MAX_WIDTH = {"config": 42, "workload": 29}  # what may be cut so that the rest fits
 
 
 def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, fold: Sequence[str] = ()) -> Table:
     """A table; a column whose title starts with ">" is right-aligned, the columns in `fold` wrap, others are cut."""
+    rows = [[display_name(cell, _MAX_CELL) for cell in row] for row in rows]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     for title in columns:
         name = title.removeprefix(">")
@@ -51,7 +55,7 @@ def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, fold: S
             no_wrap=name not in fold,
         )
     for row in rows:
-        table.add_row(*[Text(cell) for cell in row])
+        table.add_row(*map(Text, row))
     return table
 
 
@@ -68,7 +72,7 @@ def micros(us: float | None) -> str:
 
 
 def _say(out: Console, text: str) -> None:
-    out.print(Text(text), soft_wrap=True)
+    out.print(Text(printable(text)), soft_wrap=True)
 
 
 def print_inspect(report: InspectReport) -> None:
@@ -97,10 +101,10 @@ def print_inspect(report: InspectReport) -> None:
             reasons.setdefault(layer.reason, []).append(layer.name)
     for reason, names in reasons.items():
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        _say(out, f"{names[0]}{more}: {reason}")
+        _say(out, f"{display_name(names[0])}{more}: {reason}")
     for layer in report.layers:
         if layer.structure:
-            _say(out, f"{layer.name}: {layer.structure} (kernels are chosen for: {layer.pattern})")
+            _say(out, f"{display_name(layer.name)}: {layer.structure} (kernels are chosen for: {layer.pattern})")
     sparse = sum(layer.verdict == "sparse" for layer in report.layers)
     _say(out, f"{sparse} of {len(report.layers)} layers would run sparse")
     for note in report.notes:
