@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sparsetvm.core.manifest import ModelInfo
 from sparsetvm.core.results import (
     BenchReport,
     CompileReport,
@@ -316,20 +317,28 @@ def _write(prepared: Prepared, target: Target, choices: Any, output: Path) -> Pa
     """Compile to `output`; returns the path of the manifest."""
     from sparsetvm.build.compile import compile_graph
 
-    model = {"name": prepared.path.name, "path": str(prepared.path.resolve()), "sha256": prepared.digest}
+    model = {"name": prepared.path.name, "sha256": prepared.digest}
     return compile_graph(prepared.graph, prepared.tasks, choices, target, output, model)
 
 
 def _recorded_model(module: Module) -> Path:
-    """The ONNX file that the manifest names."""
-    recorded = module.manifest.get("model", {})
-    path = Path(str(recorded.get("path", "")))
-    if not path.is_file():
-        raise UsageError(
-            f"the model that '{module.path}' was compiled from is not at '{path}' any more",
-            hint="pass it with --reference MODEL.onnx, or use --against none",
-        )
-    return path
+    """The ONNX file that the manifest names, beside the library or in the current folder.
+
+    Only there, and only with the recorded digest: what a manifest says must not make us open any file.
+    """
+    from sparsetvm.frontend.read import checked_digest
+
+    recorded = module.signature.model if module.signature else ModelInfo()
+    hint = "pass it with --reference MODEL.onnx, or use --against none"
+    if Path(recorded.name).name != recorded.name or not recorded.name:
+        raise UsageError(f"'{module.path}' does not say which model it was compiled from", hint=hint)
+    places = [folder / recorded.name for folder in (module.path.parent, Path())]
+    found = [path for path in places if path.is_file()]
+    for path in found:
+        if checked_digest(path) == recorded.sha256:
+            return path
+    what = "has changed since" if found else "is neither beside it nor in the current folder"
+    raise UsageError(f"the model '{recorded.name}' that '{module.path}' was compiled from {what}", hint=hint)
 
 
 def _dense_module(model: Path, library: Path, where: Target, shapes: Shapes) -> Module:
