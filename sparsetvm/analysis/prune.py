@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 
 from sparsetvm.analysis.magnitude import PrunePattern, check_sparsity, fits, parse_pattern, prune_weight
 from sparsetvm.analysis.weights import LayerWeight, ModelWeights
+from sparsetvm.core.files import write_whole
 from sparsetvm.core.results import PruneReport
 from sparsetvm.errors import EnvironmentProblem, ModelError, UsageError, did_you_mean
 from sparsetvm.frontend.child import Parcel, in_child
@@ -120,15 +120,7 @@ def _row(layer: LayerWeight, pruned: np.ndarray | None, reason: str) -> dict[str
 
 def _write(data: np.ndarray, output: Path) -> None:
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data.data)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, output)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        write_whole(output, lambda file: file.write(data.data))
     except OSError as error:
         raise EnvironmentProblem(
             f"cannot write {output}: {error.strerror or error}", hint="choose another file with -o"

@@ -61,9 +61,10 @@ class Session:
         if self.json_path == "-":
             click.echo(document)
         elif self.json_path is not None:
+            from sparsetvm.core.files import write_whole
+
             try:
-                with open(self.json_path, "wb") as file:
-                    file.write(document + b"\n")
+                write_whole(self.json_path, lambda file: file.write(document + b"\n"))
             except OSError as error:
                 raise UsageError(
                     f"--json {self.json_path}: {error.strerror}", hint="name a file in a writable folder, or -"

@@ -14,6 +14,8 @@ from sparsetvm.frontend.names import display_name
 from sparsetvm.frontend.support import SUPPORTED_OPS
 from sparsetvm.frontend.to_onnx import element_type
 
+_INLINER_ERRORS = (RuntimeError, ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
+
 
 def inline_functions(model: onnx.ModelProto, constants: Mapping[str, np.ndarray]) -> onnx.ModelProto:
     """The model without local functions and without standard function operators that no kernel exists for.
@@ -34,13 +36,13 @@ def inline_functions(model: onnx.ModelProto, constants: Mapping[str, np.ndarray]
     try:
         if model.functions:
             model = inliner.inline_local_functions(model, convert_version=True)
-    except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
+    except _INLINER_ERRORS as error:
         names = ", ".join(display_name(function.name) for function in model.functions)
         raise ModelError(f"functions cannot be inlined ({names}): {display_name(str(error))}") from error
     if wanted:
         try:
             model = inliner.inline_selected_functions(model, wanted, inline_schema_functions=True)
-        except (RuntimeError, ValueError, onnx.checker.ValidationError):
+        except _INLINER_ERRORS:
             # The walk over the nodes names these operators as unsupported, with their layers.
             return model
     return model

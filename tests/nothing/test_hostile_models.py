@@ -304,6 +304,12 @@ def test_functions_nested_too_deeply_are_refused(folder, monkeypatch):
     refused(folder, calling(*functions), "nested more than", monkeypatch)
 
 
+def test_function_operator_without_its_inputs_is_refused(folder, monkeypatch):
+    """Found by fuzzing: the inliner infers the shapes of inputs that are not there."""
+    nodes = [helper.make_node("LayerNormalization", [], ["y"]), helper.make_node("Bernoulli", ["x"], ["z"])]
+    refused(folder, small_model(nodes=nodes), "not a valid LayerNormalization", monkeypatch)
+
+
 def nested(depth: int) -> bytes:
     """If in If, written without the library, which refuses to write what is too deep."""
 
