@@ -22,8 +22,7 @@ from sparsetvm.core.record import Status
 from sparsetvm.core.results import Event, Progress
 from sparsetvm.core.target import Target, default_threads
 from sparsetvm.core.task import Task
-from sparsetvm.errors import UsageError
-from sparsetvm.errors import EnvironmentProblem
+from sparsetvm.errors import EnvironmentProblem, UsageError
 from sparsetvm.measure.doubt import Expectation, noise_warning
 from sparsetvm.measure.process import ForkServer, TaskServer, WorkerDied, WorkerProcess, WorkerTimedOut
 from sparsetvm.measure.protocol import Build, Replies, Reply, Response, Retime, Run, SetTask, Stage
