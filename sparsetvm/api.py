@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from sparsetvm.core.manifest import ModelInfo
 from sparsetvm.core.results import (
     BenchReport,
     CompileReport,
@@ -446,20 +447,18 @@ def _write(prepared: Prepared, target: Target, choices: Any, output: Path, separ
     """Compile to `output`; returns the path of the manifest."""
     from sparsetvm.build.compile import compile_graph
 
-    model = {"name": prepared.path.name, "path": str(prepared.path.resolve()), "sha256": prepared.digest}
+    model = {"name": prepared.path.name, "sha256": prepared.digest}
     return compile_graph(prepared.graph, prepared.tasks, choices, target, output, model, separate)
 
 
 def _recorded_model(module: Module) -> Path:
-    """The ONNX file that the manifest names."""
-    recorded = module.manifest.get("model", {})
-    path = Path(str(recorded.get("path", "")))
-    if not path.is_file():
-        raise UsageError(
-            f"the model that '{module.path}' was compiled from is not at '{path}' any more",
-            hint="pass it with --reference MODEL.onnx, or use --against none",
-        )
-    return path
+    from sparsetvm.frontend.recorded import recorded_model
+
+    recorded = module.signature.model if module.signature else ModelInfo()
+    try:
+        return recorded_model(module.path, recorded.name, recorded.sha256)
+    except UsageError as error:
+        raise UsageError(error.message, hint="pass it with --reference MODEL.onnx, or use --against none") from error
 
 
 def _dense_module(model: Path, library: Path, where: Target, shapes: Shapes) -> Module:

@@ -31,9 +31,9 @@ class SparseTvmError(Exception):
         self.layer = layer
 
     def __str__(self) -> str:
-        where = f"layer '{self.layer}': " if self.layer else ""
-        hint = f"\n  next step: {self.hint}" if self.hint else ""
-        return f"{where}{self.message}{hint}"
+        where = f"layer '{printable(self.layer, 160)}': " if self.layer else ""
+        hint = f"\n  next step: {printable(self.hint)}" if self.hint else ""
+        return f"{where}{printable(self.message)}{hint}"
 
 
 class UsageError(SparseTvmError):
@@ -80,6 +80,20 @@ class Interrupted(SparseTvmError):
     """Ctrl-C; everything measured so far is in the log."""
 
     exit_code = 130
+
+
+def printable(text: str, limit: int | None = None) -> str:
+    """`text` for a terminal: whatever could move the cursor, change colours or turn the direction is escaped.
+
+    Lines stay lines unless there is a `limit` of characters; what is longer is cut in the middle.
+    """
+    keep = "\n" if limit is None else ""
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() or c == keep else c.encode("unicode_escape").decode("ascii") for c in text)
+    if limit is None or len(text) <= limit:
+        return text
+    half = (limit - 3) // 2
+    return f"{text[:half]}...{text[-half:]}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

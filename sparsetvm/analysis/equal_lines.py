@@ -17,6 +17,8 @@ from sparsetvm.analysis.chance import log10_partitions
 from sparsetvm.analysis.lines import Lines
 
 _ROUNDS = 24
+# Pairs with 10 % strays agree in a sample with a chance of about 0.2: of blocks, some of the first rounds see a part.
+_FIRST_ROUNDS = 8
 _MISSED = 0.02  # share of lines that need not find their group when there are strays
 _UNLIKE = 0.1  # most that lines of one group differ, of what both hold
 _MARGIN = 1.25  # what real masks are more alike than random ones, in log odds
@@ -68,8 +70,11 @@ def _groups(lines: Lines) -> tuple[np.ndarray, bool]:
     # So many bits that random lines seldom agree in all of them, yet no more than half: strays must miss some samples.
     share = min(0.5, (math.log(lines.counts.size) + 2.0) / lines.expected)
     shape = lines.words.shape[1] * 64
-    samples = (np.packbits(rng.random(shape) < share).view(np.uint64) for _ in range(_ROUNDS))
-    pairs = [_alike(lines, sample) for sample in samples]
+    pairs: list[tuple[np.ndarray, np.ndarray]] = []
+    for done in range(_ROUNDS):
+        if done == _FIRST_ROUNDS and not any(first.size for first, _ in pairs):
+            break
+        pairs.append(_alike(lines, np.packbits(rng.random(shape) < share).view(np.uint64)))
     labels = _joined(lines, pairs)
     alone = np.flatnonzero(np.bincount(labels)[labels] == 1)
     if alone.size <= _ALONE * labels.size and alone.size * lines.words.size <= _COMPARISONS:

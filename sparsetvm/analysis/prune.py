@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import fnmatch
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 
 from sparsetvm.analysis.magnitude import (
@@ -24,10 +22,12 @@ from sparsetvm.analysis.magnitude import (
     prune_weight,
 )
 from sparsetvm.analysis.weights import LayerWeight, ModelWeights
+from sparsetvm.core.files import write_whole
 from sparsetvm.core.results import PruneReport
 from sparsetvm.errors import EnvironmentProblem, ModelError, UsageError, did_you_mean
+from sparsetvm.frontend.child import Parcel, in_child
 from sparsetvm.frontend.names import display_name
-from sparsetvm.frontend.read import read_model
+from sparsetvm.frontend.read import read_model, size_of
 
 __all__ = ["SMALL_LAYER", "parse_pattern", "prune_model", "prune_weight"]
 
@@ -61,33 +61,43 @@ def prune_model(
     wanted, target = parse_goal(pattern, sparsity)
     if Path(output).resolve() == Path(path).resolve():
         raise UsageError(f"the output would overwrite '{path}'", hint="choose another name with -o")
-    proto = read_model(path).proto
+    named = None if layers is None else list(layers)
+    found = in_child(
+        _prune, os.fspath(path), target, str(wanted), named, skip_first_conv, small, share, size=size_of(path)
+    )
+    _write(found.arrays[0], Path(output))
+    return PruneReport(model=str(path), output=str(output), pattern=str(wanted), **found.value)
+
+
+def _prune(
+    path: str, sparsity: float, pattern: str, layers: list[str] | None, skip_first_conv: bool, small: int, share: bool
+) -> Parcel:
+    """What the limited child does: the fields of the report, and the bytes of the pruned model."""
+    proto, wanted = read_model(path).proto, parse_pattern(pattern)
     weights = ModelWeights(proto)
     skipped = _skipped(weights.layers, layers, wanted, skip_first_conv, small)
     chosen = [layer for layer in weights.layers if layer.name not in skipped]
-    together = _together(chosen, target, wanted) if share else {}
+    together = _together(chosen, sparsity, wanted) if share else {}
 
     def change(layer: LayerWeight) -> np.ndarray:
         kept = together.get(layer.name)
-        kept = kept_by(layer.matrix, target, wanted, layer.taps) if kept is None else kept
+        kept = kept_by(layer.matrix, sparsity, wanted, layer.taps) if kept is None else kept
         return np.where(kept, layer.matrix, np.zeros((), layer.matrix.dtype))
 
     pruned = weights.rewrite(chosen, change)
     costs = {layer.name: cost_of(layer.matrix, pruned[layer.name]) for layer in chosen}
-    _write(proto, Path(output))
     total = sum(matrix.size for matrix in pruned.values())
     zeros = sum(matrix.size - int(np.count_nonzero(matrix)) for matrix in pruned.values())
-    return PruneReport(
-        model=str(path),
-        output=str(output),
-        pattern=str(wanted),
-        sparsity=zeros / total if total else 0.0,
-        layers=[
-            _row(layer, pruned.get(layer.name), skipped.get(layer.name, ""), costs.get(layer.name, Cost()))
-            for layer in weights.layers
-        ],
-        **sum(costs.values(), Cost()).shares(),  # type: ignore[arg-type]
-    )
+    rows = [
+        _row(layer, pruned.get(layer.name), skipped.get(layer.name, ""), costs.get(layer.name, Cost()))
+        for layer in weights.layers
+    ]
+    try:
+        content = np.frombuffer(proto.SerializeToString(), np.uint8)
+    except (EncodeError, ValueError) as error:
+        raise ModelError("the pruned model does not fit into one file of 2 GiB") from error
+    shares = sum(costs.values(), Cost()).shares()
+    return Parcel({"sparsity": zeros / total if total else 0.0, "layers": rows, **shares}, [content])
 
 
 def _together(layers: Sequence[LayerWeight], sparsity: float, pattern: PrunePattern) -> dict[str, np.ndarray]:
@@ -155,21 +165,9 @@ def _row(layer: LayerWeight, pruned: np.ndarray | None, reason: str, cost: Cost)
     }
 
 
-def _write(proto: onnx.ModelProto, output: Path) -> None:
+def _write(data: np.ndarray, output: Path) -> None:
     try:
-        data = proto.SerializeToString()
-    except (EncodeError, ValueError) as error:
-        raise ModelError("the pruned model does not fit into one file of 2 GiB") from error
-    try:
-        descriptor, temporary = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, output)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        write_whole(output, lambda file: file.write(data.data))
     except OSError as error:
         raise EnvironmentProblem(
             f"cannot write {output}: {error.strerror or error}", hint="choose another file with -o"

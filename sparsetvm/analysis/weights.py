@@ -12,7 +12,7 @@ import onnx
 from onnx import numpy_helper
 
 from sparsetvm.frontend.constants import tensor_array
-from sparsetvm.frontend.names import unique_name
+from sparsetvm.frontend.names import UniqueNames
 
 _FLOATS = ("float16", "float32", "float64")
 View = Literal["mk", "km", "oihw"]
@@ -63,10 +63,9 @@ class ModelWeights:
         for node in self._graph.node:
             self._note(node)
         self.layers: list[LayerWeight] = []
-        taken: set[str] = set()
+        layer_name = UniqueNames()
         for index, node in enumerate(self._graph.node):
-            name = unique_name(node.name or f"{node.op_type}_{index}", taken)
-            taken.add(name)
+            name = layer_name(node.name or f"{node.op_type}_{index}")
             layer = self._layer(name, index) if node.domain in ("", "ai.onnx") else None
             if layer is not None:
                 self.layers.append(layer)
@@ -164,11 +163,11 @@ class ModelWeights:
 
     def _give_copies(self, readers: Iterable[LayerWeight], new: dict[str, np.ndarray]) -> None:
         copies: dict[tuple[View, View], str] = {}
+        fresh = UniqueNames(self._tensors, {name for node in self._graph.node for name in node.output})
         for layer in readers:
             key = (layer.as_held, layer.as_read)
             if key not in copies:
-                taken = self._tensors.keys() | {name for node in self._graph.node for name in node.output}
-                copies[key] = unique_name(f"{layer.holder}.pruned", taken)
+                copies[key] = fresh(f"{layer.holder}.pruned")
                 data = _from_matrix(new[layer.name], layer.as_read, layer.shape)
                 tensor = numpy_helper.from_array(data, copies[key])
                 self._graph.initializer.append(tensor)

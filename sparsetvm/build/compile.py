@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -27,6 +28,8 @@ from sparsetvm.core.weights_file import WeightsFile, weights_path, write_weights
 from sparsetvm.errors import EnvironmentProblem, UsageError
 from sparsetvm.schedules.base import arithmetic_of
 
+_LIBRARY_BYTES = 64 << 10
+_WRONG = ("error", "cannot", "failed", "No space")
 _COMPILERS = ("c++", "g++", "clang++")
 
 
@@ -76,6 +79,33 @@ def _unwritable(output: Path, error: OSError) -> EnvironmentProblem:
     )
 
 
+def _least_size(graph: Graph, tasks: Mapping[str, Task], choices: Mapping[str, LayerChoice]) -> int:
+    """Bytes that the library has at the least: the non-zeros of layers, other constants and some code."""
+    weights = {id(tasks[name]): 4 * tasks[name].workload.nnz for name in choices}
+    others = sum(value.data.nbytes for value in graph.values.values() if value.data is not None)
+    return _LIBRARY_BYTES + sum(weights.values()) + others
+
+
+def _check_room(folder: Path, size: int) -> None:
+    """Raise OSError where a file of that size has no room: LLVM ends the whole process when it cannot write."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # file systems that cannot tell
+                raise
+
+
+def _unlinked(output: Path, error: RuntimeError) -> EnvironmentProblem:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    wrong = [line for line in lines if not line.endswith(":") and any(word in line for word in _WRONG)]
+    said = wrong[0] if wrong else ""
+    return EnvironmentProblem(
+        f"'{output}' cannot be linked: {said or (lines or ['no message'])[-1]}",
+        hint="check the free disk space and the C++ compiler (CXX); `sparsetvm doctor` tries it",
+    )
+
+
 def compile_graph(
     graph: Graph,
     tasks: Mapping[str, Task],
@@ -96,6 +126,9 @@ def compile_graph(
         raise UsageError("--weights separate: a GPU has weights of its own", hint="leave it out for --target cuda")
     executable, emitted = build_executable(graph, tasks, configs, target, separate)
     try:
+        size = _least_size(graph, tasks, choices)
+        for place in (output.parent, Path(tempfile.gettempdir())):
+            _check_room(place, size)
         with tempfile.TemporaryDirectory(dir=output.parent or Path(), prefix=".sparsetvm-") as folder:
             library = Path(folder) / output.name
             if target.kind == "cuda":
@@ -116,6 +149,8 @@ def compile_graph(
             os.replace(library, output)
     except OSError as error:
         raise _unwritable(output, error) from error
+    except RuntimeError as error:  # of the linker: TVM has no type of its own for it
+        raise _unlinked(output, error) from error
     return manifest_path(output)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from typing import TYPE_CHECKING
 
+from sparsetvm.core.files import write_whole
 from sparsetvm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ def write_arrays(path: str, arrays: dict[str, np.ndarray]) -> None:
     import numpy as np
 
     try:
-        with open(path, "wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
+        write_whole(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
     except OSError as error:
         raise UsageError(f"cannot write '{path}': {error.strerror}", hint="name a file in a writable folder") from error

@@ -13,10 +13,13 @@ from sparsetvm.errors import EnvironmentProblem
 
 
 def cache_dir() -> Path:
-    """Folder of the cache ($XDG_CACHE_HOME/sparsetvm on Linux); it need not exist."""
-    from platformdirs import user_cache_path
+    """Folder of the cache; it need not exist."""
+    from sparsetvm.core.folders import cache_folder
 
-    return user_cache_path("sparsetvm")
+    folder = cache_folder()
+    if folder is None:
+        raise EnvironmentProblem("this user has no cache folder", hint="set HOME or XDG_CACHE_HOME to have one")
+    return folder
 
 
 def _measure(folder: Path) -> tuple[int, int]:

@@ -6,6 +6,7 @@ package (a test looks at sys.modules). Exit codes are those of sparsetvm/errors.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import shlex
 import sys
@@ -17,7 +18,10 @@ import click
 
 from sparsetvm.cli.session import Session, common_options
 from sparsetvm.core.version import VERSION
-from sparsetvm.errors import Interrupted, SparseTvmError, did_you_mean
+from sparsetvm.errors import EnvironmentProblem, Interrupted, SparseTvmError, did_you_mean, printable
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+_MACHINE = (*_FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 # Command -> (module below sparsetvm.cli, what --help says): help needs no import of the command.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -80,9 +84,25 @@ class LazyGroup(click.Group):
             error.show()
             session.emit_error("UsageError", error.format_message(), None, None, error.exit_code)
             code = error.exit_code
+        except (OSError, MemoryError) as error:
+            problem = _machine_problem(error)
+            code = _report_known(session, problem) if problem else _report_bug(session, error, argv)
         except Exception as error:
             code = _report_bug(session, error, argv)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _machine_problem(error: OSError | MemoryError) -> EnvironmentProblem | None:
+    """The error for what the machine has run out of or refuses; None when the program is to blame."""
+    if isinstance(error, MemoryError):
+        return EnvironmentProblem("there is not enough memory", hint="end other programs, or use a larger machine")
+    if error.errno not in _MACHINE and "temporary directory" not in str(error):
+        return None
+    where = f" ('{error.filename}')" if error.filename else ""
+    return EnvironmentProblem(
+        f"the system says: {error.strerror or error}{where}",
+        hint="check free disk space and rights, also of the folder for temporary files (TMPDIR)",
+    )
 
 
 def _report_known(session: Session, error: SparseTvmError) -> int:
@@ -94,7 +114,7 @@ def _report_known(session: Session, error: SparseTvmError) -> int:
 def _report_bug(session: Session, error: Exception, argv: Sequence[str]) -> int:
     """Anything that is not raised on purpose is a bug: say so, and how to repeat it."""
     if session.verbose:
-        click.echo(traceback.format_exc().rstrip(), err=True)
+        click.echo(printable(traceback.format_exc().rstrip()), err=True)
     message = f"{type(error).__name__}: {error}"
     verbose = [] if session.verbose else ["-v"]
     session.say_error(

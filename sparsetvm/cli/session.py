@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from sparsetvm.errors import UsageError
+from sparsetvm.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from sparsetvm.core.results import Result
@@ -38,12 +38,12 @@ class Session:
     def echo(self, text: str = "") -> None:
         """A line of the result, on stdout."""
         if self.json_path != "-":
-            click.echo(text)
+            click.echo(printable(text))
 
     def say(self, text: str) -> None:
         """A line of progress, on stderr; `-q` drops it."""
         if not self.quiet:
-            click.echo(text, err=True)
+            click.echo(printable(text), err=True)
 
     def say_settings(self, command: str, **settings: Any) -> None:
         """Echo what a long command is about to do; settings that are None or empty were left to the defaults."""
@@ -54,7 +54,7 @@ class Session:
         prefix = "error:"
         if sys.stderr.isatty() and "NO_COLOR" not in os.environ:
             prefix = click.style(prefix, fg="red", bold=True)
-        click.echo(f"sparsetvm: {prefix} {text}", err=True)
+        click.echo(f"sparsetvm: {prefix} {printable(text)}", err=True)
 
     def emit(self, result: Result, render: Callable[[], None] | None = None) -> None:
         """Print the table, and the JSON where `--json` says."""
@@ -67,9 +67,10 @@ class Session:
         if self.json_path == "-":
             click.echo(document)
         elif self.json_path is not None:
+            from sparsetvm.core.files import write_whole
+
             try:
-                with open(self.json_path, "wb") as file:
-                    file.write(document + b"\n")
+                write_whole(self.json_path, lambda file: file.write(document + b"\n"))
             except OSError as error:
                 raise UsageError(
                     f"--json {self.json_path}: {error.strerror}", hint="name a file in a writable folder, or -"

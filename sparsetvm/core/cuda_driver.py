@@ -15,17 +15,22 @@ from sparsetvm.errors import EnvironmentProblem
 LIBRARY = "libcuda.so.1"
 _NO_DRIVER = "install NVIDIA's driver, or cross-compile with --target cuda,sm_90"
 
+_GONE = frozenset((46, 100, 101))  # device unavailable, no device, invalid device
 # After these the context is lost: every later call fails, whatever it does.
 _STICKY = frozenset((214, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721))
 
 
 class CudaError(Exception):
-    """A driver call failed. code, name: as in cuda.h; sticky: the process must end to use the GPU again."""
+    """A driver call failed. code, name: as in cuda.h; sticky: the process must end to use the GPU again.
+
+    gone: there is no such GPU any more.
+    """
 
     def __init__(self, call: str, code: int, name: str) -> None:
         super().__init__(f"{call}: {name} ({code})")
         self.code = code
         self.sticky = code in _STICKY
+        self.gone = code in _GONE
 
 
 @functools.cache

@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from sparsetvm.core.arithmetic import TOLERANCES
+from sparsetvm.core.target import Target
 from sparsetvm.core.weights_file import WeightsFile, weights_path
 from sparsetvm.errors import ModelError
 
@@ -22,6 +25,11 @@ STATIC_MAIN = "main_static"
 # index or lost weight. A runtime that keeps float16 between operators rounds by up to 5e-4 at each; over hundreds of
 # them that adds up, at random, to 5e-3.
 FLOAT16_TOLERANCE = 1e-2
+_MAX_TOLERANCE = 0.1  # of a network with ten thousand layers in TF32
+_MAX_THREADS = 4096
+_MAX_ELEMENTS = 1 << 40
+_INTEGERS = tuple(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64))
+_DTYPES = frozenset((*_INTEGERS, "float16", "float32", "float64", "bool"))
 
 
 class TensorInfo(msgspec.Struct, frozen=True):
@@ -32,13 +40,48 @@ class TensorInfo(msgspec.Struct, frozen=True):
     dtype: str
 
 
-class _Signature(msgspec.Struct):
+class ModelInfo(msgspec.Struct, frozen=True):
+    """The ONNX file: its name without a folder, digest (`frontend.read.ModelFile.digest`) and arithmetic."""
+
+    name: str = ""
+    sha256: str = ""
+    arithmetic: str = "float32"
+
+
+class Tolerances(msgspec.Struct, frozen=True):
+    """What `verify` accepts."""
+
+    rel_l2_error: float = TOLERANCES["float32"]
+
+
+class Signature(msgspec.Struct):
+    """What of a manifest anything depends on; checked, while the rest is only shown."""
+
     schema: int
     library_sha256: str
     inputs: list[TensorInfo]
     outputs: list[TensorInfo]
     threads: int = 1
     weights: WeightsFile | None = None
+    target: Target | None = None
+    model: ModelInfo = ModelInfo()
+    tolerances: Tolerances = Tolerances()
+
+
+def _problem(signature: Signature) -> str:
+    """Why a well-typed manifest makes no sense, "" when it does: a manifest is hostile input like any other file."""
+    for info in (*signature.inputs, *signature.outputs):
+        if info.dtype not in _DTYPES:
+            return f"'{info.name}' is of the unknown type '{info.dtype}'"
+        if any(size < 0 for size in info.shape) or math.prod(info.shape) > _MAX_ELEMENTS:
+            return f"'{info.name}' has an impossible shape"
+    if not 1 <= signature.threads <= _MAX_THREADS:
+        return f"{signature.threads} threads"
+    if not 0 <= signature.tolerances.rel_l2_error <= _MAX_TOLERANCE:
+        return f"a tolerance of {signature.tolerances.rel_l2_error}"
+    if signature.target is not None and not (signature.target.kind in ("cpu", "cuda") and signature.target.device >= 0):
+        return "an unknown target"
+    return ""
 
 
 def manifest_path(library: Path) -> Path:
@@ -55,7 +98,7 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_manifest(library: Path) -> tuple[dict[str, Any], _Signature] | None:
+def read_manifest(library: Path) -> tuple[dict[str, Any], Signature] | None:
     """The manifest beside `library` and its signature, None when there is none.
 
     Raises ModelError when it cannot be understood or belongs to another library.
@@ -75,9 +118,12 @@ def read_manifest(library: Path) -> tuple[dict[str, Any], _Signature] | None:
                 f"manifest '{path}' has schema {manifest.get('schema')!r}, this version reads {MANIFEST_SCHEMA}",
                 hint=again,
             )
-        signature = msgspec.convert(manifest, _Signature)
-    except msgspec.MsgspecError as error:
+        signature = msgspec.convert(manifest, Signature)
+        problem = _problem(signature)
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise ModelError(f"manifest '{path}' is damaged: {error}", hint=again) from error
+    if problem:
+        raise ModelError(f"manifest '{path}' is damaged: {problem}", hint=again)
     if sha256_of(library) != signature.library_sha256:
         raise ModelError(
             f"'{library}' is not the library that its manifest describes (SHA-256 differs): "

@@ -128,7 +128,7 @@ def parse_target(text: str, threads: int | None = None, allow_tf32: bool = False
 def _cuda_target(text: str, kind: str, arch: str) -> Target:
     """A GPU of this machine by number, or an architecture. The host code needs no more than AVX2."""
     number = kind.removeprefix("cuda").removeprefix(":") or "0"
-    if not number.isdigit() or kind.endswith(":") or (arch and ":" in kind):
+    if not re.fullmatch("[0-9]{1,4}", number) or kind.endswith(":") or (arch and ":" in kind):
         raise TargetError(f"target '{text}': no such GPU", hint="write cuda, cuda:1 or cuda,sm_90")
     if arch:
         model = known_gpu(arch, text)

@@ -45,8 +45,11 @@ def attribute_value(attribute: onnx.AttributeProto, layer: str) -> Any:
     if kind in (kinds.INT, kinds.FLOAT, kinds.INTS, kinds.FLOATS):
         value = onnx.helper.get_attribute_value(attribute)
         return list(value) if kind in (kinds.INTS, kinds.FLOATS) else value
-    if kind == kinds.STRING:
-        return attribute.s.decode("utf-8", "surrogateescape")
-    if kind == kinds.STRINGS:
-        return [text.decode("utf-8", "surrogateescape") for text in attribute.strings]
+    try:
+        if kind == kinds.STRING:
+            return attribute.s.decode("utf-8")
+        if kind == kinds.STRINGS:
+            return [text.decode("utf-8") for text in attribute.strings]
+    except UnicodeDecodeError as error:
+        raise ModelError(f"attribute '{display_name(attribute.name)}' is no UTF-8 text", layer=layer) from error
     raise ModelError(f"attribute '{display_name(attribute.name)}' is of a kind that is not supported", layer=layer)

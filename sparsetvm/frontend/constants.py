@@ -9,15 +9,20 @@ import onnx
 from onnx import numpy_helper
 
 from sparsetvm.errors import ModelError
+from sparsetvm.frontend.external import packed_bytes
 from sparsetvm.frontend.names import display_name
 
 _MAX_SPARSE_ELEMENTS = 1 << 31
+_NUMBERS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
 
 
 def tensor_array(tensor: onnx.TensorProto, what: str) -> np.ndarray:
     """The data of a tensor. Raises ModelError naming `what` when data and shape do not agree."""
-    if any(dim < 0 for dim in tensor.dims):
-        raise ModelError(f"{what} has a negative dimension")
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:  # `read` has loaded all; onnx would look for the file itself
+        raise ModelError(f"{what} is outside the file")
+    problem = _size_problem(tensor)
+    if problem:
+        raise ModelError(f"{what} {problem}")
     try:
         array = np.asarray(numpy_helper.to_array(tensor))
     except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
@@ -25,6 +30,25 @@ def tensor_array(tensor: onnx.TensorProto, what: str) -> np.ndarray:
     if array.shape != tuple(tensor.dims):
         raise ModelError(f"{what} is damaged: data of shape {array.shape} for dimensions {tuple(tensor.dims)}")
     return array
+
+
+def _size_problem(tensor: onnx.TensorProto) -> str:
+    """Why the data cannot fill the shape, before anything is allocated for it; "" when nothing speaks against it."""
+    if any(dim < 0 for dim in tensor.dims):
+        return "has a negative dimension"
+    if tensor.data_type == onnx.TensorProto.STRING:
+        return ""
+    try:
+        needed = packed_bytes(tensor)
+    except ValueError as error:
+        return f"is damaged: {error}"
+    if tensor.HasField("raw_data"):
+        given = len(tensor.raw_data)
+        return "" if given == needed else f"is damaged: {given} bytes where its shape needs {needed}"
+    # Each number of a typed field stands for one element, or for up to four that are packed.
+    numbers = sum(len(getattr(tensor, name)) for name in _NUMBERS)
+    elements = math.prod(tensor.dims)
+    return "" if elements <= 4 * numbers else f"is damaged: {numbers} numbers where its shape needs {elements}"
 
 
 def sparse_array(sparse: onnx.SparseTensorProto, what: str) -> np.ndarray:

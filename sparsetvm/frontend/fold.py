@@ -53,6 +53,8 @@ def fold_node(
     try:
         with np.errstate(all="ignore"):
             results = ReferenceEvaluator(model).run(None, arrays)
+    except MemoryError:
+        raise
     # The reference implementation raises whatever numpy raises on a malformed node.
     except Exception as error:
         raise ModelError(f"{node.op_type} of constants cannot be computed: {error}", layer=layer) from error

@@ -9,9 +9,12 @@ import onnx
 from onnx import defs, inliner
 
 from sparsetvm.errors import ModelError
+from sparsetvm.frontend.expansion import check_expansion
 from sparsetvm.frontend.names import display_name
 from sparsetvm.frontend.support import SUPPORTED_OPS
 from sparsetvm.frontend.to_onnx import element_type
+
+_INLINER_ERRORS = (RuntimeError, ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
 
 
 def inline_functions(model: onnx.ModelProto, constants: Mapping[str, np.ndarray]) -> onnx.ModelProto:
@@ -29,16 +32,17 @@ def inline_functions(model: onnx.ModelProto, constants: Mapping[str, np.ndarray]
         if name not in declared:
             info = onnx.helper.make_tensor_value_info(name, element_type(str(data.dtype)), list(data.shape))
             model.graph.input.append(info)
+    check_expansion(model)
     try:
         if model.functions:
             model = inliner.inline_local_functions(model, convert_version=True)
-    except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
+    except _INLINER_ERRORS as error:
         names = ", ".join(display_name(function.name) for function in model.functions)
         raise ModelError(f"functions cannot be inlined ({names}): {display_name(str(error))}") from error
     if wanted:
         try:
             model = inliner.inline_selected_functions(model, wanted, inline_schema_functions=True)
-        except (RuntimeError, ValueError, onnx.checker.ValidationError):
+        except _INLINER_ERRORS:
             # The walk over the nodes names these operators as unsupported, with their layers.
             return model
     return model

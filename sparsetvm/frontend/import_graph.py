@@ -19,7 +19,7 @@ from sparsetvm.frontend.attributes import attribute_value, constant_data, shape_
 from sparsetvm.frontend.constants import take_initializers
 from sparsetvm.frontend.fold import fold_node
 from sparsetvm.frontend.infer import check_node, infer_outputs
-from sparsetvm.frontend.names import display_name, display_shape, unique_name
+from sparsetvm.frontend.names import UniqueNames, display_name, display_shape
 from sparsetvm.frontend.noop import passes_through
 from sparsetvm.frontend.support import is_supported, unsupported_error
 
@@ -27,6 +27,7 @@ FLOAT_TYPES_HINT = "only float32 and float16 models are supported: export or con
 _LAYER_OPS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 _LAYER_TYPES = ("float32", "float16")
 _MAX_DEPTH = 16
+_MAX_ELEMENTS = 1 << 40
 # Operators whose outputs after the first may be left out: masks, indices and statistics for training.
 _OPTIONAL_OUTPUTS = ("BatchNormalization", "Dropout", "LayerNormalization", "MaxPool")
 _CONTROL_FLOW = ("If", "Loop", "Scan")
@@ -44,10 +45,13 @@ class GraphImporter:
         self.values: dict[str, Value] = {value.name: value for value in inputs}
         self._inputs = list(self.values)
         self._outputs = list(outputs)
+        for value in self.values.values():
+            _check_size(value, display_name(value.name))
         for name, data in constants.items():
             self._set_constant(name, data)
         self._same: dict[str, str] = {}  # a dropped value -> the value that stands for it
-        self._layers: set[str] = set()
+        self._layer_name = UniqueNames()
+        self._fresh = UniqueNames(self.values, self._same)
 
     def import_nodes(self, nodes: Sequence[onnx.NodeProto], scope: dict[str, str], depth: int = 0) -> None:
         """Import the nodes in order. `scope` maps names of a subgraph to names of this graph, and is added to."""
@@ -58,8 +62,7 @@ class GraphImporter:
             node.domain = _domain(node)
             if depth == 0 and node.op_type in _OPTIONAL_OUTPUTS:
                 _drop_unread_outputs(node, read)
-            layer = unique_name(node.name or f"{node.op_type}_{index}", self._layers)
-            self._layers.add(layer)
+            layer = self._layer_name(node.name or f"{node.op_type}_{index}")
             self._bind_names(node, scope, layer, nested=depth > 0)
             if node.op_type == "If" and not node.domain and self._inline_branch(node, scope, depth):
                 continue
@@ -84,9 +87,6 @@ class GraphImporter:
 
     def _set_constant(self, name: str, data: np.ndarray) -> None:
         self.values[name] = Value(name, data.shape, str(data.dtype), data)
-
-    def _fresh(self, name: str) -> str:
-        return unique_name(name, self.values.keys() | self._same.keys())
 
     def _bind_names(self, node: onnx.NodeProto, scope: dict[str, str], layer: str, nested: bool) -> None:
         """Replace input names by the values that stand for them; check that outputs are new."""
@@ -159,6 +159,8 @@ class GraphImporter:
         if outputs and passes_through(node.op_type, inputs, node.output, outputs[0], attrs):
             self._same[node.output[0]] = node.input[0]
             return True
+        for value in outputs:
+            _check_size(value, display_name(value.name), shown)
         _check_types(node, inputs, outputs, shown)
         self.values.update((value.name, value) for value in outputs)
         self.nodes.append(Node(layer, node.op_type, list(node.input), list(node.output), attrs, "", (layer,)))
@@ -175,7 +177,7 @@ class GraphImporter:
             self._set_constant(output, stands_for.data)
         elif stands_for.name in self._outputs or stands_for.name in self._inputs:
             self.values[output] = Value(output, stands_for.shape, stands_for.dtype)
-            layer = unique_name(f"Identity_{output}", self._layers)
+            layer = self._layer_name(f"Identity_{output}")
             self.nodes.append(Node(layer, "Identity", [stands_for.name], [output], {}, "", (layer,)))
         else:
             old = stands_for.name
@@ -185,6 +187,13 @@ class GraphImporter:
             self._same = {dropped: output if name == old else name for dropped, name in self._same.items()}
             self.values[output] = Value(output, stands_for.shape, stands_for.dtype)
             del self.values[old]
+
+
+def _check_size(value: Value, name: str, layer: str | None = None) -> None:
+    """Raise ModelError for a value that fits into no memory: sizes behind it would overflow."""
+    if math.prod(value.shape) > _MAX_ELEMENTS:
+        what = f"'{name}' has {display_shape(value.shape)} elements, more than fit into memory"
+        raise ModelError(what, layer=layer, hint="export the model for a smaller input shape: see --shape")
 
 
 def _domain(node: onnx.NodeProto) -> str:

@@ -56,17 +56,21 @@ def load_model(path: str | Path, shapes: Mapping[str, tuple[int, ...]] | None = 
     importer = GraphImporter(opset, inputs.values, outputs, constants)
     importer.import_nodes(proto.graph.node, {})
     imported = importer.finish(proto.graph.name)
-    _check_float_types(imported)
+    _check_types(imported)
     for name in outputs:
         if imported.values[name].is_constant:
             notes.append(f"output '{display_name(name)}' is a constant: it does not depend on any input")
     return LoadedModel(imported, file.path, file.digest, inputs.notes + notes, inputs.symbolic)
 
 
-def _check_float_types(graph: Graph) -> None:
-    """Raise ModelError naming the first value of a float type that numpy does not know, bfloat16 above all."""
+def _check_types(graph: Graph) -> None:
+    """Raise ModelError naming the first value that holds texts or is of a float type that numpy does not know, bfloat16
+    above all.
+    """
     producers = graph.producers()
     for value in graph.values.values():
+        if value.dtype == "object":
+            raise ModelError(f"'{display_name(value.name)}' holds strings", hint="cut text processing off the model")
         if value.dtype.startswith(_FOREIGN_FLOATS):
             node = producers.get(value.name)
             raise ModelError(

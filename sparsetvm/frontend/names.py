@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Container
 
+from sparsetvm.errors import printable
+
 _LIMIT = 160
 
 
 def display_name(name: str, limit: int = _LIMIT) -> str:
     """`name` for a message or report: control and bidirectional characters escaped, cut in the middle at `limit`."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name)
-    if len(shown) <= limit:
-        return shown
-    half = (limit - 3) // 2
-    return f"{shown[:half]}...{shown[-half:]}"
+    return printable(name, limit)
 
 
 def words(text: str) -> frozenset[str]:
@@ -32,10 +30,23 @@ def display_shape(shape: tuple[int, ...]) -> str:
     return "x".join(str(d) for d in shape) if shape else "scalar"
 
 
-def unique_name(stem: str, taken: Container[str]) -> str:
-    """`stem`, or `stem.1`, `stem.2`, ... when it is taken."""
-    name, count = stem, 0
-    while name in taken:
-        count += 1
-        name = f"{stem}.{count}"
-    return name
+class UniqueNames:
+    """`stem`, or `stem.1`, `stem.2`, ... when it is taken: in one of the containers given, or given out before.
+
+    A file may hold a hundred thousand equal names: each is found without trying all those before it.
+    """
+
+    def __init__(self, *taken: Container[str]) -> None:
+        self._taken = taken
+        self._counts: dict[str, int] = {}
+
+    def __call__(self, stem: str) -> str:
+        name, count = stem, self._counts.get(stem, 0)
+        if count:
+            name = f"{stem}.{count}"
+        while name in self._counts or any(name in taken for taken in self._taken):
+            count += 1
+            name = f"{stem}.{count}"
+        self._counts[stem] = count
+        self._counts.setdefault(name, 0)
+        return name

@@ -1,22 +1,23 @@
-"""Read an ONNX file and its external data into memory, trusting neither.
+"""Read an ONNX file and its external data (`external`) into memory, trusting neither.
 
-Checks of our own stand before those of `onnx` (>= 1.21): external data must be a regular file inside the model's
-folder, reached without a symbolic link, and large enough for the tensor's shape.
+Commands do that in a child process with little memory and time (`child`).
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
+from typing import Any
 
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import external_data_helper
+from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 
 from sparsetvm.errors import ModelError
+from sparsetvm.frontend.child import Parcel, in_child
+from sparsetvm.frontend.external import load_external_data
 from sparsetvm.frontend.names import display_name
 from sparsetvm.frontend.text import invalid_string
 
@@ -39,14 +40,8 @@ def read_model(path: str | Path) -> ModelFile:
     """Parse the file and load external data. Raises ModelError for anything that is not a readable ONNX model."""
     path = Path(path)
     shown = display_name(str(path))
-    if not path.is_file():
-        raise ModelError(f"'{shown}' is not a file", hint="give the path of an .onnx file")
+    size_of(path)
     try:
-        if path.stat().st_size > _MAX_PROTO_BYTES:
-            raise ModelError(
-                f"'{shown}' is larger than 2 GiB, which protobuf cannot parse",
-                hint="save it with external data: onnx.save(model, path, save_as_external_data=True)",
-            )
         content = path.read_bytes()
     except OSError as error:
         raise ModelError(f"'{shown}' cannot be read: {error.strerror}", hint="check the file's rights") from error
@@ -62,9 +57,37 @@ def read_model(path: str | Path) -> ModelFile:
         raise ModelError(f"'{shown}' is damaged: a text in it is no UTF-8 ({damaged})", hint=_COPY_AGAIN)
     digest = hashlib.sha256(content)
     del content
-    for name, file_digest in _load_external_data(proto, path):
+    for name, file_digest in load_external_data(_tensors_in(proto), path.parent):
         digest.update(name.encode("utf-8", "surrogateescape") + b"\0" + file_digest)
     return ModelFile(path, proto, digest.hexdigest())
+
+
+def size_of(path: str | Path) -> int:
+    """Bytes of a model file. Raises ModelError when it is no file or cannot be one that protobuf parses."""
+    path = Path(path)
+    shown = display_name(str(path))
+    try:
+        if not path.is_file():
+            raise ModelError(f"'{shown}' is not a file", hint="give the path of an .onnx file")
+        size = path.stat().st_size
+    except OSError as error:
+        raise ModelError(f"'{shown}' cannot be read: {error.strerror}", hint="check the file's rights") from error
+    if size > _MAX_PROTO_BYTES:
+        raise ModelError(
+            f"'{shown}' is larger than 2 GiB, which protobuf cannot parse",
+            hint="save it with external data: onnx.save(model, path, save_as_external_data=True)",
+        )
+    return size
+
+
+def checked_digest(path: str | Path) -> str:
+    """`ModelFile.digest`, the file parsed in a limited child process. Raises ModelError as `read_model` does."""
+    digest: str = in_child(_packed_digest, os.fspath(path), size=size_of(path)).value
+    return digest
+
+
+def _packed_digest(path: str) -> Parcel:
+    return Parcel(read_model(path).digest)
 
 
 def _unparsable(shown: str, content: bytes) -> ModelError:
@@ -113,110 +136,12 @@ def _varint(content: bytes, position: int) -> tuple[int | None, int]:
     return None, position
 
 
-def tensors_of(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor of a graph: initializers, sparse initializers, attributes, and those of its subgraphs."""
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    yield from _node_tensors(graph.node)
-
-
-def _node_tensors(nodes: Iterator[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
-    for node in nodes:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            if attribute.HasField("sparse_tensor"):
-                yield from (attribute.sparse_tensor.values, attribute.sparse_tensor.indices)
-            if attribute.HasField("g"):
-                yield from tensors_of(attribute.g)
-            for graph in attribute.graphs:
-                yield from tensors_of(graph)
-
-
-def _load_external_data(proto: onnx.ModelProto, path: Path) -> list[tuple[str, bytes]]:
-    """Load every external tensor; returns (location, sha256) of each data file, sorted by location."""
-    folder = path.parent
-    files: dict[str, Path] = {}
-    tensors = list(tensors_of(proto.graph))
-    for function in proto.functions:
-        tensors.extend(_node_tensors(function.node))
-    for tensor in tensors:
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            continue
-        entries = {entry.key: entry.value for entry in tensor.external_data}
-        location = entries.get("location", "")
-        if location not in files:
-            files[location] = _checked_data_file(folder, location, tensor.name)
-        length = _checked_length(tensor, entries, files[location])
-        del tensor.external_data[:]
-        for key, value in {"location": location, "offset": entries.get("offset", "0"), "length": str(length)}.items():
-            tensor.external_data.add(key=key, value=value)
-        try:
-            external_data_helper.load_external_data_for_tensor(tensor, str(folder))
-        except (ValueError, OSError, onnx.checker.ValidationError) as error:
-            raise _external_error(tensor.name, location, f"cannot be read safely: {error}") from error
-    return [(location, _file_digest(files[location])) for location in sorted(files)]
-
-
-def _external_error(tensor: str, location: str, what: str, hint: str | None = None) -> ModelError:
-    message = f"external data of tensor '{display_name(tensor)}': file '{display_name(location)}' {what}"
-    return ModelError(message, hint=hint)
-
-
-def _checked_data_file(folder: Path, location: str, tensor: str) -> Path:
-    """The path of an external data file, which must lie in `folder` and be reached without a symbolic link."""
-    relative = PurePosixPath(location)
-    if not location or "\0" in location:
-        raise ModelError(f"external data of tensor '{display_name(tensor)}' names no file")
-    if relative.is_absolute() or PureWindowsPath(location).anchor or ".." in relative.parts or "\\" in location:
-        raise _external_error(tensor, location, "lies outside the model's folder", "keep the data beside the model")
-    file = folder / location
-    step = folder
-    for part in relative.parts:
-        step = step / part
-        if step.is_symlink():
-            raise _external_error(
-                tensor, location, "is reached through a symbolic link", "copy the real file beside the model"
-            )
-    if not file.exists():
-        raise _external_error(
-            tensor, location, "is missing", f"copy it into the model's folder as '{display_name(location)}'"
-        )
-    if not file.is_file() or not file.resolve().is_relative_to(folder.resolve()):
-        raise _external_error(tensor, location, "is not a regular file inside the model's folder")
-    return file
-
-
-def _checked_length(tensor: onnx.TensorProto, entries: dict[str, str], file: Path) -> int:
-    """Bytes to read: those of the tensor's shape, which offset, length and the size of the file must allow."""
-    location = entries["location"]
-    try:
-        itemsize = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    except (KeyError, TypeError) as error:
-        raise _external_error(tensor.name, location, f"holds unknown data type {tensor.data_type}") from error
-    if any(dim < 0 for dim in tensor.dims):
-        raise _external_error(tensor.name, location, "belongs to a tensor with a negative dimension")
-    expected = math.prod(tensor.dims) * itemsize
-    try:
-        offset = int(entries.get("offset", "0"))
-        length = int(entries.get("length", str(expected)))
-    except ValueError as error:
-        raise _external_error(tensor.name, location, "has an offset or length that is no number") from error
-    available = file.stat().st_size
-    if length != expected:
-        what = f"is given with {length} bytes, but the tensor's shape needs {expected}"
-        raise _external_error(tensor.name, location, what)
-    if offset < 0 or offset + length > available:
-        what = f"is too short: bytes {offset} to {offset + length} of {available}"
-        raise _external_error(tensor.name, location, what, "copy the file again: it may be truncated")
-    return length
-
-
-def _file_digest(file: Path) -> bytes:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.digest()
+def _tensors_in(message: Any) -> Iterator[onnx.TensorProto]:
+    """Every tensor in a protobuf message, wherever it is."""
+    if isinstance(message, onnx.TensorProto):
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_MESSAGE:
+            for item in [value] if isinstance(value, Message) else value:
+                yield from _tensors_in(item)

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from sparsetvm.core.folders import NO_HOME
 from sparsetvm.core.record import SCHEMA_VERSION, Record
 from sparsetvm.core.target import DeviceFingerprint
 from sparsetvm.errors import LogError
@@ -58,6 +59,8 @@ def journal_path(folder: Path, device: DeviceFingerprint) -> Path:
 
 def check_writable(folder: Path) -> None:
     """Make the folder if need be and prove that it can be written. Raises LogError with the next step."""
+    if Path(folder).is_relative_to(NO_HOME):
+        raise LogError("this user has no home folder for tuning logs", hint="name one with --log-dir DIR, or set HOME")
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -14,8 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
-import platformdirs
-
+from sparsetvm.core.folders import state_folder
 from sparsetvm.errors import LogError
 from sparsetvm.log.journal import WRITER
 from sparsetvm.settings import read_settings
@@ -41,7 +40,7 @@ def log_dir(explicit: Path | str | None = None) -> Path:
     project = Path("tuning_logs")
     if project.is_dir():
         return project
-    return Path(platformdirs.user_state_dir("sparsetvm", appauthor=False)) / "tuning_logs"
+    return state_folder() / "tuning_logs"
 
 
 def log_files(folder: Path | None, extra: Sequence[Path | str] = (), *, shipped: bool = True) -> list[LogFile]:

@@ -130,7 +130,8 @@ class RecordIndex:
     ) -> Decision:
         """The best record that the rules of reuse (relation.py) allow, dense templates included.
 
-        Exact goes before compatible; among compatible workloads the closest one with re-timed results goes first.
+        Records of exactly this task go before those of others, whichever way they fit; among compatible workloads the
+        closest one with re-timed results goes first.
         What a final round passed over is not taken, nor what lost to a template that has a new version since: that may
         win again. Equal times go to the earlier source. reuse=False takes nothing.
         """
@@ -252,13 +253,29 @@ def _group(
             groups[known.workload_id, changed].append(known)
         else:
             groups[known.workload_id, relation].append(known)
-    ranked = [standings(members, relation) for (_, relation), members in groups.items()]
+    ranked = _side_by_side([standings(members, relation) for (_, relation), members in groups.items()], workload)
     broken = {s.known.record.config: s.failure for g in ranked for s in g if s.relation.kind == "exact" and s.failure}
     ranked = [[s if s.relation.kind == "exact" else s.after(broken) for s in group] for group in ranked]
     ranked.sort(
-        key=lambda g: (g[0].relation.kind != "exact", not any(s.retimed for s in g), distance(g[0].workload, workload))
+        key=lambda g: (
+            all(s.relation.kind != "exact" for s in g),
+            not any(s.retimed for s in g),
+            distance(g[0].workload, workload),
+        )
     )
     return ranked, [f"{_count(count, 'record')}: {reason}" for reason, count in left.items()]
+
+
+def _side_by_side(groups: list[list[Standing]], workload: Workload) -> list[list[Standing]]:
+    """The groups, those of exactly this workload as one: a time of an older search space is no reason to take a config
+    that is slower. Of a config known from several of them its exact standing counts.
+    """
+    own = sorted((g for g in groups if g[0].workload == workload), key=lambda g: g[0].relation.kind != "exact")
+    together: dict[Config, Standing] = {}
+    for standing in (s for group in own for s in group):
+        together.setdefault(standing.known.record.config, standing)
+    others = [group for group in groups if group[0].workload != workload]
+    return [list(together.values()), *others] if together else others
 
 
 def _outdated_winner(related: Iterable[tuple[Known, Relation]], valid: Valid, chosen: Standing) -> Record | None:
@@ -281,9 +298,9 @@ def _outdated_winner(related: Iterable[tuple[Known, Relation]], valid: Valid, ch
 def _explain(group: list[Standing], chosen: Standing | None) -> list[str]:
     """One line per config of a group, the choice first, then the best."""
     ordered = sorted(group, key=lambda s: (s is not chosen, bool(s.failure), s.score))
-    kind, reason = ordered[0].relation.kind, ordered[0].relation.reason
     lines = []
     for standing in ordered[:_WHY_LINES]:
+        kind, reason = standing.relation.kind, standing.relation.reason
         if standing is chosen:
             verdict = "taken" if kind == "exact" else f"taken, to be measured once ({reason})"
         elif standing.failure:
@@ -292,7 +309,8 @@ def _explain(group: list[Standing], chosen: Standing | None) -> list[str]:
             verdict = "not taken: slower" + ("" if standing.retimed else ", or timed in the search only")
         lines.append(f"{kind}, {standing.known.source}: {standing.describe()}: {verdict}")
     if len(ordered) > _WHY_LINES:
-        lines.append(f"{kind}: {_count(len(ordered) - _WHY_LINES, 'more config')}: not taken: slower or failed")
+        more = _count(len(ordered) - _WHY_LINES, "more config")
+        lines.append(f"{ordered[-1].relation.kind}: {more}: not taken: slower or failed")
     return lines
 
 

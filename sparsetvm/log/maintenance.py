@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
+from sparsetvm.core.files import write_whole
 from sparsetvm.core.record import Record
 from sparsetvm.core.workload import Workload
 from sparsetvm.errors import LogError
@@ -95,25 +95,16 @@ def keep(path: Path) -> Path:
     try:
         os.link(path, backup)
     except OSError:
-        backup.write_bytes(path.read_bytes())
+        content = path.read_bytes()
+        write_whole(backup, lambda file: file.write(content), durable=True)
     return backup
 
 
 def replace(path: Path, data: bytes) -> None:
     """Write the file in one step: readers see the old content or the new, never a part."""
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, path.stat().st_mode & 0o777 if path.exists() else 0o644)
-            os.replace(temporary, path)
-            sync_folder(path.parent)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_whole(path, lambda file: file.write(data), durable=True)
+        sync_folder(path.parent)
     except OSError as error:
         raise LogError(f"cannot write {path}: {error.strerror or error}", hint="choose another output file") from error
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.cuda_driver import CudaError
 from sparsetvm.core.record import Status
+from sparsetvm.errors import EnvironmentProblem
 from sparsetvm.measure.candidate import Session
 from sparsetvm.measure.cuda_candidate import CudaBuilt, CudaTrial, build_cuda, load_cuda, save_cuda
 from sparsetvm.measure.cuda_timing import L2Flush
@@ -21,6 +23,25 @@ class ContextLost(BaseException):
     """
 
 
+class MachineFault(BaseException):
+    """The GPU or the CUDA compiler is not there any more: no fault of the candidate. Ends the worker, and the tune."""
+
+
+@contextmanager
+def _told_apart() -> Iterator[None]:
+    """Errors that end this process leave as what they are."""
+    try:
+        yield
+    except CudaError as problem:
+        if problem.gone:
+            raise MachineFault(f"the GPU has gone: {problem}") from problem
+        if problem.sticky:
+            raise ContextLost(str(problem)) from problem
+        raise
+    except EnvironmentProblem as problem:
+        raise MachineFault(problem.message) from problem
+
+
 class CudaSession(Session):
     """Builders compile machine code and never touch the GPU; a context is made for the first candidate that runs."""
 
@@ -28,11 +49,13 @@ class CudaSession(Session):
 
     def _flush(self) -> Any:
         if self._task.workload.cold and self._l2_flush is None:
-            self._l2_flush = L2Flush(self._target.l2)
+            with _told_apart():
+                self._l2_flush = L2Flush(self._target.l2)
         return self._l2_flush
 
     def _trial(self, built: Any, config: Config) -> Any:
-        return CudaTrial(built, self._references, self._target, self._find(config.template).tolerance)
+        with _told_apart():
+            return CudaTrial(built, self._references, self._target, self._find(config.template).tolerance)
 
     def _built(self, config: Config, library: str | None) -> Any:
         if library is not None:
@@ -49,11 +72,7 @@ class CudaSession(Session):
 
     def _guarded(self, status: Status, step: Callable[[], Any]) -> Any:
         def checked() -> Any:
-            try:
+            with _told_apart():
                 return step()
-            except CudaError as problem:
-                if problem.sticky:
-                    raise ContextLost(str(problem)) from problem
-                raise
 
         return super()._guarded(status, checked)

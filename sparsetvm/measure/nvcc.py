@@ -20,6 +20,8 @@ from pathlib import Path
 
 import msgspec
 
+from sparsetvm.core.files import write_whole
+from sparsetvm.core.folders import cache_folder
 from sparsetvm.core.target import Target, version_of
 from sparsetvm.errors import EnvironmentProblem, SparseTvmError
 from sparsetvm.schedules.cuda.launch import Launch
@@ -147,11 +149,10 @@ def is_cubin(code: bytes) -> bool:
     return code[:4] == _ELF and int.from_bytes(code[18:20], "little") == _CUDA_MACHINE
 
 
-def cubin_folder() -> Path:
-    """Where compiled kernels are kept."""
-    from platformdirs import user_cache_path
-
-    return user_cache_path("sparsetvm") / "cubin"
+def cubin_folder() -> Path | None:
+    """Where compiled kernels are kept, None when there is no place for them."""
+    folder = cache_folder()
+    return None if folder is None else folder / "cubin"
 
 
 def _key(source: Source, arch: str, compiler: Compiler) -> str:
@@ -171,8 +172,9 @@ def _key(source: Source, arch: str, compiler: Compiler) -> str:
 
 
 def _read_cached(key: str) -> bytes | None:
+    folder = cubin_folder()
     try:
-        cubin = (cubin_folder() / f"{key}.cubin").read_bytes()
+        cubin = (folder / f"{key}.cubin").read_bytes() if folder is not None else b""
     except OSError:
         return None
     return cubin if is_cubin(cubin) else None
@@ -181,11 +183,11 @@ def _read_cached(key: str) -> bytes | None:
 def _write_cached(key: str, cubin: bytes) -> None:
     """Appears whole or not at all. A cache that cannot be written costs time only."""
     folder = cubin_folder()
+    if folder is None:
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-            file.write(cubin)
-        os.replace(file.name, folder / f"{key}.cubin")
+        write_whole(folder / f"{key}.cubin", lambda file: file.write(cubin))
     except OSError:
         return
 

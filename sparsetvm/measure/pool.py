@@ -22,7 +22,7 @@ from sparsetvm.core.record import Status
 from sparsetvm.core.results import Event, Progress
 from sparsetvm.core.target import Target, default_threads
 from sparsetvm.core.task import Task
-from sparsetvm.errors import UsageError
+from sparsetvm.errors import EnvironmentProblem, UsageError
 from sparsetvm.measure.doubt import Expectation, noise_warning
 from sparsetvm.measure.process import ForkServer, TaskServer, WorkerDied, WorkerProcess, WorkerTimedOut
 from sparsetvm.measure.protocol import Build, Replies, Reply, Response, Retime, Run, SetTask, Stage
@@ -324,5 +324,11 @@ def _measured(config: Config, reply: Reply, build_seconds: float) -> Measured:
 
 
 def _died(config: Config, death: WorkerDied, stage: str) -> Measured:
+    """The result of a candidate whose worker died. Raises EnvironmentProblem when that was no fault of it."""
+    if death.machine_fault:
+        raise EnvironmentProblem(
+            death.machine_fault,
+            hint="run `sparsetvm doctor`; what was measured is in the log, and the same command goes on from there",
+        )
     status: Status = "out_of_memory" if death.out_of_memory else "crash"
     return Measured(config=config, status=status, message=f"{death.describe()} ({stage})")

@@ -33,6 +33,7 @@ _START_SECONDS = 120.0
 _STOP_SECONDS = 5.0
 _TAIL = 4096
 _DRAINED = 32  # reads of 64 KiB
+_FAULT = "MachineFault: "
 _TRACE = ('File "', "at ", "[bt]")  # lines of a stack trace say less than the line before it
 
 
@@ -53,6 +54,12 @@ class WorkerDied(Exception):
     def out_of_memory(self) -> bool:
         """True when the output says so, or somebody else (the kernel) sent SIGKILL."""
         return self.signal_name == "SIGKILL" or tells_of_memory(self.output)
+
+    @property
+    def machine_fault(self) -> str:
+        """What the machine lacks all of a sudden (cuda_session.MachineFault), "" when the candidate is to blame."""
+        lines = [line for line in self.output.splitlines() if line.startswith(_FAULT)]
+        return lines[-1].removeprefix(_FAULT) if lines else ""
 
     def describe(self) -> str:
         """One line: the signal and the last words."""

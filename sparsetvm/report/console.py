@@ -19,14 +19,15 @@ from sparsetvm.core.results import (
     TuneReport,
     VerifyReport,
 )
+from sparsetvm.errors import printable
+from sparsetvm.frontend.names import display_name, display_names
 from sparsetvm.log.maintenance import LogRow, age
 from sparsetvm.report.forecast import forecast_lines
 from sparsetvm.report.table import console, factor, make_table, micros, percent
-from sparsetvm.report.text import plain
 
 
 def _say(out: Console, text: str) -> None:
-    out.print(Text(plain(text)), soft_wrap=True)
+    out.print(Text(printable(text)), soft_wrap=True)
 
 
 def print_inspect(report: InspectReport) -> None:
@@ -55,10 +56,10 @@ def print_inspect(report: InspectReport) -> None:
             reasons.setdefault(layer.reason, []).append(layer.name)
     for reason, names in reasons.items():
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        _say(out, f"{names[0]}{more}: {reason}")
+        _say(out, f"{display_name(names[0])}{more}: {reason}")
     for layer in report.layers:
         if layer.structure:
-            _say(out, f"{layer.name}: {layer.structure} (kernels are chosen for: {layer.pattern})")
+            _say(out, f"{display_name(layer.name)}: {layer.structure} (kernels are chosen for: {layer.pattern})")
     _say_what_is_shared(out, report)
     sparse = sum(layer.verdict == "sparse" for layer in report.layers)
     _say(out, f"{sparse} of {len(report.layers)} layers would run sparse")
@@ -77,7 +78,7 @@ def _say_what_is_shared(out: Console, report: InspectReport) -> None:
             groups.setdefault((layer.same_positions, layer.shares_kernel), []).append(layer.name)
     for (first, kernel), names in groups.items():
         what = "one kernel" if kernel else "but not the kernel: shapes, layouts or epilogues differ"
-        _say(out, f"{', '.join(names)}: non-zeros in the same places as {first}, {what}")
+        _say(out, f"{display_names(names)}: non-zeros in the same places as {display_name(first)}, {what}")
 
 
 def print_tasks(report: TuneReport) -> None:

@@ -8,19 +8,22 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from sparsetvm.core.results import Event, Progress
-from sparsetvm.report.text import plain
+from sparsetvm.errors import printable
+from sparsetvm.frontend.names import display_name
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
+
+_MAX_LINE = 2000
 
 
 def describe(event: Event) -> str:
     """One line of text for an event; the message comes first, then the data that it does not already say."""
     parts = [event.message] if event.message else []
     parts += [f"{key}={_number(value)}" for key, value in event.data.items() if isinstance(value, (str, int, float))]
-    subject = f"{event.task}: " if event.task else ""
-    return plain(f"[{event.kind.replace('_', ' ')}] {subject}{' '.join(parts)}".rstrip())
+    subject = f"{display_name(event.task)}: " if event.task else ""
+    return printable(f"[{event.kind.replace('_', ' ')}] {subject}{' '.join(parts)}".rstrip(), _MAX_LINE)
 
 
 def _number(value: object) -> str:

@@ -14,6 +14,7 @@ from sparsetvm.core.record import Record
 from sparsetvm.core.target import DeviceFingerprint, Target, parse_target
 from sparsetvm.core.task import Task
 from sparsetvm.errors import ModelError, SparseTvmError, UsageError, did_you_mean
+from sparsetvm.frontend.recorded import recorded_model
 from sparsetvm.log.location import LogFile, expand
 from sparsetvm.log.location import log_dir as find_log_dir
 from sparsetvm.log.lookup import RecordIndex
@@ -128,7 +129,7 @@ def _of_manifest(
         story.notes.append(
             f"{missing} of its {len(wanted)} tasks have no records in the log: their trials are not shown"
         )
-    prepared = _model_of(manifest, model, story)
+    prepared = _model_of(manifest, path.with_name(path.name.removesuffix(".json")), model, story)
     if prepared is not None:
         where = manifest.target
         device = DeviceFingerprint(where.kind, "", f"any {where}", where.isa, 0, "")
@@ -139,23 +140,17 @@ def _of_manifest(
     return story
 
 
-def _model_of(manifest: _Manifest, model: Path | str | None, story: Story) -> Prepared | None:
-    """The model that is given, or the one of the manifest where that is still there and the same."""
+def _model_of(manifest: _Manifest, library: Path, model: Path | str | None, story: Story) -> Prepared | None:
+    """The model that is given, or the one of the manifest's name and digest near the library."""
     shapes = {info.name: info.shape for info in manifest.inputs}
     if model is not None:
         return prepare(model, manifest.target, shapes)
-    path = manifest.model.get("path", "")
-    if not Path(path).is_file():
-        return None
     try:
-        prepared = prepare(path, manifest.target, shapes)
+        found = recorded_model(library, manifest.model.get("name", ""), manifest.model.get("sha256", ""))
+        return prepare(found, manifest.target, shapes)
     except SparseTvmError as problem:
-        story.notes.append(f"the model at its recorded place was not read: {problem.message}")
+        story.notes.append(f"no pictures of weights: {problem.message}; name the model with --model")
         return None
-    if prepared.digest != story.digest:
-        story.notes.append(f"{path} has changed since: no pictures of its weights")
-        return None
-    return prepared
 
 
 def add_untold(story: Story, tasks: Sequence[Task], device: DeviceFingerprint) -> list[TaskStory]:

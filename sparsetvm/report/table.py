@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sparsetvm.report.text import plain
+from sparsetvm.frontend.names import display_name
 
 COLUMNS = 100
 
@@ -21,11 +21,13 @@ def console() -> Console:
 
 
 _NAME_WIDTH = 14
+_MAX_CELL = 160  # a name of ten thousand characters would fill pages
 _MAX_WIDTH = {"config": 42, "workload": 29}  # what may be cut so that the rest fits
 
 
 def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, fold: Sequence[str] = ()) -> Table:
     """A table; a column whose title starts with ">" is right-aligned, the columns in `fold` wrap, others are cut."""
+    rows = [[display_name(cell, _MAX_CELL) for cell in row] for row in rows]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     for title in columns:
         name = title.removeprefix(">")
@@ -40,7 +42,7 @@ def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, fold: S
             no_wrap=name not in fold,
         )
     for row in rows:
-        table.add_row(*[Text(plain(cell)) for cell in row])
+        table.add_row(*map(Text, row))
     return table
 
 

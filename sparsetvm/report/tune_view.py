@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sparsetvm.core.results import Event
-from sparsetvm.report.text import plain
+from sparsetvm.errors import printable
 
 _FRAME = 9  # lines of the view that are no tasks
 _LEAST_ROWS = 3
@@ -142,11 +142,11 @@ class TuneView:
             table.add_column("", overflow="ellipsis", no_wrap=True, max_width=18)
         for task in shown:
             gain = task.dense / task.best if task.dense and task.best else None
-            about = [plain(task.pattern), f"{100 * task.sparsity:.1f} %", str(task.count)] if wide else []
+            about = [printable(task.pattern), f"{100 * task.sparsity:.1f} %", str(task.count)] if wide else []
             style = "bold" if task.state == "searching" else "dim" if not task.state else ""
             times = [_number(task.dense), _number(task.best), "" if gain is None else f"{gain:.2f}x"]
-            rest = [] if narrow else [str(task.trials or ""), str(task.failed or ""), plain(task.state)]
-            table.add_row(*map(Text, [plain(task.name), *about, *times, *rest]), style=style)
+            rest = [] if narrow else [str(task.trials or ""), str(task.failed or ""), printable(task.state)]
+            table.add_row(*map(Text, [printable(task.name), *about, *times, *rest]), style=style)
         return table
 
     def _shown(self, room: int) -> list[_Task]:
@@ -165,8 +165,8 @@ class TuneView:
             lines.append(f"{of}: {_time(now)}, dense {_time(dense)}{first}: {dense / now:.2f}x")
         failures = ", ".join(f"{count} {status}" for status, count in self.statuses.most_common() if status != "ok")
         lines.append(f"failures: {failures or 'none'}")
-        lines.append(f"log {plain(self._log)}, seed {self._seed}; Ctrl-C keeps what is measured")
-        lines.append(f"last {plain(self.last)}" if self.last else "")
+        lines.append(f"log {printable(self._log)}, seed {self._seed}; Ctrl-C keeps what is measured")
+        lines.append(f"last {printable(self.last)}" if self.last else "")
         return [_cut(line, width) for line in lines]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from sparsetvm.core.graph import Graph
 from sparsetvm.core.target import Target
 from sparsetvm.core.task import Task
-from sparsetvm.frontend.load import load_model
+from sparsetvm.frontend.transfer import load_limited
 from sparsetvm.rewrite.pipeline import rewrite
 from sparsetvm.rewrite.workloads import make_tasks
 
@@ -31,7 +31,7 @@ class Prepared:
 
 def prepare(model: str | Path, target: Target, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Prepared:
     """Load and rewrite `model` for `target`. Raises ModelError when the model is rejected."""
-    loaded = load_model(model, shapes)
+    loaded = load_limited(model, shapes)
     graph = rewrite(loaded.graph, target)
     tasks = make_tasks(graph, target)
     notes = [*loaded.notes, *graph.notes]

@@ -28,7 +28,7 @@ _BINARY = ("Add", "Sub", "Mul", "Div")
 def split_batch(graph: Graph, target: Target) -> bool:
     """Cut the batch where every node treats its samples alike and one node's tensors exceed the caches."""
     batch = _common_batch(graph)
-    if batch < 2 or not _independent(graph, batch):
+    if batch < 2 or not graph.nodes or not _independent(graph, batch):
         return False
     per_sample = max(_bytes_of(graph, node) for node in graph.nodes) // batch
     room = _CHUNK_BYTES * target.threads
@@ -60,7 +60,7 @@ def _bytes_of(graph: Graph, node: Node) -> int:
 
 def _independent(graph: Graph, batch: int) -> bool:
     """True when every node computes each sample from that sample alone, along dimension 0 of all its values."""
-    computed = {out for node in graph.nodes for out in node.outputs if out} | set(graph.inputs)
+    computed = {out for node in graph.nodes for out in node.outputs if out} | {*graph.inputs, *graph.outputs}
     if any(graph.values[name].shape[:1] != (batch,) or graph.values[name].is_constant for name in computed):
         return False
     return all(_rule(node)(graph, node) for node in graph.nodes)

@@ -22,7 +22,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from sparsetvm.core.cuda_runtime import load_cuda_runtime
@@ -45,6 +44,7 @@ class Module:
     On a CPU different modules run beside each other, each call with a thread pool of the calling thread.
 
     inputs, outputs: name, shape and dtype of each tensor. manifest: the parsed manifest, {} when there is none.
+    signature: the part of it that was checked, None without one; nothing here depends on the rest.
     notes: what the user should know about how it was loaded. Raises ModelError when the file cannot be loaded.
     """
 
@@ -58,8 +58,9 @@ class Module:
         if not self.path.is_file():
             raise UsageError(f"'{path}' is no file", hint="sparsetvm compile MODEL -o m.so writes one")
         found = read_manifest(self.path)
-        target = found[0].get("target", {}) if found else {}
-        on_cuda = target.get("kind") == "cuda"
+        self.signature = found[1] if found else None
+        target = self.built_for
+        on_cuda = target is not None and target.kind == "cuda"
         self._lock: AbstractContextManager[object] = gpu_lock if on_cuda else threading.Lock()
         with self._lock:
             machine, arity = _load(self.path, target)
@@ -85,7 +86,7 @@ class Module:
         self._buffers: list[_Buffer] = []
         if on_cuda:
             with self._lock:
-                self._gpu = CudaRun(machine, int(target.get("device", 0)), self.inputs, self.outputs)
+                self._gpu = CudaRun(machine, target.device if target else 0, self.inputs, self.outputs)
             return
         real = set_threads(self.threads)
         if real < self.threads:
@@ -109,7 +110,7 @@ class Module:
     @property
     def built_for(self) -> Target | None:
         """The target it was compiled for, None without a manifest."""
-        return msgspec.convert(self.manifest["target"], Target) if self.manifest else None
+        return self.signature.target if self.signature else None
 
     def prepared(self, inputs: Mapping[str, Any]) -> Callable[[], object]:
         """A call that runs on `inputs`, for benchmarks: `run`, or on a GPU a run without any copy, waited for."""
@@ -267,15 +268,16 @@ def random_arrays(tensors: Iterable[TensorInfo], seed: int = 0) -> dict[str, np.
     }
 
 
-def _load(path: Path, target: Mapping[str, Any]) -> tuple[Any, int]:
+def _load(path: Path, target: Target | None) -> tuple[Any, int]:
     """The virtual machine of a library, ready to call, and the number of inputs of its function "main"."""
-    if target.get("kind") == "cuda":
+    cuda = target is not None and target.kind == "cuda"
+    if cuda:
         load_cuda_runtime(to_run=True)
     import tvm
     from tvm.runtime.vm import VirtualMachine
 
     try:
-        device = tvm.cuda(int(target.get("device", 0))) if target.get("kind") == "cuda" else tvm.cpu()
+        device = tvm.cuda(target.device) if target is not None and cuda else tvm.cpu()
         with _loadable(path.resolve()) as library:
             machine = VirtualMachine(tvm.runtime.load_module(str(library)), device)
         return machine, int(machine.module["get_function_arity"]("main"))

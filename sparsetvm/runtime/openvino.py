@@ -7,18 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from sparsetvm.errors import EnvironmentProblem, UsageError
+from sparsetvm.frontend.read import checked_digest
 
 
 def openvino_request(model: Path, threads: int, *, float32: bool) -> Any:
     """An inference request of an ONNX model on the CPU.
 
     float32: compute in float32; otherwise OpenVINO chooses, bfloat16 on CPUs that have it, whatever the model says.
-    Raises EnvironmentProblem when the package is missing or cannot load the model.
+    Raises EnvironmentProblem when the package is missing or cannot load the model, ModelError for a file that our own
+    reader refuses.
     """
     try:
         import openvino
     except ImportError as error:
         raise EnvironmentProblem("openvino is not installed", hint="pip install openvino") from error
+    checked_digest(model)
     options: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
     if float32:
         options["INFERENCE_PRECISION_HINT"] = "f32"

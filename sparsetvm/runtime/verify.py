@@ -11,15 +11,21 @@ import numpy as np
 from sparsetvm.core.arithmetic import TOLERANCES
 from sparsetvm.core.results import OutputError, VerifyReport
 from sparsetvm.errors import EnvironmentProblem, UsageError
+from sparsetvm.frontend.read import checked_digest
 from sparsetvm.runtime.module import Module
 
 
 def onnxruntime_session(model: Path, threads: int) -> Any:
-    """An ONNX Runtime CPU session with `threads` threads. Raises EnvironmentProblem when the package is missing."""
+    """An ONNX Runtime CPU session with `threads` threads.
+
+    Raises ModelError for a file that our own reader refuses: ONNX Runtime would look for the external data itself.
+    EnvironmentProblem when the package is missing.
+    """
     try:
         import onnxruntime
     except ImportError as error:
         raise EnvironmentProblem("onnxruntime is not installed", hint="pip install onnxruntime") from error
+    checked_digest(model)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -64,7 +70,7 @@ def verify_module(module: Module, reference: Path, *, samples: int, tolerance: f
     tolerance: None for the manifest's, which is larger for a float16 model (core/manifest.py says why).
     """
     if tolerance is None:
-        tolerance = float(module.manifest.get("tolerances", {}).get("rel_l2_error", TOLERANCES["float32"]))
+        tolerance = module.signature.tolerances.rel_l2_error if module.signature else TOLERANCES["float32"]
     session = onnxruntime_session(reference, module.threads)
     check_signature(session, module, reference)
     worst: dict[str, OutputError] = {}
@@ -93,7 +99,7 @@ def verify_module(module: Module, reference: Path, *, samples: int, tolerance: f
 
 def _notes(module: Module, overflowed: list[str]) -> list[str]:
     """What to know about a reference that computes in float16. overflowed: outputs that only we have finite."""
-    if module.manifest.get("model", {}).get("arithmetic") != "float16":
+    if module.signature is None or module.signature.model.arithmetic != "float16":
         return []
     notes = ["the model is float16: the reference may round to it at every operator, this module computes in float32"]
     if overflowed:

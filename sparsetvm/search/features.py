@@ -85,11 +85,13 @@ def config_features(workload: Workload, configs: Sequence[Config], target: Targe
 
 
 def feature_matrix(columns: Mapping[str, np.ndarray], names: Sequence[str], rows: int) -> np.ndarray:
-    """(rows, len(names)) float32; NaN where a name is missing."""
+    """(rows, len(names)) float32; NaN where a name is missing, or a record holds a knob beyond all sense."""
     matrix = np.full((rows, len(names)), np.nan, np.float32)
-    for at, name in enumerate(names):
-        if name in columns:
-            matrix[:, at] = columns[name]
+    with np.errstate(over="ignore"):
+        for at, name in enumerate(names):
+            if name in columns:
+                matrix[:, at] = columns[name]
+    matrix[np.isinf(matrix)] = np.nan
     return matrix
 
 
@@ -107,7 +109,8 @@ def _template_features(workload: Workload, configs: Sequence[Config], target: Ta
             knobs[name] = np.array(values, np.float64)
             with np.errstate(invalid="ignore"):
                 found[name] = np.where(knobs[name] >= 0, np.log2(1 + np.abs(knobs[name])), knobs[name])
-    found.update(_meaning(workload, knobs, target))
+    with np.errstate(all="ignore"):  # a record may hold a knob of zero or less
+        found.update(_meaning(workload, knobs, target))
     return found
 
 

@@ -165,7 +165,7 @@ def select(tasks: list[Task], selection: str) -> list[Task]:
         first, dash, last = part.partition("-")
         if part in names:
             chosen[id(names[part])] = names[part]
-        elif first.isdigit() and (last.isdigit() or not dash):
+        elif first.isdecimal() and (last.isdecimal() or not dash):
             low, high = int(first), int(last or first)
             if not 1 <= low <= high <= len(tasks):
                 raise UsageError(f"--tasks {part}: the model has tasks 1 to {len(tasks)}", hint="see --tasks list")

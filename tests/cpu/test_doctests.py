@@ -11,7 +11,7 @@ import pytest
 from sparsetvm.examples import digits_path
 
 ROOT = Path(__file__).parents[2]
-MODULES = ["sparsetvm.api", "sparsetvm.report.text", "sparsetvm.report.html.charts", "sparsetvm.core.html_table"]
+MODULES = ["sparsetvm.api", "sparsetvm.report.html.charts", "sparsetvm.core.html_table"]
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -52,7 +52,9 @@ def test_gpu_of_a_machine_without_one_says_what_to_write(no_driver, text):
     assert "cuda,sm_90" in str(error.value.hint)
 
 
-@pytest.mark.parametrize("text", ["cuda,sm_9", "cuda:x", "cuda:", "cuda:1,sm_90", "cudax"])
+@pytest.mark.parametrize(
+    "text", ["cuda,sm_9", "cuda:x", "cuda:", "cuda:\u00b2", "cuda:99999999999999999999", "cuda:1,sm_90", "cudax"]
+)
 def test_nonsense_is_a_target_error_with_a_next_step(text):
     with pytest.raises(TargetError) as error:
         parse_target(text)

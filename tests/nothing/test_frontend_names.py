@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsetvm.frontend.names import display_name, display_names, display_shape, unique_name
+from sparsetvm.frontend.names import UniqueNames, display_name, display_names, display_shape
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=())))
@@ -36,9 +36,24 @@ def test_display_shape_is_what_the_command_line_takes():
 
 
 @given(st.lists(st.sampled_from(["a", "a.1", "b"]), max_size=12))
-def test_unique_name_never_repeats(stems):
-    taken: set[str] = set()
+def test_unique_names_never_repeat(stems):
+    give, given_out = UniqueNames({"b", "b.1"}), {"b", "b.1"}
     for stem in stems:
-        name = unique_name(stem, taken)
-        assert name not in taken
-        taken.add(name)
+        name = give(stem)
+        assert name == stem or name.startswith(f"{stem}.")
+        assert name not in given_out
+        given_out.add(name)
+
+
+def test_unique_names_takes_no_square_of_the_number_of_equal_names():
+    class Counting(set):
+        asked = 0
+
+        def __contains__(self, name):
+            Counting.asked += 1
+            return super().__contains__(name)
+
+    give = UniqueNames(Counting())
+    for _ in range(1000):
+        give("same")
+    assert Counting.asked < 4000

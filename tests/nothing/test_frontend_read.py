@@ -122,7 +122,7 @@ def test_read_rejects_external_data_behind_a_symbolic_link(kind, external):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("offset", "-4", "too short"),
+        ("offset", "-4", "negative offset"),
         ("offset", "99999999999999999999", "too short"),
         ("offset", "many", "no number"),
         ("length", "4", "shape needs"),

@@ -194,6 +194,19 @@ def test_record_of_another_template_version_is_not_taken() -> None:
     assert best(index, valid=lambda c, version, s: version == 2).kind == "none"
 
 
+def test_slower_config_of_a_new_space_does_not_hide_a_faster_one_of_an_old_space() -> None:
+    fast = record(space="old", stage="final", run="a", times_us=(10.0,), time="2026-01-01T00:00:00+00:00")
+    dense = record(
+        config=DENSE, space="new", stage="final", run="b", times_us=(90.0,), time="2026-01-02T00:00:00+00:00"
+    )
+    decision = best(index_of(fast, dense), valid=lambda c, v, space: space in ("", "new"))
+    assert (decision.kind, decision.record) == ("compatible", fast)
+    # The other way round the exact one is simply the better one.
+    slow = msgspec.structs.replace(fast, times_us=(99.0,))
+    decision = best(index_of(slow, dense), valid=lambda c, v, space: space in ("", "new"))
+    assert (decision.kind, decision.record) == ("exact", dense)
+
+
 def test_record_of_a_changed_space_is_compatible_while_it_is_declared() -> None:
     decision = best(index_of(record(space="old")), valid=lambda c, v, space: space in ("", "new"))
     assert decision.kind == "compatible"

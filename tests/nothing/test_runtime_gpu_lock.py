@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from sparsetvm.core.manifest import TensorInfo
+from sparsetvm.core.target import parse_target
 from sparsetvm.runtime import module as module_room
 from sparsetvm.runtime.module import Module
 
@@ -58,8 +59,8 @@ def test_threads_with_modules_of_their_own_and_a_shared_one_never_meet_on_the_gp
 ) -> None:
     gpu, path = Gpu(), tmp_path / "m.so"
     path.touch()
-    signature = SimpleNamespace(inputs=[X], outputs=[X], threads=1)
-    monkeypatch.setattr(module_room, "read_manifest", lambda path: ({"target": {"kind": "cuda"}}, signature))
+    signature = SimpleNamespace(inputs=[X], outputs=[X], threads=1, weights=None, target=parse_target("cuda,sm_90"))
+    monkeypatch.setattr(module_room, "read_manifest", lambda path: ({}, signature))
     monkeypatch.setattr(module_room, "_load", gpu.load_library)
     monkeypatch.setattr(module_room, "CudaRun", gpu.open_run)
     shared, x = Module(path), np.ones(2, np.float32)

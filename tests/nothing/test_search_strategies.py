@@ -142,11 +142,13 @@ def test_expected_gain_falls_as_a_search_goes_on() -> None:
 def test_evolutionary_search_beats_random_search_on_equal_trials() -> None:
     task = make_task()
     candidates = candidates_of(task.workload, TARGET, templates)
-    guided = [run(task, evolutionary(task, candidates, seed), 48)[-1] for seed in range(4)]
-    blind = [run(task, RandomSearch(candidates, random.Random(seed)), 48)[-1] for seed in range(4)]
+    # Of 16 searches about four stay at a local optimum: fewer say little.
+    guided = [run(task, evolutionary(task, candidates, seed), 48)[-1] for seed in range(16)]
+    blind = [run(task, RandomSearch(candidates, random.Random(seed)), 48)[-1] for seed in range(16)]
     assert statistics.mean(guided) < statistics.mean(blind)
     optimum = min(measured(task, config).best_us for choice in candidates.choices for config in choice.space)
-    assert statistics.mean(guided) < 1.05 * optimum
+    assert statistics.median(guided) < 1.01 * optimum
+    assert statistics.mean(guided) < 1.10 * optimum
 
 
 def test_evolutionary_search_starts_better_when_trained_on_another_shape() -> None:

@@ -7,6 +7,7 @@ import pytest
 from canonical_checks import rewritten
 from graph_eval import evaluate
 from models import ModelBuilder, bert, conv_net, mobile_net, random_inputs
+from onnx import helper, numpy_helper
 
 from sparsetvm.core.graph import Graph
 from sparsetvm.core.target import Target
@@ -26,6 +27,20 @@ def small_caches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def layered(builder: ModelBuilder) -> Graph:
     return rewritten(builder, canonicalize, make_layers, fuse_epilogues, expect_change=None)
+
+
+@pytest.mark.usefixtures("small_caches")
+def test_graph_without_nodes_or_with_a_constant_output_stays_whole() -> None:
+    """Found by fuzzing. A constant of the whole batch would have been an output of every chunk."""
+    builder = ModelBuilder()
+    builder.input("x", (2, 4))
+    builder.nodes.append(helper.make_node("Constant", [], ["y"], value=numpy_helper.from_array(np.ones((2, 4), "f"))))
+    graph = layered(builder.output("y"))
+    assert not split_batch(graph, TARGET)
+    builder.op("Relu", "x", out="z")
+    graph = layered(builder.output("z"))
+    assert not split_batch(graph, TARGET)
+    assert graph.chunks == 1
 
 
 @pytest.mark.parametrize("make", [conv_net, mobile_net, bert], ids=["conv", "mobile", "bert"])

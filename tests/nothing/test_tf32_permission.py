@@ -18,6 +18,7 @@ from sparsetvm.analysis.roofline import expected_speedup
 from sparsetvm.build.choose import choose, choose_dense
 from sparsetvm.cli.main import cli
 from sparsetvm.core.config import Config
+from sparsetvm.core.manifest import Signature
 from sparsetvm.core.record import Record
 from sparsetvm.core.target import device_fingerprint, parse_target, toolchain_fingerprint
 from sparsetvm.core.task import Task
@@ -164,7 +165,8 @@ class RoundedModule:
     threads = 1
 
     def __init__(self, builder: ModelBuilder, manifest: dict[str, object]) -> None:
-        self.model, self.manifest = builder.model(), manifest
+        fields = {"schema": 1, "library_sha256": "", "inputs": [], "outputs": [], **manifest}
+        self.model, self.signature = builder.model(), msgspec.convert(fields, Signature)
         self.inputs = self.outputs = ()
 
     def random_inputs(self, seed: int) -> dict[str, np.ndarray]:

@@ -3,12 +3,16 @@
    breaks the context. Time is virtual: a launch takes 3 us, a fill of L2 100 us. */
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 typedef unsigned long long u64;
 static double now_us;
 static int capturing, captured, broken;
 
-int cuInit(unsigned flags) { return 0; }
+/* The GPU is there until a file of the name in FAKE_GPU_GONE is: what runs then breaks, what starts then finds none. */
+static int gone(void) { const char* path = getenv("FAKE_GPU_GONE"); return path && access(path, F_OK) == 0; }
+
+int cuInit(unsigned flags) { return gone() ? 100 : 0; }
 int cuGetErrorName(int code, const char** text) { *text = code == 700 ? "CUDA_ERROR_ILLEGAL_ADDRESS" : "CUDA_ERROR"; return 0; }
 int cuGetErrorString(int code, const char** text) { return cuGetErrorName(code, text); }
 int cuDeviceGetCount(int* count) { *count = 1; return 0; }
@@ -30,7 +34,7 @@ int cuDevicePrimaryCtxRetain(void** context, int device) { *context = &now_us; r
 int cuCtxSetCurrent(void* context) { return 0; }
 int cuStreamCreate(void** stream, unsigned flags) { *stream = &now_us; return 0; }
 int cuStreamSynchronize(void* stream) { return broken ? 700 : 0; }
-int cuMemAlloc_v2(u64* address, size_t size) { return posix_memalign((void**)address, 256, size) ? 2 : 0; }
+int cuMemAlloc_v2(u64* address, size_t size) { return gone() ? 719 : posix_memalign((void**)address, 256, size) ? 2 : 0; }
 int cuMemFree_v2(u64 address) { free((void*)address); return 0; }
 int cuMemsetD8_v2(u64 to, unsigned char value, size_t size) { memset((void*)to, value, size); return 0; }
 int cuMemsetD8Async(u64 to, unsigned char value, size_t size, void* stream) { now_us += 100; return cuMemsetD8_v2(to, value, size); }

@@ -16,12 +16,15 @@ from sparsetvm.core.workload import Epilogue, Workload
 from sparsetvm.measure.pool import Measurer
 
 
-def main(jobs: int, cold: bool) -> None:
-    target = parse_target("cuda")
+def make_task(cold: bool) -> Task:
     weight = np.random.default_rng(0).standard_normal((12, 20)).astype(np.float32)
     pattern = PatternSummary("dense", (1, 1), 1.0, 1.0, 0, "d")
     workload = Workload("matmul", 12, 20, 5, PLAIN, PLAIN, Epilogue(bias=True), pattern, cold=cold)
-    task = Task("layer", workload, weight, np.ones(12, np.float32), ["layer"])
+    return Task("layer", workload, weight, np.ones(12, np.float32), ["layer"])
+
+
+def main(jobs: int, cold: bool) -> None:
+    target, task = parse_target("cuda"), make_task(cold)
     configs = [Config.of("cuda.test_rows", block=block) for block in (64, 128, 256, 64)]
     device = device_fingerprint(target)
     with Measurer(target, jobs=jobs, templates="cuda_templates", repeats=3) as measurer:

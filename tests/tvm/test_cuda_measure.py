@@ -54,6 +54,17 @@ def test_gpu_candidates_are_checked_timed_and_survived(driver, jobs, mode):
     assert device == ["Test GPU", "sm_90", 132, "1980/2619 MHz"]
 
 
+def test_gpu_that_disappears_ends_the_tune_and_is_blamed_on_no_candidate(driver, tmp_path, monkeypatch):
+    monkeypatch.setenv("FAKE_GPU_GONE", str(tmp_path / "gone"))
+    message, code, statuses = json.loads(run(driver, "lose_fake_gpu.py"))
+    assert code == 4
+    assert "driver does not start" in message
+    assert "the same command goes on from there" in message
+    # The candidate that ran at that moment broke its context; nothing was asked of others.
+    assert 2 <= len(statuses) <= 3
+    assert statuses.count("ok") >= 1
+
+
 def test_kernel_bench_times_layers_on_the_gpu(driver, tmp_path):
     options = ["--target", "cuda", "--suite", "grid", "--n", "1", "--limit", "1", "--against", "none"]
     result = json.loads(run(driver, "bench_on_fake_gpu.py", *options, "--log-dir", str(tmp_path)))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
-from sparsetvm.report.text import plain
+from sparsetvm.errors import printable
 
 Element = ElementTree.Element
 Child = str | int | float | Element | None
@@ -17,12 +17,12 @@ def el(tag: str, *children: Child, **attributes: str | float) -> Element:
     """An element. Children are text or elements, None is left out; `class_` and `stroke_width` lose or change their
     underscores.
     """
-    element = ElementTree.Element(tag, {_attribute(name): plain(str(value)) for name, value in attributes.items()})
+    element = ElementTree.Element(tag, {_attribute(name): printable(str(value)) for name, value in attributes.items()})
     for child in children:
         if isinstance(child, ElementTree.Element):
             element.append(child)
         elif child is not None:
-            _add_text(element, plain(str(child)))
+            _add_text(element, printable(str(child)))
     return element
 
 
