@@ -63,6 +63,7 @@ class Signature(msgspec.Struct):
     outputs: list[TensorInfo]
     threads: int = 1
     weights: WeightsFile | None = None
+    kernels: list[dict[str, str]] = []
     target: Target | None = None
     model: ModelInfo = ModelInfo()
     tolerances: Tolerances = Tolerances()

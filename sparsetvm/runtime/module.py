@@ -208,9 +208,10 @@ class Module:
         given = self._as_arrays(self._in_order(inputs if inputs is not None else self.random_inputs()))
         with self._lock:
             set_threads(self.threads)
-            machine, _ = _load(self.path, self.manifest.get("target", {}))
+            machine, _ = _load(self.path, self.built_for)
             main, tensors = machine["main"], [*self._fill(given), *self._weights]
-            return kernel_times(machine, lambda: main(*tensors), self.manifest.get("kernels", []), seconds)
+            kernels = self.signature.kernels if self.signature is not None else []
+            return kernel_times(machine, lambda: main(*tensors), kernels, seconds)
 
     def random_inputs(self, seed: int = 0) -> dict[str, np.ndarray]:
         """Standard normal float inputs, zeros for other dtypes (which may be indices)."""
