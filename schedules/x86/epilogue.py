@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sparsetvm.schedules.x86.geometry import TapGeometry
-
 from sparsetvm.core.workload import Epilogue
+from sparsetvm.schedules.x86.geometry import TapGeometry
 
 
 def zero_borders(y: Any, geometry: TapGeometry, rows: int, threads: int) -> None:
@@ -14,8 +13,9 @@ def zero_borders(y: Any, geometry: TapGeometry, rows: int, threads: int) -> None
 
     Kernels own their whole output buffer: memory is reused between layers, and the next convolution reads the borders.
     """
-    from sparsetvm.schedules.x86 import tir
     from tvm.tirx.script import builder as tb
+
+    from sparsetvm.schedules.x86 import tir
 
     if not geometry.borders:
         return

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+
 from sparsetvm.schedules.cuda import launch as launch_module
 from sparsetvm.schedules.cuda.launch import Launch
 

@@ -8,6 +8,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parents[2] / "scripts"))
 
 import bench_kernels
+
 from sparsetvm.schedules import base
 
 if __name__ == "__main__":

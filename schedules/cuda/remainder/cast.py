@@ -5,9 +5,8 @@ Requires: both tensors start at a multiple of 16 bytes.
 
 from __future__ import annotations
 
-from sparsetvm.schedules.cuda.launch import Launch
-
 from sparsetvm.core.target import Target
+from sparsetvm.schedules.cuda.launch import Launch
 
 _THREADS = 128
 

@@ -6,11 +6,10 @@ features.
 
 from __future__ import annotations
 
-from sparsetvm.schedules.cuda.launch import Launch
-from sparsetvm.schedules.cuda.remainder.rows import share_rows
-
 from sparsetvm.core.layout import Layout
 from sparsetvm.core.target import Target
+from sparsetvm.schedules.cuda.launch import Launch
+from sparsetvm.schedules.cuda.remainder.rows import share_rows
 
 
 def layer_norm_kernel(layout: Layout, shape: tuple[int, ...], epsilon: float, target: Target, symbol: str) -> Launch:

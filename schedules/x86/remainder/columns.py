@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 
-from sparsetvm.schedules.x86 import tir
 from tvm import tirx
+
+from sparsetvm.schedules.x86 import tir
 
 
 class WindowColumns:

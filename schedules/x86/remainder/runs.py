@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sparsetvm.schedules.x86 import tir
 from tvm.tirx.script import builder as B
+
+from sparsetvm.schedules.x86 import tir
 
 # (offset from the start of the run, lanes in use) -> ...
 Load = Callable[[tir.Expr, int], tir.Expr]

@@ -1,0 +1,164 @@
+"""ONNX's backend tests through sparsetvm: which are in scope, how one is run, as given and with constant weights.
+
+Node tests pass weights as inputs. "constant" turns every float input but the first into an initializer and prunes the
+weights of products to 30 %; the expected outputs then come from ONNX's reference evaluator.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from checklib.in_memory import InMemory, sparse_config
+from checklib.operators import GROUP_OF
+from sparsetvm.core.target import host_target
+from sparsetvm.onnx_backend import SparseTvmRep, bind_inputs
+
+DENSITY = 0.3
+MODES = ("given", "constant")
+MODEL_KINDS = ("simple", "pytorch-converted", "pytorch-operator")
+# Types of float inference and what its graphs index, count and compare with.
+_TYPES = {
+    getattr(TensorProto, name)
+    for name in [
+        "FLOAT",
+        "FLOAT16",
+        "DOUBLE",
+        "BOOL",
+        "INT8",
+        "INT16",
+        "INT32",
+        "INT64",
+        "UINT8",
+        "UINT16",
+        "UINT32",
+        "UINT64",
+    ]
+}
+_WEIGHTS = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1}
+
+
+@dataclass
+class Case:
+    """operator: the one it tests; "" for a model test."""
+
+    name: str
+    operator: str
+    model: onnx.ModelProto
+    data: list[tuple[list[Any], list[Any]]]
+    rtol: float
+    atol: float
+
+
+@functools.cache
+def node_cases(operators: tuple[str, ...] = ()) -> dict[str, Case]:
+    """Tests in scope by name; of some operators only, which takes less time to generate, or of all."""
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        node = importlib.import_module("onnx.backend.test.case.node")
+        found = node.collect_testcases(None)
+    del operators
+    cases = {}
+    for test in [*found, *node._NodeTestCases]:
+        operator = _operator_of(test.model)
+        if operator and _types_in_scope(test.model):
+            data = [([_array(x) for x in inputs], [_array(y) for y in outputs]) for inputs, outputs in test.data_sets]
+            cases[test.name] = Case(test.name, operator, test.model, data, test.rtol, test.atol)
+    return cases
+
+
+def _array(value: Any) -> Any:
+    return numpy_helper.to_array(value) if isinstance(value, TensorProto) else value
+
+
+def _operator_of(model: onnx.ModelProto) -> str:
+    """The operator in scope that a node test is for; of an expanded function any of its nodes. "" out of scope."""
+    operators = [node.op_type for node in model.graph.node if node.domain in ("", "ai.onnx")]
+    if len(operators) < len(model.graph.node) or not all(operator in GROUP_OF for operator in operators):
+        return ""
+    return operators[0] if len(set(operators)) == 1 else f"expanded {'+'.join(sorted(set(operators)))}"
+
+
+def _types_in_scope(model: onnx.ModelProto) -> bool:
+    infos = [*model.graph.input, *model.graph.output]
+    if not all(info.type.HasField("tensor_type") and info.type.tensor_type.elem_type in _TYPES for info in infos):
+        return False
+    return all(a.i in _TYPES for node in model.graph.node for a in node.attribute if a.name == "to")
+
+
+def with_constants(case: Case) -> Case | None:
+    """The test with constant weights; None when it has no float input after the first, or several data sets."""
+    inputs, _ = case.data[0]
+    names = [info.name for info in case.model.graph.input]
+    rest = {
+        name: array
+        for name, array in list(zip(names, inputs, strict=True))[1:]
+        if isinstance(array, np.ndarray) and array.dtype.kind == "f"
+    }
+    if not rest or len(case.data) != 1:
+        return None
+    weights = {
+        node.input[_WEIGHTS[node.op_type]] for node in case.model.graph.node if node.op_type in _WEIGHTS
+    } & rest.keys()
+    bound = {name: _pruned(array) if name in weights else array for name, array in rest.items()}
+    model = bind_inputs(case.model, bound)
+    feed = {name: array for name, array in zip(names, inputs, strict=True) if name not in bound}
+    outputs = case.data[0][1]
+    if weights:
+        with np.errstate(all="ignore"):
+            outputs = ReferenceEvaluator(model).run(None, feed)
+    return Case(case.name, case.operator, model, [(list(feed.values()), outputs)], case.rtol, case.atol)
+
+
+def _pruned(weight: np.ndarray) -> np.ndarray:
+    if weight.ndim < 2:
+        return weight
+    keep = np.random.default_rng(weight.size).random(weight.shape) < DENSITY
+    return np.where(keep, weight, weight.dtype.type(0))
+
+
+class _InMemoryRep(SparseTvmRep):
+    """Compiled in memory, with a template that skips zeros for every layer."""
+
+    def _compiled(self, model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+        with tempfile.TemporaryDirectory(prefix="sparsetvm-check-") as folder:
+            path = Path(folder) / "model.onnx"
+            onnx.save(model, path)
+            return InMemory(path, host_target(1), sparse_config, shapes)
+
+
+def check(case: Case, *, in_memory: bool = True) -> None:
+    """Compile and run the test. Raises AssertionError where outputs differ, sparsetvm's errors where it refuses."""
+    from onnx.backend.test.runner import Runner
+
+    rep = (_InMemoryRep if in_memory else SparseTvmRep)(case.model, "cpu", 1)
+    for inputs, expected in case.data:
+        Runner.assert_similar_outputs(expected, rep.run(inputs), case.rtol, case.atol)
+
+
+def run_named(item: tuple[str, str]) -> str:
+    """Run test `item[0]` in mode `item[1]`: "passed", "no weights", or raises. For worker processes."""
+    name, mode = item
+    case: Case | None = node_cases()[name]
+    if mode == "constant":
+        case = with_constants(case) if case else None
+    if case is None:
+        return "no weights"
+    check(case)
+    return "passed"
+
+
+def names() -> Sequence[str]:
+    """All node tests in scope."""
+    return sorted(node_cases())
