@@ -18,22 +18,24 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import checker, helper, numpy_helper
+from onnx import checker, helper, numpy_helper, version_converter
 from onnx.backend.base import Backend, BackendRep, Device, DeviceType
 
 from sparsetvm import api
 from sparsetvm.errors import EnvironmentProblem, TargetError, UsageError
+from sparsetvm.frontend.load import MIN_OPSET
 from sparsetvm.runtime.module import Module
 
 # Operator -> the inputs whose values decide shapes, or what the operator does: constants in every exported model.
 STATIC_OPERANDS = {
     "AffineGrid": (1,),
+    "CastLike": (1,),
     "ConstantOfShape": (0,),
     "CumProd": (1,),
     "CumSum": (1,),
     "Dropout": (1, 2),
     "Expand": (1,),
-    "OneHot": (1,),
+    "OneHot": (1, 2),
     "Pad": (1, 2, 3),
     "Range": (0, 1, 2),
     "Reshape": (1,),
@@ -89,8 +91,10 @@ class SparseTvmRep(BackendRep):  # type: ignore[misc]
     def run(self, inputs: Any, **_: Any) -> tuple[Any, ...]:
         """Run on arrays in the order of the model's inputs, or by name; the outputs in the model's order."""
         arrays = self._by_name(inputs)
-        static = {name: array for name, array in arrays.items() if name in self._static}
-        feed = {name: array for name, array in arrays.items() if name not in self._static}
+        # What has no elements is known when its shape is.
+        bound = {name for name, array in arrays.items() if name in self._static or not array.size}
+        static = {name: array for name, array in arrays.items() if name in bound}
+        feed = {name: array for name, array in arrays.items() if name not in bound}
         key = (
             tuple((name, array.tobytes(), array.shape) for name, array in static.items()),
             tuple(array.shape for array in feed.values()),
@@ -124,11 +128,14 @@ class SparseTvmRep(BackendRep):  # type: ignore[misc]
 class SparseTvmBackend(Backend):  # type: ignore[misc]
     """ONNX's backend interface. Errors are those of sparsetvm: `ModelError` for a model that it does not take."""
 
+    rep = SparseTvmRep
+
     @classmethod
     def prepare(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: Any) -> SparseTvmRep:
         """A handle whose `run` takes arrays. device: "CPU", "CUDA" or "CUDA:1"; threads: 1 when not given."""
         checker.check_model(model)
-        return SparseTvmRep(model, _target(device), int(kwargs.get("threads", 1)))
+        model = _new_enough(model)
+        return cls.rep(model, _target(device), int(kwargs.get("threads", 1)))
 
     @classmethod
     def run_node(
@@ -170,6 +177,14 @@ class SparseTvmBackend(Backend):  # type: ignore[misc]
         except (EnvironmentProblem, TargetError):
             return False
         return True
+
+
+def _new_enough(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model in an opset that sparsetvm reads."""
+    versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
+    if not versions or versions[0] >= MIN_OPSET:
+        return model
+    return version_converter.convert_version(model, MIN_OPSET)
 
 
 def _target(device: str) -> str:

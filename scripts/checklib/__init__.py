@@ -1,1 +1,1 @@
-"""What the scripts share that check results: compiling in memory, worker processes that may crash, ONNX's node tests."""
+"""Shared by scripts that check results: compiling in memory, worker processes that may crash, ONNX's node tests."""

@@ -15,10 +15,10 @@ OPERATORS = {
     "comparisons": "And Equal Greater GreaterOrEqual IsInf IsNaN Less LessOrEqual Not Or Where Xor",
     "reductions": "ArgMax ArgMin CumSum ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin "
     "ReduceProd ReduceSum ReduceSumSquare TopK",
-    "shapes": "CenterCropPad Concat Constant ConstantOfShape DepthToSpace Expand EyeLike Flatten Pad Range Reshape "
+    "shapes": "Concat Constant ConstantOfShape DepthToSpace Expand EyeLike Flatten Pad Range Reshape "
     "Shape Size Slice SpaceToDepth Split Squeeze Tile Transpose Trilu Unsqueeze",
-    "gathers": "Gather GatherElements GatherND GridSample OneHot ReverseSequence ScatterElements ScatterND",
-    "images": "AffineGrid Col2Im Resize RoiAlign Upsample",
+    "gathers": "Gather GatherElements GatherND GridSample OneHot ScatterElements ScatterND",
+    "images": "AffineGrid Resize RoiAlign Upsample",
     "types": "Cast CastLike",
 }
 GROUP_OF = {operator: group for group, operators in OPERATORS.items() for operator in operators.split()}

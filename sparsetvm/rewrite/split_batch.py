@@ -28,7 +28,7 @@ _BINARY = ("Add", "Sub", "Mul", "Div")
 def split_batch(graph: Graph, target: Target) -> bool:
     """Cut the batch where every node treats its samples alike and one node's tensors exceed the caches."""
     batch = _common_batch(graph)
-    if batch < 2 or not _independent(graph, batch):
+    if batch < 2 or not graph.nodes or not _independent(graph, batch):
         return False
     per_sample = max(_bytes_of(graph, node) for node in graph.nodes) // batch
     room = _CHUNK_BYTES * target.threads

@@ -4,9 +4,9 @@ A sum of n products in float32, added in any order, with or without fused multip
 
     gamma(n) * sum |w| |x|,    gamma(n) = n u / (1 - n u),    u = 2^-24
 
-(N. J. Higham, Accuracy and Stability of Numerical Algorithms, 2nd edition, section 3.1). Zero weights add no error, so n
-is the number of non-zeros of a row, and 2 for bias and residual. Ours and the reference are both off by that much. An
-activation multiplies it by its largest slope and adds the error of its own evaluation.
+(N. J. Higham, Accuracy and Stability of Numerical Algorithms, 2nd edition, section 3.1). Zero weights add no error, so
+n is the number of non-zeros of a row, and 2 for bias and residual. Ours and the reference are both off by that much.
+An activation multiplies it by its largest slope and adds the error of its own evaluation.
 """
 
 from __future__ import annotations
