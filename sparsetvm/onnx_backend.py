@@ -35,7 +35,7 @@ STATIC_OPERANDS = {
     "CumSum": (1,),
     "Dropout": (1, 2),
     "Expand": (1,),
-    "OneHot": (1, 2),
+    "OneHot": (1,),
     "Pad": (1, 2, 3),
     "Range": (0, 1, 2),
     "Reshape": (1,),

@@ -1,7 +1,7 @@
 """How far a float32 evaluation of a network may be from the exact one: a running error analysis, element by element.
 
 Every value of the imported graph gets its float64 value v and a bound e on the error of a float32 computation of it,
-in whatever order it sums (N. J. Higham, Accuracy and Stability of Numerical Algorithms, 2nd edition, sections 3.1 and 3.3):
+in whatever order it sums (N. J. Higham, Accuracy and Stability of Numerical Algorithms, 2nd edition, sections 3.1, 3.3):
 
     sums of n products   e = |A| eB + eA |B| + eA eB + gamma(n + 1) (|A| + eA)(|B| + eB),  gamma(n) = n u / (1 - n u)
     smooth functions     e = slope * eX + what the evaluation of the function itself may be off
@@ -112,6 +112,12 @@ def _mean(node: Node, x: Arrays, e: Arrays, graph: Graph) -> Sequence[np.ndarray
     return [_run(node, [e[0], *x[1:]], graph) + gamma(x[0].size / max(total.size, 1) + 2) * total]
 
 
+def _batch_norm(node: Node, x: Arrays, e: Arrays, graph: Graph) -> Sequence[np.ndarray]:
+    gain, shift, mean, variance = (np.reshape(a, (-1, *[1] * (x[0].ndim - 2))) for a in x[1:5])
+    scale = np.abs(gain) / np.sqrt(variance + float(node.attrs.get("epsilon", 1e-5)))
+    return [scale * e[0] + gamma(6) * (scale * (np.abs(x[0]) + e[0] + np.abs(mean)) + np.abs(shift))]
+
+
 def _smooth(slope: float) -> Rule:
     def rule(node: Node, x: Arrays, e: Arrays, graph: Graph) -> Sequence[np.ndarray]:
         return [slope * e[0] + _FUNCTION * np.maximum(1.0, np.abs(_run(node, x, graph)))]
@@ -149,6 +155,7 @@ _RULES: dict[str, Rule] = {
         ["Concat", "Flatten", "GlobalMaxPool", "Identity", "MaxPool", "Pad", "Reshape", "Slice", "Transpose"], _move
     ),
     **dict.fromkeys(["AveragePool", "GlobalAveragePool", "ReduceMean"], _mean),
+    "BatchNormalization": _batch_norm,
     "Sigmoid": _smooth(0.25),
     "Tanh": _smooth(1.0),
     "Erf": _smooth(1.13),

@@ -217,13 +217,21 @@ def _batch_norm(parts: Lowered) -> bool:
 
 
 def _one_hot(parts: Lowered) -> bool:
-    """The depth may be of any type and a vector of one element, but not for TVM."""
-    depth = parts.data(1)
-    if depth is None or (depth.dtype.kind == "i" and not depth.ndim):
+    """TVM takes constant values and integers only, and gives them another type."""
+    depth, indices = parts.data(1), parts.value(0)
+    if depth is None:
         return False
-    axis = int(parts.attrs.get("axis", -1))
-    size = parts.const(np.array(int(depth.reshape(-1)[0]), np.int64))
-    parts.op("OneHot", parts.x, size, parts.node.input[2], out=parts.y, axis=axis)
+    size, rank = int(depth.reshape(-1)[0]), len(indices.shape) + 1
+    axis = int(parts.attrs.get("axis", -1)) % rank
+    at = parts.op("Cast", parts.x, to=onnx.TensorProto.INT64)
+    shape = [*indices.shape[:axis], 1, *indices.shape[axis:]]
+    at = parts.op("Reshape", at, parts.const(shape)) if indices.shape else parts.op("Reshape", at, parts.const([1]))
+    negative = parts.op("Less", at, parts.const(np.array(0, np.int64)))
+    at = parts.op("Where", negative, parts.op("Add", at, parts.const(np.array(size, np.int64))), at)
+    steps = np.arange(size, dtype=np.int64).reshape([size if d == axis else 1 for d in range(rank)])
+    hot = parts.op("Equal", at, parts.const(steps))
+    off, on = (parts.op("Gather", parts.node.input[2], parts.const(np.array(i, np.int64))) for i in (0, 1))
+    parts.op("Where", hot, on, off, out=parts.y)
     return True
 
 
