@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import functools
 import importlib
+import math
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ _TYPES = {
         "UINT64",
     ]
 }
+MODEL = "whole models"
+_LIGHT = "data/light/light_*.onnx"
 _WEIGHTS = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1}
 
 
@@ -103,6 +106,8 @@ def _in_scope(model: onnx.ModelProto) -> bool:
 
 def with_constants(case: Case) -> Case | None:
     """The test with constant weights; None when it has no float input after the first, or several data sets."""
+    if case.operator == MODEL:
+        return _pruned_model(case)
     inputs, _ = case.data[0]
     names = [info.name for info in case.model.graph.input]
     rest = {
@@ -123,6 +128,24 @@ def with_constants(case: Case) -> Case | None:
         with np.errstate(all="ignore"):
             outputs = ReferenceEvaluator(model).run(None, feed)
     return Case(case.name, case.operator, model, [(list(feed.values()), outputs)], case.rtol, case.atol)
+
+
+def _pruned_model(case: Case) -> Case | None:
+    """The model with its own weights pruned; None for one without."""
+    weights = {node.input[_WEIGHTS[node.op_type]] for node in case.model.graph.node if node.op_type in _WEIGHTS}
+    model = onnx.ModelProto()
+    model.CopyFrom(case.model)
+    found = [tensor for tensor in model.graph.initializer if tensor.name in weights]
+    if not found:
+        return None
+    for tensor in found:
+        tensor.CopyFrom(numpy_helper.from_array(_pruned(numpy_helper.to_array(tensor)), tensor.name))
+    given = {tensor.name for tensor in model.graph.initializer}
+    names = [info.name for info in model.graph.input if info.name not in given]
+    data = []
+    for inputs, _ in case.data:
+        data.append((inputs, ReferenceEvaluator(model).run(None, dict(zip(names, inputs, strict=True)))))
+    return Case(case.name, case.operator, model, data, case.rtol, case.atol)
 
 
 def _pruned(weight: np.ndarray) -> np.ndarray:
@@ -158,7 +181,7 @@ def check(case: Case, *, in_memory: bool = True) -> None:
 def run_named(item: tuple[str, str]) -> str:
     """Run test `item[0]` in mode `item[1]`: "passed", "no weights", or raises. For worker processes."""
     name, mode = item
-    case: Case | None = node_cases()[name]
+    case: Case | None = all_cases()[name]
     if mode == "constant":
         case = with_constants(case) if case else None
     if case is None:
@@ -167,6 +190,48 @@ def run_named(item: tuple[str, str]) -> str:
     return "passed"
 
 
-def names() -> Sequence[str]:
-    """All node tests in scope."""
-    return sorted(node_cases())
+@functools.cache
+def all_cases() -> dict[str, Case]:
+    """Node tests and model tests in scope by name."""
+    return node_cases() | model_cases()
+
+
+@functools.cache
+def model_cases() -> dict[str, Case]:
+    """Model tests in scope that ONNX brings along, by name; "light" ones are whole networks without their weights."""
+    from onnx.backend.test.loader import load_model_tests
+
+    cases = {}
+    for test in [test for kind in MODEL_KINDS for test in load_model_tests(kind=kind)]:
+        folder = Path(str(test.model_dir))
+        case = _model_case(test.name, folder / "model.onnx", test.rtol, test.atol)
+        sets = sorted(folder.glob("test_data_set_*"))
+        case.data = [(_tensors(at, "input"), _tensors(at, "output")) for at in sets if case.operator]
+        if case.operator:
+            cases[case.name] = case
+    for path in sorted(Path(importlib.import_module("onnx.backend.test").__file__ or "").parent.glob(_LIGHT)):
+        case = _model_case(f"test_{path.stem}", path, 1e-3, 1e-5)
+        given = {tensor.name for tensor in case.model.graph.initializer}
+        (image,) = [info for info in case.model.graph.input if info.name not in given]
+        shape = [dim.dim_value for dim in image.type.tensor_type.shape.dim]
+        # As ONNX's own runner makes it.
+        x = (np.arange(math.prod(shape)).reshape(shape) / math.prod(shape)).astype(np.float32)
+        case.data = [([x], [_tensor(path.with_name(f"{path.stem}_output_0.pb"))])]
+        cases[case.name] = case
+    return cases
+
+
+def _model_case(name: str, path: Path, rtol: float, atol: float) -> Case:
+    model = onnx.load(path)
+    in_scope = all(node.op_type in GROUP_OF for node in model.graph.node) and _in_scope(model)
+    return Case(name, MODEL if in_scope else "", model, [], rtol, atol)
+
+
+def _tensors(folder: Path, kind: str) -> list[Any]:
+    return [_tensor(folder / f"{kind}_{at}.pb") for at in range(len(list(folder.glob(f"{kind}_*.pb"))))]
+
+
+def _tensor(path: Path) -> np.ndarray:
+    tensor = TensorProto()
+    tensor.ParseFromString(path.read_bytes())
+    return numpy_helper.to_array(tensor)

@@ -1,7 +1,7 @@
 """How far a float32 evaluation of a network may be from the exact one: a running error analysis, element by element.
 
 Every value of the imported graph gets its float64 value v and a bound e on the error of a float32 computation of it,
-in whatever order it sums (N. J. Higham, Accuracy and Stability of Numerical Algorithms, 2nd edition, sections 3.1, 3.3):
+in whatever order it sums (N. J. Higham, Accuracy and Stability of Numerical Algorithms, 2nd edition, 3.1 and 3.3):
 
     sums of n products   e = |A| eB + eA |B| + eA eB + gamma(n + 1) (|A| + eA)(|B| + eB),  gamma(n) = n u / (1 - n u)
     smooth functions     e = slope * eX + what the evaluation of the function itself may be off
