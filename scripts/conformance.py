@@ -1,10 +1,11 @@
 """Run ONNX's backend tests of the operators in checklib/operators.py and write the table of docs/conformance.md.
 
-    python scripts/conformance.py [--only WORD] [--jobs N] [--json OUT.json] [--write]
+    python scripts/conformance.py [--only WORD] [--light] [--jobs N] [--json OUT.json] [--write]
 
 Each node test runs as ONNX has it, and once more with constant, pruned weights where it has any; every layer gets a
 template that skips zeros. Exit code 1 when a test fails that checklib/known_failures.json does not list, or one passes
-that it lists: the list only shrinks. --write replaces the table in docs/conformance.md (not with --only).
+that it lists: the list only shrinks. --light adds ONNX's whole image networks (minutes each). --write replaces the
+table in docs/conformance.md (not with --only).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import onnx
 from checklib.isolated import call_isolated
-from checklib.node_tests import MODEL, MODES, all_cases, run_named
+from checklib.node_tests import LIGHT_NAMES, MODEL, MODES, all_cases, run_named
 from checklib.operators import GROUP_OF, OPERATORS
 
 KNOWN = Path(__file__).parent / "checklib" / "known_failures.json"
@@ -36,10 +37,12 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--light", action="store_true")
     args = parser.parse_args()
     known: dict[str, str] = json.loads(KNOWN.read_text())
     cases = all_cases()
     items = [(name, mode) for mode in MODES for name in sorted(cases) if args.only in name]
+    items = [item for item in items if args.light or not item[0].startswith(LIGHT_NAMES)]
     begun = time.monotonic()
     errors: dict[tuple[str, str], str] = {}
     counts: Counter[tuple[str, str, str]] = Counter()

@@ -48,6 +48,7 @@ _TYPES = {
 }
 MODEL = "whole models"
 _LIGHT = "data/light/light_*.onnx"
+LIGHT_NAMES = "test_light_"
 _WEIGHTS = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1}
 
 
@@ -209,6 +210,12 @@ def model_cases() -> dict[str, Case]:
         case.data = [(_tensors(at, "input"), _tensors(at, "output")) for at in sets if case.operator]
         if case.operator:
             cases[case.name] = case
+    cases.update(_light_cases())
+    return cases
+
+
+def _light_cases() -> dict[str, Case]:
+    cases = {}
     for path in sorted(Path(importlib.import_module("onnx.backend.test").__file__ or "").parent.glob(_LIGHT)):
         case = _model_case(f"test_{path.stem}", path, 1e-3, 1e-5)
         given = {tensor.name for tensor in case.model.graph.initializer}

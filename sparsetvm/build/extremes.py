@@ -45,7 +45,7 @@ def _reduced(x: Any, axes: list[int], shape: tuple[int, ...], dtype: str, larger
 
     def combine(a: Any, b: Any) -> Any:
         first = a > b if larger else a < b
-        return tirx.Select(tirx.Or(first, a != a) if is_float else first, a, b)  # noqa: PLR0124
+        return tirx.Select(tirx.Or(first, tirx.isnan(a)) if is_float else first, a, b)
 
     def identity(_: str) -> Any:
         if is_float:

@@ -108,7 +108,7 @@ class LayerError(msgspec.Struct, kw_only=True):
 
     terms: of its longest sum. of_bound: largest error / bound over the elements, for the layer alone on equal inputs;
     abs_error and bound are those of that element. model_error: relative L2 error beside the model's value of that name,
-    None where the model has none. passed: of_bound <= 1 and model_error within the tolerance.
+    None where the model has none. passed: of_bound <= 1, and model_error within the tolerance or a layer before wrong.
     """
 
     name: str

@@ -241,6 +241,13 @@ def _top_k(parts: Lowered) -> bool:
     return False
 
 
+def _prelu(parts: Lowered) -> bool:
+    """TVM takes slopes along one axis only."""
+    negative = parts.op("Less", parts.x, parts.const(0.0))
+    parts.op("Where", negative, parts.op("Mul", parts.x, parts.node.input[1]), parts.x, out=parts.y)
+    return True
+
+
 def _roi_align(parts: Lowered) -> bool:
     if str(parts.attrs.get("mode", "avg")) == "max":
         raise ModelError("RoiAlign with mode max is not supported", hint="export the model with mode avg")
@@ -290,6 +297,7 @@ _RULES: dict[str, Callable[[Lowered], bool]] = {
     "MeanVarianceNormalization": _mean_variance,
     "Mish": _mish,
     "OneHot": _one_hot,
+    "PRelu": _prelu,
     "Pow": _pow,
     "RMSNormalization": _rms_norm,
     "Range": _range,

@@ -83,10 +83,20 @@ def verify_layers(
                 values = {name: logical(graph.values[name], found[out], graph.chunks) for name, out in outputs.items()}
                 theirs = model.run(inputs)
                 for layer, expected in zip(layers, references, strict=True):
-                    error = _compare(layer, expected, {**inputs, **values}, theirs, tolerance)
+                    error = _compare(layer, expected, {**inputs, **values}, theirs)
                     known = report.get(error.name)
                     report[error.name] = error if known is None else _worse(known, error)
-    return list(report.values()), same
+    return _blamed(list(report.values()), tolerance), same
+
+
+def _blamed(layers: list[LayerError], tolerance: float) -> list[LayerError]:
+    """Set `passed`: an error in the model is held against the first layer that has it, not against those behind it."""
+    wrong = False
+    for layer in layers:
+        within = layer.model_error is None or layer.model_error <= tolerance
+        layer.passed = layer.of_bound <= 1.0 and (within or wrong)
+        wrong |= not layer.passed
+    return layers
 
 
 def _as_compiled(module: Module, reference: Path) -> tuple[Prepared, dict[str, LayerChoice]]:
@@ -134,7 +144,6 @@ def _compare(
     reference: LayerReference,
     values: Mapping[str, np.ndarray],
     model: Mapping[str, np.ndarray],
-    tolerance: float,
 ) -> LayerError:
     y, theirs = values[layer.y], model.get(layer.y)
     ratio, error, limit = worst(y, *reference(values[layer.x], values[layer.residual] if layer.residual else None))
@@ -148,7 +157,7 @@ def _compare(
         abs_error=error,
         bound=limit,
         model_error=relative,
-        passed=bool(ratio <= 1.0 and (relative is None or relative <= tolerance)),
+        passed=False,
     )
 
 
@@ -176,7 +185,7 @@ def _worse(one: LayerError, other: LayerError) -> LayerError:
         abs_error=worse.abs_error,
         bound=worse.bound,
         model_error=max(relative, default=None),
-        passed=one.passed and other.passed,
+        passed=False,
     )
 
 
