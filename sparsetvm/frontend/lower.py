@@ -20,6 +20,7 @@ from sparsetvm.frontend.lower_resize import resize, upsample
 from sparsetvm.frontend.parts import Lowered
 from sparsetvm.frontend.shapes import dtype_name
 
+_CONV_ATTRS = ("strides", "dilations", "group", "kernel_shape")
 _MAX_ELEMENTS = 16 << 20  # of a constant that is made here
 
 
@@ -151,8 +152,8 @@ def _conv_transpose(parts: Lowered) -> bool:
         upper = str(parts.attrs.get("auto_pad", "NOTSET")) == "SAME_UPPER"
         begins.append(less if upper else more)
         ends.append(more if upper else less)
-    attrs = {key: parts.attrs[key] for key in ("strides", "dilations", "group", "kernel_shape") if key in parts.attrs}
-    attrs |= {"pads": begins + ends, "output_padding": missing}
+    attrs: dict[str, Any] = {"pads": begins + ends, "output_padding": missing}
+    attrs.update({key: parts.attrs[key] for key in _CONV_ATTRS if key in parts.attrs})
     parts.op("ConvTranspose", *parts.node.input, out=parts.y, **attrs)
     return True
 
@@ -242,9 +243,13 @@ def _top_k(parts: Lowered) -> bool:
 
 
 def _prelu(parts: Lowered) -> bool:
-    """TVM takes slopes along one axis only."""
+    """TVM takes slopes along one axis only. Models older than opset 7 have one slope per channel."""
+    shape, slope = parts.value(0).shape, parts.node.input[1]
+    sizes = parts.value(1).shape
+    if len(shape) > 2 and len(sizes) == 1 and sizes[0] not in (1, shape[-1]) and sizes[0] == shape[1]:
+        slope = parts.op("Reshape", slope, parts.const([sizes[0], *[1] * (len(shape) - 2)]))
     negative = parts.op("Less", parts.x, parts.const(0.0))
-    parts.op("Where", negative, parts.op("Mul", parts.x, parts.node.input[1]), parts.x, out=parts.y)
+    parts.op("Where", negative, parts.op("Mul", parts.x, slope), parts.x, out=parts.y)
     return True
 
 

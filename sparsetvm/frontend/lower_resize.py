@@ -160,10 +160,10 @@ def _coordinates(parts: Lowered, axis: _Axis) -> np.ndarray:
 
 def _rounded(at: np.ndarray, mode: str) -> np.ndarray:
     if mode == "floor":
-        return np.floor(at)
+        return np.asarray(np.floor(at))
     if mode == "ceil":
-        return np.ceil(at)
-    return np.ceil(at - 0.5) if mode == "round_prefer_floor" else np.floor(at + 0.5)
+        return np.asarray(np.ceil(at))
+    return np.asarray(np.ceil(at - 0.5) if mode == "round_prefer_floor" else np.floor(at + 0.5))
 
 
 def _matrix(parts: Lowered, axis: _Axis, at: np.ndarray, mode: str) -> np.ndarray:
