@@ -278,6 +278,21 @@ def _split(parts: Lowered) -> bool:
     return True
 
 
+def _slice(parts: Lowered) -> bool:
+    """TVM wants to be told the axes that starts and ends are of, the first ones when left out."""
+    if parts.opset < 10:
+        if parts.attrs.get("axes"):
+            return False
+        attrs = {name: parts.attrs[name] for name in ("starts", "ends")}
+        parts.op("Slice", parts.x, out=parts.y, axes=list(range(len(attrs["starts"]))), **attrs)
+        return True
+    if len(parts.inputs) > 3 and parts.inputs[3] is not None:
+        return False
+    axes = parts.const(list(range(parts.value(1).shape[0])))
+    parts.op("Slice", *parts.node.input[:3], axes, *parts.node.input[4:], out=parts.y)
+    return True
+
+
 def _concat(parts: Lowered) -> bool:
     """What is empty adds nothing."""
     kept = [name for name, value in zip(parts.node.input, parts.inputs, strict=True) if value and 0 not in value.shape]
@@ -309,6 +324,7 @@ _RULES: dict[str, Callable[[Lowered], bool]] = {
     "Resize": resize,
     "RoiAlign": _roi_align,
     "RotaryEmbedding": _function,
+    "Slice": _slice,
     "Softplus": _softplus,
     "SpaceToDepth": _space_to_depth,
     "Split": _split,
