@@ -135,8 +135,10 @@ class GraphImporter:
         for name, data in parts.constants.items():
             inner[name] = self._fresh(name)
             self._set_constant(inner[name], data)
+        if len(parts.nodes) == 1:
+            self._layers.discard(layer)  # the one node keeps the name
         for node in parts.nodes:
-            node.name = f"{layer}/{node.op_type}"
+            node.name = layer if len(parts.nodes) == 1 else f"{layer}/{node.op_type}"
         self.import_nodes(parts.nodes, inner, depth + 1)
         for name in parts.node.output:
             if name:
