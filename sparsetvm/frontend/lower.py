@@ -262,7 +262,7 @@ def _roi_align(parts: Lowered) -> bool:
 def _split(parts: Lowered) -> bool:
     """Parts of size zero are constants."""
     sizes = parts.data(1) if len(parts.inputs) > 1 else parts.attrs.get("split")
-    if sizes is None or all(int(size) for size in sizes):
+    if sizes is None or all(int(size) for size in sizes) or parts.opset < 10:
         return False
     shape, axis = list(parts.value(0).shape), int(parts.attrs.get("axis", 0)) % len(parts.value(0).shape)
     start = 0
@@ -279,12 +279,14 @@ def _split(parts: Lowered) -> bool:
 
 
 def _slice(parts: Lowered) -> bool:
-    """TVM wants to be told the axes that starts and ends are of, the first ones when left out."""
+    """TVM reads bounds from inputs only, with the axes that they are of. Before opset 10 they are attributes."""
     if parts.opset < 10:
-        if parts.attrs.get("axes"):
-            return False
-        attrs = {name: parts.attrs[name] for name in ("starts", "ends")}
-        parts.op("Slice", parts.x, out=parts.y, axes=list(range(len(attrs["starts"]))), **attrs)
+        starts, ends = parts.attrs["starts"], parts.attrs["ends"]
+        last, axes = parts.x, parts.attrs.get("axes") or range(len(starts))
+        for number, (axis, start, end) in enumerate(zip(axes, starts, ends, strict=True), 1):
+            kept = np.arange(parts.value(0).shape[axis], dtype=np.int64)[int(start) : int(end)]
+            out = parts.y if number == len(starts) else ""
+            last = parts.op("Gather", last, parts.const(kept), out=out, axis=int(axis))
         return True
     if len(parts.inputs) > 3 and parts.inputs[3] is not None:
         return False

@@ -70,6 +70,10 @@ def test_list_of_failures_only_shrinks(name: str) -> None:
     assert not passes(name, "given"), "it passes now: take it off the list"
 
 
+def test_bounds_of_old_slices_are_attributes() -> None:
+    assert node_tests.run_named(("test_operator_index", "given")) == "passed"
+
+
 def test_model_tests_with_pruned_weights_pass() -> None:
     for name in ("test_Conv2d_groups", "test_Linear"):
         assert node_tests.run_named((name, "constant")) == "passed"
