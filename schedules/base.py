@@ -22,7 +22,6 @@ from sparsetvm.space.space import Space
 
 if TYPE_CHECKING:
     import tvm
-
     from sparsetvm.schedules.cuda.launch import Launch
 
 # Imported by name, so that listing templates needs no TVM. Order: the first that matches and is preferred gives the

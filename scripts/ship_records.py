@@ -12,10 +12,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from sparsetvm.schedules.base import template
+
 from sparsetvm.core.record import Record
 from sparsetvm.core.target import DeviceFingerprint
 from sparsetvm.log.journal import append, journal_path, read_records
-from sparsetvm.schedules.base import template
 
 
 def is_current(record: Record) -> bool:

@@ -27,6 +27,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 from benchlib.mutants import MUTANTS, TEMPLATES, mutant_of
+from sparsetvm.schedules.base import matching
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.layout import PLAIN, Planes, PlaneTiles, Tiled
@@ -37,7 +38,6 @@ from sparsetvm.core.workload import ConvGeometry, Epilogue, Workload
 from sparsetvm.measure.pool import Measurer
 from sparsetvm.measure.reference import input_shape, make_reference, output_shape, to_logical
 from sparsetvm.rewrite.plane_geometry import conv_layouts, required_pad
-from sparsetvm.schedules.base import matching
 
 _SCRIPTS = Path(__file__).parent
 _CONFIGS = 3  # of each template and task: the default and random ones

@@ -6,6 +6,7 @@ import numpy as np
 from emulator import run_launch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from sparsetvm.schedules.base import Template
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.layout import PLAIN, AnyLayout, Tiled
@@ -13,7 +14,6 @@ from sparsetvm.core.pattern import PatternSummary
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import ConvGeometry, Epilogue, Workload
 from sparsetvm.rewrite.plane_geometry import conv_layouts, required_pad
-from sparsetvm.schedules.base import Template
 
 RELU = Epilogue(bias=True, activation="relu")
 H100 = Target("cuda", "x86-64-v3", "sm_90", l2=50 << 20, host=False, sms=132, shared=227 << 10)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from sparsetvm.schedules.base import Packed, Template
+from sparsetvm.schedules.cuda.launch import Launch
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.layout import Tiled
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
-from sparsetvm.schedules.base import Packed, Template
-from sparsetvm.schedules.cuda.launch import Launch
 from sparsetvm.space.knobs import Ordered
 from sparsetvm.space.space import Space
 

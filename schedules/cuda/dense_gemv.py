@@ -10,14 +10,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from sparsetvm.schedules.base import Packed, Template
+from sparsetvm.schedules.cuda.epilogue import bias_array, epilogue_defines
+from sparsetvm.schedules.cuda.launch import Launch
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.layout import Plain
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
-from sparsetvm.schedules.base import Packed, Template
-from sparsetvm.schedules.cuda.epilogue import bias_array, epilogue_defines
-from sparsetvm.schedules.cuda.launch import Launch
 from sparsetvm.space.knobs import Ordered
 from sparsetvm.space.space import Space
 

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
-from sparsetvm.core.config import Config
-from sparsetvm.core.workload import Workload
 from sparsetvm.schedules.base import Packed
 from sparsetvm.schedules.cuda.epilogue import bias_array, epilogue_defines
 from sparsetvm.schedules.cuda.geometry import FlatGeometry, flat_geometry
 from sparsetvm.schedules.cuda.launch import Launch
+
+from sparsetvm.core.config import Config
+from sparsetvm.core.workload import Workload
 from sparsetvm.space.knobs import Choice, Ordered
 from sparsetvm.space.space import Space
 

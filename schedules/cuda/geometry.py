@@ -11,11 +11,11 @@ from __future__ import annotations
 import functools
 
 import numpy as np
+from sparsetvm.schedules.x86.geometry import TapGeometry, supports_taps, tap_geometry
 
 from sparsetvm.core.layout import Tiled
 from sparsetvm.core.workload import Workload
 from sparsetvm.formats.flat_geometry import FlatGeometry
-from sparsetvm.schedules.x86.geometry import TapGeometry, supports_taps, tap_geometry
 
 __all__ = ["FlatGeometry", "flat_geometry", "supports_flat"]
 

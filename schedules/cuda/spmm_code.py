@@ -17,15 +17,15 @@ import hashlib
 from typing import Any
 
 import numpy as np
+from sparsetvm.schedules.base import Packed, Template
+from sparsetvm.schedules.cuda.epilogue import bias_array, epilogue_defines
+from sparsetvm.schedules.cuda.geometry import flat_geometry, supports_flat
+from sparsetvm.schedules.cuda.launch import Launch
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
 from sparsetvm.formats.cuda_code import CodeShape, cuda_code
-from sparsetvm.schedules.base import Packed, Template
-from sparsetvm.schedules.cuda.epilogue import bias_array, epilogue_defines
-from sparsetvm.schedules.cuda.geometry import flat_geometry, supports_flat
-from sparsetvm.schedules.cuda.launch import Launch
 from sparsetvm.space.knobs import Ordered
 from sparsetvm.space.space import Space
 

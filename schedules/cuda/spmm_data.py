@@ -14,12 +14,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-
-from sparsetvm.core.config import Config
-from sparsetvm.core.layout import Planes, Tiled
-from sparsetvm.core.target import Target
-from sparsetvm.core.workload import Workload
-from sparsetvm.formats.tile_stream import TileShape, TileStream, pack_tile_stream
 from sparsetvm.schedules.base import Packed, Template
 from sparsetvm.schedules.cuda.epilogue import bias_array, epilogue_defines
 from sparsetvm.schedules.cuda.geometry import FlatGeometry, flat_geometry, supports_flat
@@ -27,6 +21,12 @@ from sparsetvm.schedules.cuda.launch import Launch
 from sparsetvm.schedules.cuda.spmm_data_model import best_config
 from sparsetvm.schedules.cuda.spmm_data_model import estimate as clocks
 from sparsetvm.schedules.cuda.windows import Windows, aligned_rows, windows
+
+from sparsetvm.core.config import Config
+from sparsetvm.core.layout import Planes, Tiled
+from sparsetvm.core.target import Target
+from sparsetvm.core.workload import Workload
+from sparsetvm.formats.tile_stream import TileShape, TileStream, pack_tile_stream
 from sparsetvm.space.knobs import Ordered
 from sparsetvm.space.space import Space
 

@@ -20,12 +20,12 @@ import functools
 import math
 
 import numpy as np
+from sparsetvm.schedules.cuda.geometry import flat_geometry
+from sparsetvm.schedules.cuda.windows import Windows, windows
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
-from sparsetvm.schedules.cuda.geometry import flat_geometry
-from sparsetvm.schedules.cuda.windows import Windows, windows
 from sparsetvm.space.space import Space
 
 _L2_BYTES = 100.0  # per SM and clock

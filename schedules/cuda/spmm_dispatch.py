@@ -20,12 +20,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-
-from sparsetvm.core.config import Config
-from sparsetvm.core.target import Target
-from sparsetvm.core.workload import Workload
-from sparsetvm.formats.dispatch_loop import LANES, dispatch_loop, row_bytes
-from sparsetvm.formats.dispatch_stream import DispatchStream, pack_dispatch_stream
 from sparsetvm.schedules.base import Packed, Template
 from sparsetvm.schedules.cuda.epilogue import bias_array, epilogue_defines
 from sparsetvm.schedules.cuda.geometry import flat_geometry
@@ -33,6 +27,12 @@ from sparsetvm.schedules.cuda.launch import Launch
 from sparsetvm.schedules.cuda.spmm_data import SpmmData
 from sparsetvm.schedules.cuda.spmm_data_model import CLUSTERED
 from sparsetvm.schedules.cuda.windows import aligned_rows
+
+from sparsetvm.core.config import Config
+from sparsetvm.core.target import Target
+from sparsetvm.core.workload import Workload
+from sparsetvm.formats.dispatch_loop import LANES, dispatch_loop, row_bytes
+from sparsetvm.formats.dispatch_stream import DispatchStream, pack_dispatch_stream
 from sparsetvm.space.knobs import Choice, Ordered
 from sparsetvm.space.space import Space
 

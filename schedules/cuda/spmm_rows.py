@@ -20,17 +20,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
-from sparsetvm.core.config import Config
-from sparsetvm.core.target import Target
-from sparsetvm.core.workload import Workload
-from sparsetvm.formats.row_groups import Dealing, pack_row_groups
 from sparsetvm.schedules.base import Packed, Template
 from sparsetvm.schedules.cuda.epilogue import bias_array, epilogue_defines
 from sparsetvm.schedules.cuda.geometry import FlatGeometry, flat_geometry, supports_flat
 from sparsetvm.schedules.cuda.launch import Launch
 from sparsetvm.schedules.cuda.spmm_data import SpmmData
 from sparsetvm.schedules.cuda.spmm_data_model import CLUSTERED
+
+from sparsetvm.core.config import Config
+from sparsetvm.core.target import Target
+from sparsetvm.core.workload import Workload
+from sparsetvm.formats.row_groups import Dealing, pack_row_groups
 from sparsetvm.space.knobs import Choice, Ordered
 from sparsetvm.space.space import Space
 

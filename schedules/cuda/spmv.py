@@ -10,15 +10,15 @@ or 4 where all values are float16 (models that were stored so): they are widened
 from __future__ import annotations
 
 import numpy as np
+from sparsetvm.schedules.base import Packed, Template
+from sparsetvm.schedules.cuda.epilogue import bias_array, epilogue_defines
+from sparsetvm.schedules.cuda.launch import Launch
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.layout import Plain
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
 from sparsetvm.formats.lane_rows import PER_LANE, interleaved_halves, pack_lane_rows
-from sparsetvm.schedules.base import Packed, Template
-from sparsetvm.schedules.cuda.epilogue import bias_array, epilogue_defines
-from sparsetvm.schedules.cuda.launch import Launch
 from sparsetvm.space.knobs import Ordered
 from sparsetvm.space.space import Space
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from sparsetvm.schedules.cuda.geometry import FlatGeometry
 
 from sparsetvm.core.layout import Planes
 from sparsetvm.core.workload import Workload
-from sparsetvm.schedules.cuda.geometry import FlatGeometry
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 import numpy as np
+from sparsetvm.schedules.base import Packed
 
 from sparsetvm.core.workload import Workload
-from sparsetvm.schedules.base import Packed
 
 
 def initial_sums(bias: np.ndarray | None, rows: int) -> np.ndarray:

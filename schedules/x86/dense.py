@@ -12,14 +12,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-
-from sparsetvm.core.config import Config
-from sparsetvm.core.target import Target
-from sparsetvm.core.workload import Workload
 from sparsetvm.schedules.base import Packed, Template
 from sparsetvm.schedules.x86.arguments import initial_sums, layer_args
 from sparsetvm.schedules.x86.epilogue import finish_vector, zero_borders
 from sparsetvm.schedules.x86.geometry import TapGeometry, supports_taps, tap_geometry
+
+from sparsetvm.core.config import Config
+from sparsetvm.core.target import Target
+from sparsetvm.core.workload import Workload
 from sparsetvm.space.knobs import Choice, Ordered
 from sparsetvm.space.space import Space
 
@@ -99,9 +99,8 @@ class _DenseKernel:
         return ib.get()
 
     def _loops(self) -> None:
-        from tvm.tirx.script import builder as tb
-
         from sparsetvm.schedules.x86 import tir
+        from tvm.tirx.script import builder as tb
 
         g = self.geometry
         tile_blocks = -(-g.tiles // self.nr)
@@ -133,9 +132,8 @@ class _DenseKernel:
 
     def _each_row_block(self, body: Any, threads: int) -> None:
         """Call body(first row, MR) for all row blocks of all convolution groups; the last block of a group is short."""
-        from tvm.tirx.script import builder as tb
-
         from sparsetvm.schedules.x86 import tir
+        from tvm.tirx.script import builder as tb
 
         rows = self.geometry.rows_per_group
         groups = self.workload.m // rows
@@ -147,9 +145,8 @@ class _DenseKernel:
                     body((group, rows - rows % self.mr + once), rows % self.mr)
 
     def _block(self, image: Any, tile: Any, nr: int, rows: tuple[Any, Any], mr: int) -> None:
-        from tvm.tirx.script import builder as tb
-
         from sparsetvm.schedules.x86 import tir
+        from tvm.tirx.script import builder as tb
 
         g, k, lanes = self.geometry, self.workload.k, self.geometry.lanes
         group, first = rows

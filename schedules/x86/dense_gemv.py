@@ -10,13 +10,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from sparsetvm.schedules.base import Packed, Template
+from sparsetvm.schedules.x86.arguments import layer_args
+from sparsetvm.schedules.x86.vector_out import reads_few_tokens, write_vector_output
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
-from sparsetvm.schedules.base import Packed, Template
-from sparsetvm.schedules.x86.arguments import layer_args
-from sparsetvm.schedules.x86.vector_out import reads_few_tokens, write_vector_output
 from sparsetvm.space.knobs import Ordered
 from sparsetvm.space.space import Space
 
@@ -54,9 +54,8 @@ class DenseGemv(Template):
         return Packed((np.ascontiguousarray(blocks).ravel(), start))
 
     def kernel(self, workload: Workload, config: Config, packed: Packed, target: Target, symbol: str) -> Any:
-        from tvm.tirx.script import builder as tb
-
         from sparsetvm.schedules.x86 import tir
+        from tvm.tirx.script import builder as tb
 
         lanes, vectors = target.lanes, config.int("vectors")
         width, unroll, k, tokens = vectors * lanes, config.int("unroll"), workload.k, range(workload.n)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from sparsetvm.core.workload import Epilogue
 from sparsetvm.schedules.x86.geometry import TapGeometry
+
+from sparsetvm.core.workload import Epilogue
 
 
 def zero_borders(y: Any, geometry: TapGeometry, rows: int, threads: int) -> None:
@@ -13,9 +14,8 @@ def zero_borders(y: Any, geometry: TapGeometry, rows: int, threads: int) -> None
 
     Kernels own their whole output buffer: memory is reused between layers, and the next convolution reads the borders.
     """
-    from tvm.tirx.script import builder as tb
-
     from sparsetvm.schedules.x86 import tir
+    from tvm.tirx.script import builder as tb
 
     if not geometry.borders:
         return

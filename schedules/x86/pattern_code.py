@@ -18,6 +18,10 @@ import math
 from typing import Any
 
 import numpy as np
+from sparsetvm.schedules.base import Packed, Template
+from sparsetvm.schedules.x86.arguments import initial_sums, layer_args
+from sparsetvm.schedules.x86.epilogue import activate_in_place, zero_borders
+from sparsetvm.schedules.x86.geometry import TapGeometry, supports_taps, tap_geometry
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.target import Target
@@ -25,10 +29,6 @@ from sparsetvm.core.workload import Workload
 from sparsetvm.formats import pattern_asm, pattern_asm_avx2
 from sparsetvm.formats.piece_functions import llvm_functions
 from sparsetvm.formats.pieces import CodePlan, Epilog, Piece
-from sparsetvm.schedules.base import Packed, Template
-from sparsetvm.schedules.x86.arguments import initial_sums, layer_args
-from sparsetvm.schedules.x86.epilogue import activate_in_place, zero_borders
-from sparsetvm.schedules.x86.geometry import TapGeometry, supports_taps, tap_geometry
 from sparsetvm.space.knobs import Choice, Ordered
 from sparsetvm.space.space import Space
 
@@ -161,10 +161,9 @@ class _Host:
         self.at_once = _tiles_at_once(config, target)
 
     def build(self) -> Any:
+        from sparsetvm.schedules.x86 import tir
         from tvm import tirx
         from tvm.tirx.script import builder as tb
-
-        from sparsetvm.schedules.x86 import tir
 
         functions = llvm_functions(self.symbol, self.packed.meta["pieces"], self.second_tile)
         workers = self.packed.meta["workers"]

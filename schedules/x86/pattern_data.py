@@ -13,15 +13,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from sparsetvm.schedules.base import Packed, Template
+from sparsetvm.schedules.x86.arguments import initial_sums, layer_args
+from sparsetvm.schedules.x86.epilogue import finish_vector, zero_borders
+from sparsetvm.schedules.x86.geometry import TapGeometry, supports_taps, tap_geometry
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
 from sparsetvm.formats.bucketed_csr import pack_bucketed_csr
-from sparsetvm.schedules.base import Packed, Template
-from sparsetvm.schedules.x86.arguments import initial_sums, layer_args
-from sparsetvm.schedules.x86.epilogue import finish_vector, zero_borders
-from sparsetvm.schedules.x86.geometry import TapGeometry, supports_taps, tap_geometry
 from sparsetvm.space.knobs import Ordered
 from sparsetvm.space.space import Space
 
@@ -119,10 +119,9 @@ class _DataKernel:
                 self._run(self.blocks[last] + run, image, tile, nr, first=False, last=True)
 
     def _run(self, run: Any, image: Any, tile: Any, nr: int, *, first: bool, last: bool) -> None:
+        from sparsetvm.schedules.x86 import tir
         from tvm import tirx
         from tvm.tirx.script import builder as tb
-
-        from sparsetvm.schedules.x86 import tir
 
         g, lanes = self.geometry, self.geometry.lanes
         x0 = tb.Bind(g.x0 + image * g.x_batch + tile * g.x_tile)
@@ -163,10 +162,9 @@ class _DataKernel:
                 tir.prefetch(buffer, at + offset)
 
     def _non_zeros(self, acc: Any, x0: Any, p0: Any, length: Any, nr: int) -> None:
+        from sparsetvm.schedules.x86 import tir
         from tvm import tirx
         from tvm.tirx.script import builder as tb
-
-        from sparsetvm.schedules.x86 import tir
 
         g, lanes = self.geometry, self.geometry.lanes
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from sparsetvm.schedules.base import Packed, Template
+from sparsetvm.schedules.x86.arguments import initial_sums, layer_args
+from sparsetvm.schedules.x86.vector_out import reads_few_tokens, write_vector_output
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
-from sparsetvm.schedules.base import Packed, Template
-from sparsetvm.schedules.x86.arguments import initial_sums, layer_args
-from sparsetvm.schedules.x86.vector_out import reads_few_tokens, write_vector_output
 from sparsetvm.space.knobs import Ordered
 from sparsetvm.space.space import Space
 
@@ -49,10 +49,9 @@ class SpmvCsr(Template):
         return Packed((pointer, columns.astype(np.int32), weight[rows, columns].astype(np.float32), start, bounds))
 
     def kernel(self, workload: Workload, config: Config, packed: Packed, target: Target, symbol: str) -> Any:
+        from sparsetvm.schedules.x86 import tir
         from tvm import tirx
         from tvm.tirx.script import builder as tb
-
-        from sparsetvm.schedules.x86 import tir
 
         chains = config.int("chains")
         with tir.prim_func(symbol) as ib:

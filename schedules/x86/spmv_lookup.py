@@ -14,14 +14,14 @@ import math
 from typing import Any
 
 import numpy as np
+from sparsetvm.schedules.base import Packed, Template
+from sparsetvm.schedules.x86.arguments import layer_args
+from sparsetvm.schedules.x86.vector_out import reads_few_tokens
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
 from sparsetvm.formats.lookup import BLOCK, LANES, LookupFormat, pack_lookup
-from sparsetvm.schedules.base import Packed, Template
-from sparsetvm.schedules.x86.arguments import layer_args
-from sparsetvm.schedules.x86.vector_out import reads_few_tokens
 from sparsetvm.space.knobs import Choice, Ordered
 from sparsetvm.space.space import Space
 
@@ -84,9 +84,8 @@ class _Kernel:
         self.values, self.ids, self.walk, self.first, self.bounds, self.order, self.bias = arrays
 
     def body(self) -> None:
-        from tvm.tirx.script import builder as tb
-
         from sparsetvm.schedules.x86 import tir
+        from tvm.tirx.script import builder as tb
 
         if self.workload.k % BLOCK:
             self.x = self._padded_input()
@@ -97,9 +96,8 @@ class _Kernel:
 
     def _padded_input(self) -> Any:
         """A copy of x in which the last block of a token is whole."""
-        from tvm.tirx.script import builder as tb
-
         from sparsetvm.schedules.x86 import tir
+        from tvm.tirx.script import builder as tb
 
         k, stride = self.workload.k, self.x_stride
         padded = tir.scratch(len(self.tokens) * stride)
@@ -112,9 +110,8 @@ class _Kernel:
 
     def _slice(self, at: Any) -> None:
         """Sums, residual and activation of 16 rows."""
-        from tvm.tirx.script import builder as tb
-
         from sparsetvm.schedules.x86 import tir
+        from tvm.tirx.script import builder as tb
 
         chains = _CHAINS[len(self.tokens)]
         sums = [tir.Registers(chains, LANES, fill=0.0) for _ in self.tokens]
@@ -134,9 +131,8 @@ class _Kernel:
 
     def _group(self, group: Any, sums: list[Any], kept: list[Any]) -> None:
         """The steps of one group; `kept` holds the blocks of the windows that the next step does not replace."""
-        from tvm import tirx
-
         from sparsetvm.schedules.x86 import tir
+        from tvm import tirx
 
         fmt = self.format
         ids = tir.let(self.ids[tirx.Ramp(group * LANES, 1, LANES)])
@@ -169,9 +165,8 @@ class _Kernel:
 
     def _index(self, ids: Any, step: int) -> Any:
         """Where in the window each lane looks, int32x16."""
-        from tvm import tirx
-
         from sparsetvm.schedules.x86 import tir
+        from tvm import tirx
 
         def by(bits: int) -> Any:
             return tirx.Broadcast(tirx.const(bits, "uint32"), LANES)
@@ -185,10 +180,9 @@ class _Kernel:
 
     def _finish(self, at: Any, token: int, total: Any) -> None:
         """Residual, activation and store of 16 sums."""
+        from sparsetvm.schedules.x86 import tir
         from tvm import tirx
         from tvm.tirx.script import builder as tb
-
-        from sparsetvm.schedules.x86 import tir
 
         epilogue, m = self.workload.epilogue, self.workload.m
         row = tirx.Ramp(at * LANES, 1, LANES)
@@ -209,9 +203,8 @@ class _Kernel:
 
 def _look_up(index: Any, window: list[Any]) -> Any:
     """The value of x for each lane."""
-    from tvm import tirx
-
     from sparsetvm.schedules.x86 import tir
+    from tvm import tirx
 
     def permuted(low: Any, high: Any) -> Any:
         return tirx.call_llvm_pure_intrin("float32x16", _PERMUTE, low, index, high)

@@ -19,9 +19,8 @@ def write_vector_output(sums: Any, stride: int, residual: Any, y: Any, workload:
 
     `stride` is a multiple of `lanes`. The tail of m that fills no vector is finished in `sums` itself.
     """
-    from tvm.tirx.script import builder as tb
-
     from sparsetvm.schedules.x86 import tir
+    from tvm.tirx.script import builder as tb
 
     epilogue, m = workload.epilogue, workload.m
     whole = m // lanes * lanes

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
+from sparsetvm.schedules.base import template
 
 from benchlib.block_csr import BLOCK_COMPETITORS
 from benchlib.case import Case
@@ -21,7 +22,6 @@ from sparsetvm.measure.cuda_candidate import CudaTrial, build_cuda, open_device
 from sparsetvm.measure.cuda_timing import L2Flush
 from sparsetvm.measure.reference import Reference, input_shape, make_reference, to_physical
 from sparsetvm.measure.timing import time_repeats
-from sparsetvm.schedules.base import template
 
 if TYPE_CHECKING:
     from benchlib.gpu_competitors import GpuCompetitor

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sparsetvm.schedules.base import template
 
 from benchlib.case import Case
 from benchlib.competitors import competitors_of
@@ -32,7 +33,6 @@ from sparsetvm.measure.reference import (
     to_physical,
 )
 from sparsetvm.measure.timing import TimeCalls, time_interleaved
-from sparsetvm.schedules.base import template
 
 OURS_DENSE = "sparsetvm-dense"
 _ROUNDS = 25

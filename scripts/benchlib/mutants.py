@@ -17,11 +17,11 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from sparsetvm.schedules.base import Packed, Template, template, template_names
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
-from sparsetvm.schedules.base import Packed, Template, template, template_names
 from sparsetvm.space.knobs import Choice
 from sparsetvm.space.space import Space
 

@@ -58,7 +58,6 @@ class Packing:
 
     def _convert(self, source: AnyLayout, destination: AnyLayout, shape: tuple[int, ...]) -> Any:
         import tvm
-
         from sparsetvm.schedules.x86.remainder.convert import convert_kernel
 
         if (source, destination) not in self._built:

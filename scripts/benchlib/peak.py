@@ -15,9 +15,8 @@ _SYMBOL = "sparsetvm_peak"
 def measured_peak(target: Target) -> float:
     """GFLOP/s of one core, multiply and add counted one each: the best of twenty repeats."""
     import tvm
-    from tvm.tirx.script import builder as tb
-
     from sparsetvm.schedules.x86 import tir
+    from tvm.tirx.script import builder as tb
 
     chains = target.registers - 8  # more than latency times units on any core; the rest are operands
     with tir.prim_func(_SYMBOL) as builder:

@@ -11,10 +11,10 @@ import msgspec
 import numpy as np
 import pytest
 from cuda_cases import H100, convolution, product, sparse
-
-from sparsetvm.core.workload import ConvGeometry, Epilogue, Workload
 from sparsetvm.schedules.base import matching
 from sparsetvm.schedules.cuda.launch import Launch
+
+from sparsetvm.core.workload import ConvGeometry, Epilogue, Workload
 
 NVCC = shutil.which("nvcc")
 pytestmark = pytest.mark.skipif(NVCC is None, reason="no nvcc here")

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cuda_cases import H100, convolution, product, sparse
+from sparsetvm.schedules.base import template
+from sparsetvm.schedules.cuda import launch as launch_module
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.workload import ConvGeometry, Epilogue, Workload
-from sparsetvm.schedules.base import template
-from sparsetvm.schedules.cuda import launch as launch_module
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc here")
 EPILOGUE = Epilogue(bias=True, residual=True, activation="gelu")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from cuda_cases import H100, check_convolution, check_product, convolution, product, sparse
+from sparsetvm.schedules.base import Packed, template
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.workload import ConvGeometry, Epilogue
-from sparsetvm.schedules.base import Packed, template
 
 TEMPLATE = template("cuda.spmm_code")
 RELU = Epilogue(bias=True, activation="relu")

@@ -17,11 +17,11 @@ from cuda_cases import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from sparsetvm.schedules.base import template
+from sparsetvm.schedules.cuda.spmm_data_model import rank
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.workload import ConvGeometry, Epilogue
-from sparsetvm.schedules.base import template
-from sparsetvm.schedules.cuda.spmm_data_model import rank
 
 TEMPLATE = template("cuda.spmm_data")
 

@@ -10,13 +10,13 @@ import pytest
 from cuda_cases import H100, check_convolution, check_product, convolution, product, sparse
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from sparsetvm.schedules.base import template
+from sparsetvm.schedules.cuda.spmm_dispatch import Shape
 from test_cuda_compiles import check_overlap, compile_sm90
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.workload import ConvGeometry, Epilogue
 from sparsetvm.formats.dispatch_stream import pack_dispatch_stream
-from sparsetvm.schedules.base import template
-from sparsetvm.schedules.cuda.spmm_dispatch import Shape
 
 TEMPLATE = template("cuda.spmm_dispatch")
 SETTINGS = settings(

@@ -15,10 +15,10 @@ from cuda_cases import (
     product,
     sparse,
 )
+from sparsetvm.schedules.base import template
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.workload import ConvGeometry, Epilogue
-from sparsetvm.schedules.base import template
 
 TEMPLATE = template("cuda.spmm_rows")
 

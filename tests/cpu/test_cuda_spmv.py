@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from cuda_cases import H100, check_product, product, sparse
+from sparsetvm.schedules.base import template
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Epilogue
 from sparsetvm.formats.lane_rows import pack_lane_rows
-from sparsetvm.schedules.base import template
 
 TEMPLATE = template("cuda.spmv")
 EPILOGUES = [Epilogue(), Epilogue(bias=True, residual=True, activation="gelu")]

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from emulator import EmulatorError, run_launch
-
-from sparsetvm.core.workload import Activation, Epilogue
 from sparsetvm.schedules.cuda.epilogue import epilogue_defines
 from sparsetvm.schedules.cuda.launch import Launch
+
+from sparsetvm.core.workload import Activation, Epilogue
 
 
 class Sample(Launch):

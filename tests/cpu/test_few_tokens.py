@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sparsetvm.schedules.base import matching
 from test_matmul_templates import AVX512, TARGETS, check_matmul, run
 
 from sparsetvm.core.layout import PLAIN
 from sparsetvm.core.pattern import PatternSummary
 from sparsetvm.core.target import Target, cpu_flags
 from sparsetvm.core.workload import Epilogue, Workload
-from sparsetvm.schedules.base import matching
 
 RELU = Epilogue(bias=True, residual=True, activation="relu")
 

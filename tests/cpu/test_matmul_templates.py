@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sparsetvm.schedules.base import matching
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.layout import PLAIN, Planes, PlaneTiles, Tiled
 from sparsetvm.core.pattern import PatternSummary
 from sparsetvm.core.target import Target, cpu_flags
 from sparsetvm.core.workload import FEW_TOKENS, ConvGeometry, Epilogue, Workload
-from sparsetvm.schedules.base import matching
 
 AVX512 = Target("cpu", "skylake-avx512", "avx512")
 AVX2 = Target("cpu", "x86-64-v3", "avx2")

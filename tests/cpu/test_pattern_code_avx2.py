@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sparsetvm.schedules.base import template
 from test_matmul_templates import AVX2, activate, conv_reference, run, sparse
 
 from sparsetvm.core.config import Config
@@ -13,7 +14,6 @@ from sparsetvm.core.target import Target, cpu_flags
 from sparsetvm.core.workload import ConvGeometry, Epilogue, Workload
 from sparsetvm.formats import pattern_asm_avx2
 from sparsetvm.rewrite.plane_geometry import conv_layouts, required_pad
-from sparsetvm.schedules.base import template
 
 pytestmark = pytest.mark.skipif("avx2" not in cpu_flags(), reason="no AVX2 here")
 SUMMARY = PatternSummary("unstructured", (1, 1), 0.3, 1.0, 1, "0")

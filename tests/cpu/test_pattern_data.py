@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sparsetvm.schedules.base import template
 from test_matmul_templates import TARGETS, run, sparse
 
 from sparsetvm.core.layout import Planes, PlaneTiles, Tiled
 from sparsetvm.core.pattern import PatternSummary
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import ConvGeometry, Epilogue, Workload
-from sparsetvm.schedules.base import template
 
 SUMMARY = PatternSummary("unstructured", (1, 1), 0.1, 1.0, 1, "0")
 EPILOGUE = Epilogue(residual=True, activation="relu")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from remainder_cases import TARGETS, compile_kernel, run_kernel, with_threads
+from sparsetvm.schedules.x86.remainder.attention import Attention, attention_kernel, attention_supported
 
 from sparsetvm.core.target import Target
 from sparsetvm.errors import SparseTvmError
-from sparsetvm.schedules.x86.remainder.attention import Attention, attention_kernel, attention_supported
 
 _RANDOM = np.random.default_rng(0)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from remainder_cases import TARGETS, compile_kernel, run_kernel, with_threads
+from sparsetvm.schedules.x86.remainder.convert import convert_kernel
 
 from sparsetvm.core.layout import PLAIN, Planes, Tiled
 from sparsetvm.core.target import Target
 from sparsetvm.errors import SparseTvmError
-from sparsetvm.schedules.x86.remainder.convert import convert_kernel
 
 _RANDOM = np.random.default_rng(0)
 

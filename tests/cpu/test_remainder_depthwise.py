@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from remainder_cases import TARGETS, compile_kernel, run_kernel, with_threads
+from sparsetvm.schedules.x86.remainder.depthwise import depthwise_kernel, pack_depthwise
 
 from sparsetvm.core.layout import Planes
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import ConvGeometry, Epilogue
 from sparsetvm.errors import SparseTvmError
 from sparsetvm.rewrite.plane_geometry import depthwise_pad
-from sparsetvm.schedules.x86.remainder.depthwise import depthwise_kernel, pack_depthwise
 
 _RANDOM = np.random.default_rng(0)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from remainder_cases import TARGETS, compile_kernel, run_kernel, with_threads
+from sparsetvm.schedules.x86.remainder.pooling import Pooling, global_pooling_kernel, pooling_kernel
 
 from sparsetvm.core.layout import PLAIN, Planes
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import ConvGeometry
-from sparsetvm.schedules.x86.remainder.pooling import Pooling, global_pooling_kernel, pooling_kernel
 
 _RANDOM = np.random.default_rng(0)
 

@@ -7,13 +7,13 @@ import math
 import numpy as np
 import pytest
 from remainder_cases import TARGETS, compile_kernel, run_kernel, with_threads
+from sparsetvm.schedules.x86.remainder.elementwise import binary_kernel, unary_kernel
+from sparsetvm.schedules.x86.remainder.layer_norm import layer_norm_kernel
+from sparsetvm.schedules.x86.remainder.softmax import softmax_kernel
 
 from sparsetvm.core.layout import PLAIN, Planes, Tiled
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Epilogue
-from sparsetvm.schedules.x86.remainder.elementwise import binary_kernel, unary_kernel
-from sparsetvm.schedules.x86.remainder.layer_norm import layer_norm_kernel
-from sparsetvm.schedules.x86.remainder.softmax import softmax_kernel
 
 _RANDOM = np.random.default_rng(0)
 

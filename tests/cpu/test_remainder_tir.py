@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 from remainder_cases import TARGETS, compile_kernel, run_kernel
+from sparsetvm.schedules.x86 import tir
 
 from sparsetvm.core.target import Target
-from sparsetvm.schedules.x86 import tir
 
 REFERENCE = {
     "none": lambda x: x,

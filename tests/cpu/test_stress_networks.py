@@ -11,11 +11,11 @@ import pytest
 from checklib.isolated import call_isolated
 from checklib.running_error import running_error
 from models import ModelBuilder, random_inputs, run_onnxruntime
+from sparsetvm.schedules.x86.remainder import pooling
 from stress_networks import check_network, save_failure
 
 from sparsetvm.core.target import cpu_flags
 from sparsetvm.frontend.load import load_model
-from sparsetvm.schedules.x86.remainder import pooling
 
 pytestmark = pytest.mark.skipif("avx2" not in cpu_flags(), reason="needs AVX2")
 WITH_AVERAGE = 14  # a network with an average pool

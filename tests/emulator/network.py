@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 from models import run_onnxruntime
+from sparsetvm.schedules.base import template
+from sparsetvm.schedules.cuda.launch import Launch
 
 from emulator.run import run_launch
 from sparsetvm.build.remainder import remainder_kernel
@@ -15,8 +17,6 @@ from sparsetvm.core.target import Target
 from sparsetvm.core.task import Task
 from sparsetvm.frontend.to_onnx import single_node_model
 from sparsetvm.rewrite.make_layers import LAYER_OPS
-from sparsetvm.schedules.base import template
-from sparsetvm.schedules.cuda.launch import Launch
 
 
 def run_network(

@@ -12,7 +12,6 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-
 from sparsetvm.schedules.cuda import launch as launch_module
 from sparsetvm.schedules.cuda.launch import Launch
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from cuda_templates import Rows
+from sparsetvm.schedules.base import Packed
+from sparsetvm.schedules.cuda.launch import Launch
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
-from sparsetvm.schedules.base import Packed
-from sparsetvm.schedules.cuda.launch import Launch
 from sparsetvm.space.knobs import Choice
 from sparsetvm.space.space import Space
 

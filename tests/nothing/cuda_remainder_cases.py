@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from emulator import run_launch
+from sparsetvm.schedules.base import Template
+from sparsetvm.schedules.cuda.launch import Launch
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.layout import PLAIN, Tiled
@@ -18,8 +20,6 @@ from sparsetvm.core.target import Target
 from sparsetvm.core.workload import ConvGeometry, Epilogue, Workload
 from sparsetvm.measure.reference import Reference, inputs_of, make_reference
 from sparsetvm.rewrite.plane_geometry import conv_layouts, required_pad
-from sparsetvm.schedules.base import Template
-from sparsetvm.schedules.cuda.launch import Launch
 
 TARGET = Target("cuda", "x86-64-v3", "sm_90", l2=50 << 20, sms=132, shared=227 << 10)
 NVCC = shutil.which("nvcc")

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, field
 
 import numpy as np
+from sparsetvm.schedules.base import Packed, Template
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.layout import Tiled
@@ -15,7 +16,6 @@ from sparsetvm.core.record import Record
 from sparsetvm.core.target import Target
 from sparsetvm.core.task import Task
 from sparsetvm.core.workload import Epilogue, Workload
-from sparsetvm.schedules.base import Packed, Template
 from sparsetvm.search.trial import Measured
 from sparsetvm.space.knobs import Choice, Ordered
 from sparsetvm.space.space import Space

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cuda_remainder_cases import TARGET, needs_nvcc, nvcc_faults, run_remainder
+from sparsetvm.schedules.cuda.remainder.attention import Attention, attention_kernel, attention_supported
 
 from sparsetvm.errors import SparseTvmError
-from sparsetvm.schedules.cuda.remainder.attention import Attention, attention_kernel, attention_supported
 
 _RANDOM = np.random.default_rng(0)
 CASES = {

@@ -12,10 +12,10 @@ from emulator import run_launch
 from emulator.network import run_network
 from float16 import half_inputs, rounded, to_float16
 from models import bert, conv_net, mlp, relative_error, run_onnxruntime
+from sparsetvm.schedules.cuda.remainder.cast import cast_kernel
 
 from sparsetvm.core.target import parse_target
 from sparsetvm.rewrite.prepare import prepare
-from sparsetvm.schedules.cuda.remainder.cast import cast_kernel
 from sparsetvm.search.candidates import candidates_of
 
 NETWORKS = {

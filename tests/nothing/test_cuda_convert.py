@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cuda_remainder_cases import TARGET, needs_nvcc, nvcc_faults, run_remainder
+from sparsetvm.schedules.cuda.remainder.convert import convert_kernel
 
 from sparsetvm.core.layout import PLAIN, Planes, Tiled
 from sparsetvm.errors import SparseTvmError
-from sparsetvm.schedules.cuda.remainder.convert import convert_kernel
 
 _RANDOM = np.random.default_rng(0)
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cuda_remainder_cases import TARGET, check_layer, conv2d, matmul, needs_nvcc, nvcc_faults
+from sparsetvm.schedules.cuda.dense import Dense
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.workload import ConvGeometry, Epilogue
-from sparsetvm.schedules.cuda.dense import Dense
 
 DENSE = Dense()
 BASE = Config.of("cuda.dense", shape="32x32x32-8x4-4-4", split=1)

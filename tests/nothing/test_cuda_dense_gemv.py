@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cuda_remainder_cases import TARGET, check_layer, matmul, needs_nvcc, nvcc_faults
+from sparsetvm.schedules.cuda.dense_gemv import DenseGemv
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.workload import Epilogue
-from sparsetvm.schedules.cuda.dense_gemv import DenseGemv
 
 GEMV = DenseGemv()
 

@@ -8,13 +8,13 @@ import msgspec
 import numpy as np
 import pytest
 from cuda_remainder_cases import TARGET, check_layer, conv2d, launch_layer, matmul, needs_nvcc, nvcc_faults, run_layer
+from sparsetvm.schedules.cuda.dense import Dense
+from sparsetvm.schedules.cuda.dense_tf32 import DenseTf32
 
 from sparsetvm.core.arithmetic import TOLERANCES, network_tolerance, round_to_tf32
 from sparsetvm.core.config import Config
 from sparsetvm.core.workload import ConvGeometry, Epilogue, Workload
 from sparsetvm.measure.verdict import judge
-from sparsetvm.schedules.cuda.dense import Dense
-from sparsetvm.schedules.cuda.dense_tf32 import DenseTf32
 
 TF32 = DenseTf32()
 SHAPES = [str(shape) for shape in TF32.space(matmul(64, 64, 64), TARGET).knobs[0].values]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 
 import pytest
+from sparsetvm.schedules.base import template
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.layout import Tiled
 from sparsetvm.core.pattern import PatternSummary
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Epilogue, Workload
-from sparsetvm.schedules.base import template
 from sparsetvm.search.candidates import candidates_of
 
 H200 = Target("cuda", "x86-64-v3", "sm_90", l2=50 << 20, host=False, sms=132, shared=227 << 10)

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cuda_remainder_cases import TARGET, needs_nvcc, nvcc_faults, run_remainder
+from sparsetvm.schedules.cuda.remainder.depthwise import depthwise_kernel, pack_depthwise
+from sparsetvm.schedules.cuda.remainder.elementwise import binary_kernel, unary_kernel
+from sparsetvm.schedules.cuda.remainder.pooling import Pooling, global_pooling_kernel, pooling_kernel
 
 from sparsetvm.core.layout import PLAIN, Planes, Tiled
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import ConvGeometry, Epilogue
 from sparsetvm.errors import SparseTvmError
 from sparsetvm.rewrite.plane_geometry import depthwise_pad
-from sparsetvm.schedules.cuda.remainder.depthwise import depthwise_kernel, pack_depthwise
-from sparsetvm.schedules.cuda.remainder.elementwise import binary_kernel, unary_kernel
-from sparsetvm.schedules.cuda.remainder.pooling import Pooling, global_pooling_kernel, pooling_kernel
 
 _RANDOM = np.random.default_rng(0)
 # So few multiprocessors that threads take several outputs.

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 from emulator.network import run_network
 from models import bert, conv_net, mlp, mobile_net, random_inputs, relative_error, run_onnxruntime
+from sparsetvm.schedules.base import arithmetic_of
 
 from sparsetvm.core.arithmetic import network_tolerance
 from sparsetvm.core.config import Config
 from sparsetvm.core.target import Target, parse_target
 from sparsetvm.core.workload import Workload
 from sparsetvm.rewrite.prepare import prepare
-from sparsetvm.schedules.base import arithmetic_of
 from sparsetvm.search.candidates import candidates_of
 
 H200 = parse_target("cuda,sm_90")

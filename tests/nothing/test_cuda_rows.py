@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cuda_remainder_cases import TARGET, needs_nvcc, nvcc_faults, run_remainder
-
-from sparsetvm.core.layout import PLAIN, Tiled
 from sparsetvm.schedules.cuda.remainder.layer_norm import layer_norm_kernel
 from sparsetvm.schedules.cuda.remainder.softmax import softmax_kernel
+
+from sparsetvm.core.layout import PLAIN, Tiled
 
 _RANDOM = np.random.default_rng(0)
 

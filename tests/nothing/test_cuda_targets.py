@@ -6,6 +6,8 @@ import ctypes
 
 import pytest
 from models import ModelBuilder, bert, conv_net
+from sparsetvm.schedules import base
+from sparsetvm.schedules.cuda.launch import Launch
 
 from sparsetvm.analysis.roofline import expected_speedup
 from sparsetvm.core import cuda_driver
@@ -16,8 +18,6 @@ from sparsetvm.log.journal import journal_path
 from sparsetvm.measure.nvcc import kernel_symbol, launch_source, macro_value
 from sparsetvm.rewrite.assign_layouts import token_lanes
 from sparsetvm.rewrite.prepare import prepare
-from sparsetvm.schedules import base
-from sparsetvm.schedules.cuda.launch import Launch
 
 H200 = parse_target("cuda,sm_90")
 

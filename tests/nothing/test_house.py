@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from sparsetvm.schedules.base import template_names
+
 from sparsetvm.settings import VARIABLES
 
 ROOT = Path(__file__).parents[2]

@@ -6,12 +6,12 @@ import itertools
 
 import numpy as np
 import pytest
+from sparsetvm.schedules.base import template
 
 from sparsetvm.analysis.patterns import summarize
 from sparsetvm.core.layout import Tiled
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Epilogue, Workload
-from sparsetvm.schedules.base import template
 
 ORDER, FIRST = 5, 6  # positions among the packed arrays
 

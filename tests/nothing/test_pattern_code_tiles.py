@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sparsetvm.schedules.base import template
 
 from sparsetvm.analysis.patterns import summarize
 from sparsetvm.core.layout import Tiled
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Epilogue, Workload
-from sparsetvm.schedules.base import template
 
 TARGET = Target("cpu", "znver5", "avx512", l1=48 << 10, l2=1 << 20)
 

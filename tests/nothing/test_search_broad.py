@@ -8,12 +8,12 @@ import math
 import msgspec
 import pytest
 from search_cases import TARGET, Dense, FakeIndex, Sparse, make_task, measured
+from sparsetvm.schedules.base import Template
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.target import Target
 from sparsetvm.core.task import Task
 from sparsetvm.core.workload import Workload
-from sparsetvm.schedules.base import Template
 from sparsetvm.search.budget import TuneOptions, broad_round_size
 from sparsetvm.search.candidates import Candidates, candidates_of
 from sparsetvm.search.replay import ReplayMeasurer

@@ -11,6 +11,7 @@ import pytest
 from cuda_remainder_cases import matmul
 from models import ModelBuilder, mlp, random_inputs, run_onnxruntime
 from search_cases import FakeIndex
+from sparsetvm.schedules.base import arithmetic_of, template, template_names
 
 from sparsetvm import api
 from sparsetvm.analysis.roofline import expected_speedup
@@ -25,7 +26,6 @@ from sparsetvm.errors import TargetError
 from sparsetvm.log.lookup import Decision, RecordIndex
 from sparsetvm.rewrite.prepare import prepare
 from sparsetvm.runtime.verify import verify_module
-from sparsetvm.schedules.base import arithmetic_of, template, template_names
 from sparsetvm.search.budget import TuneOptions
 from sparsetvm.search.candidates import candidates_of, validator
 from sparsetvm.search.outcome import TaskOutcome

@@ -8,7 +8,6 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parents[2] / "scripts"))
 
 import bench_kernels
-
 from sparsetvm.schedules import base
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ import time
 
 import numpy as np
 import tvm
+from sparsetvm.schedules.base import Packed, Template
 from tvm.script import tirx as T
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
-from sparsetvm.schedules.base import Packed, Template
 from sparsetvm.space.knobs import Choice
 from sparsetvm.space.space import Space
 

@@ -12,6 +12,9 @@ import pytest
 from cuda_tools import architectures, needs_c_compiler, needs_cuda_compiler
 from float16 import to_float16
 from models import ModelBuilder, mlp
+from sparsetvm.schedules import base
+from sparsetvm.schedules.cuda.copy import copy_launch
+from sparsetvm.schedules.cuda.launch import Launch
 
 import sparsetvm
 from sparsetvm.build.choose import choose_dense
@@ -22,9 +25,6 @@ from sparsetvm.core.target import parse_target
 from sparsetvm.errors import EnvironmentProblem, SparseTvmError
 from sparsetvm.measure import nvcc
 from sparsetvm.rewrite.prepare import prepare
-from sparsetvm.schedules import base
-from sparsetvm.schedules.cuda.copy import copy_launch
-from sparsetvm.schedules.cuda.launch import Launch
 
 pytestmark = [needs_cuda_compiler, needs_c_compiler]
 H200 = parse_target("cuda,sm_90")

@@ -10,10 +10,11 @@ multiple of 4; all scores of a block's queries in shared memory.
 
 from __future__ import annotations
 
-from sparsetvm.core.target import Target
-from sparsetvm.errors import SparseTvmError
 from sparsetvm.schedules.cuda.launch import Launch
 from sparsetvm.schedules.operators import Attention
+
+from sparsetvm.core.target import Target
+from sparsetvm.errors import SparseTvmError
 
 __all__ = ["Attention", "attention_kernel", "attention_supported"]
 

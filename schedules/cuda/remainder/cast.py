@@ -5,8 +5,9 @@ Requires: both tensors start at a multiple of 16 bytes.
 
 from __future__ import annotations
 
-from sparsetvm.core.target import Target
 from sparsetvm.schedules.cuda.launch import Launch
+
+from sparsetvm.core.target import Target
 
 _THREADS = 128
 

@@ -7,11 +7,12 @@ Requires: float32; Planes are read with phases (1, 1) only, since nothing but a 
 
 from __future__ import annotations
 
+from sparsetvm.schedules.cuda.launch import Launch
+from sparsetvm.schedules.cuda.remainder.images import images_of
+
 from sparsetvm.core.layout import AnyLayout, Plain, Planes, Tiled
 from sparsetvm.core.target import Target
 from sparsetvm.errors import SparseTvmError
-from sparsetvm.schedules.cuda.launch import Launch
-from sparsetvm.schedules.cuda.remainder.images import images_of
 
 _THREADS = 256
 _SQUARE = 16  # rows of X that a block transposes (kRows)

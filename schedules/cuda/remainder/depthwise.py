@@ -8,13 +8,14 @@ Requires: X in Planes with phases (1, 1) and a pad that covers all taps, Y (and 
 
 from __future__ import annotations
 
-from sparsetvm.core.layout import Planes
-from sparsetvm.core.target import Target
-from sparsetvm.core.workload import ConvGeometry, Epilogue
 from sparsetvm.schedules.cuda.epilogue import epilogue_defines
 from sparsetvm.schedules.cuda.launch import Launch
 from sparsetvm.schedules.cuda.remainder.images import images_of
 from sparsetvm.schedules.operators import check_depthwise, pack_depthwise
+
+from sparsetvm.core.layout import Planes
+from sparsetvm.core.target import Target
+from sparsetvm.core.workload import ConvGeometry, Epilogue
 
 __all__ = ["depthwise_kernel", "pack_depthwise"]
 

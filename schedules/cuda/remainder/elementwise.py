@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+from sparsetvm.schedules.cuda.epilogue import epilogue_defines
+from sparsetvm.schedules.cuda.launch import Launch
+
 from sparsetvm.core.layout import AnyLayout, Planes
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Epilogue
-from sparsetvm.schedules.cuda.epilogue import epilogue_defines
-from sparsetvm.schedules.cuda.launch import Launch
 
 _THREADS = 128
 _OPS = {"add": 1, "mul": 2}

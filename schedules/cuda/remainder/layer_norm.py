@@ -6,10 +6,11 @@ features.
 
 from __future__ import annotations
 
-from sparsetvm.core.layout import Layout
-from sparsetvm.core.target import Target
 from sparsetvm.schedules.cuda.launch import Launch
 from sparsetvm.schedules.cuda.remainder.rows import share_rows
+
+from sparsetvm.core.layout import Layout
+from sparsetvm.core.target import Target
 
 
 def layer_norm_kernel(layout: Layout, shape: tuple[int, ...], epsilon: float, target: Target, symbol: str) -> Launch:

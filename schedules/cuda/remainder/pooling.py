@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from sparsetvm.core.layout import AnyLayout
-from sparsetvm.core.target import Target
 from sparsetvm.schedules.cuda.launch import Launch
 from sparsetvm.schedules.cuda.remainder.images import images_of
 from sparsetvm.schedules.operators import Pooling
+
+from sparsetvm.core.layout import AnyLayout
+from sparsetvm.core.target import Target
 
 __all__ = ["Pooling", "global_pooling_kernel", "pooling_kernel"]
 

@@ -5,10 +5,11 @@ for each row: maximum; exp(x - maximum) summed; scaled by 1 / sum
 
 from __future__ import annotations
 
-from sparsetvm.core.layout import PLAIN
-from sparsetvm.core.target import Target
 from sparsetvm.schedules.cuda.launch import Launch
 from sparsetvm.schedules.cuda.remainder.rows import share_rows
+
+from sparsetvm.core.layout import PLAIN
+from sparsetvm.core.target import Target
 
 
 def softmax_kernel(shape: tuple[int, ...], target: Target, symbol: str) -> Launch:

@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import math
 
+from sparsetvm.schedules.operators import Attention
+from sparsetvm.schedules.x86 import tir
+from sparsetvm.schedules.x86.remainder.runs import each_vector
 from tvm import tirx
 from tvm.tirx.script import builder as B
 
 from sparsetvm.core.target import Target
 from sparsetvm.errors import SparseTvmError
-from sparsetvm.schedules.operators import Attention
-from sparsetvm.schedules.x86 import tir
-from sparsetvm.schedules.x86.remainder.runs import each_vector
 
 __all__ = ["Attention", "attention_kernel", "attention_supported"]
 

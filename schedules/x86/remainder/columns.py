@@ -11,9 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 
-from tvm import tirx
-
 from sparsetvm.schedules.x86 import tir
+from tvm import tirx
 
 
 class WindowColumns:

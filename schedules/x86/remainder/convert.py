@@ -10,14 +10,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
+from sparsetvm.schedules.x86 import tir
+from sparsetvm.schedules.x86.remainder.images import Images, fill
 from tvm import tirx
 from tvm.tirx.script import builder as B
 
 from sparsetvm.core.layout import AnyLayout, Plain, Planes, Tiled
 from sparsetvm.core.target import Target
 from sparsetvm.errors import SparseTvmError
-from sparsetvm.schedules.x86 import tir
-from sparsetvm.schedules.x86.remainder.images import Images, fill
 
 _SHUFFLED_PHASES = 4  # more column phases than this are gathered one float at a time
 

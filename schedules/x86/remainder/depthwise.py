@@ -10,15 +10,15 @@ once more. Small planes with equal row strides are walked in position tiles inst
 
 from __future__ import annotations
 
+from sparsetvm.schedules.operators import check_depthwise, pack_depthwise
+from sparsetvm.schedules.x86 import tir
+from sparsetvm.schedules.x86.remainder.columns import WindowColumns
+from sparsetvm.schedules.x86.remainder.images import Images
 from tvm.tirx.script import builder as B
 
 from sparsetvm.core.layout import Planes
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import ConvGeometry, Epilogue
-from sparsetvm.schedules.operators import check_depthwise, pack_depthwise
-from sparsetvm.schedules.x86 import tir
-from sparsetvm.schedules.x86.remainder.columns import WindowColumns
-from sparsetvm.schedules.x86.remainder.images import Images
 
 __all__ = ["depthwise_kernel", "pack_depthwise"]
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+from sparsetvm.schedules.x86 import tir
+from sparsetvm.schedules.x86.remainder.images import Images
+from sparsetvm.schedules.x86.remainder.runs import parallel_run
 from tvm.tirx.script import builder as B
 
 from sparsetvm.core.layout import AnyLayout, Planes
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Epilogue
-from sparsetvm.schedules.x86 import tir
-from sparsetvm.schedules.x86.remainder.images import Images
-from sparsetvm.schedules.x86.remainder.runs import parallel_run
 
 _KEEP_ZERO = ("none", "relu", "gelu", "gelu_tanh", "silu", "tanh")
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from sparsetvm.schedules.x86 import tir
 from tvm.tirx.script import builder as B
 
 from sparsetvm.core.layout import Layout, Plain, Planes
 from sparsetvm.errors import SparseTvmError
-from sparsetvm.schedules.x86 import tir
 
 
 def plane_count(shape: tuple[int, ...]) -> int:

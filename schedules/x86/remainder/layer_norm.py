@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 
+from sparsetvm.schedules.x86 import tir
+from sparsetvm.schedules.x86.remainder.runs import add, each_vector, reduce_run
 from tvm import tirx
 
 from sparsetvm.core.layout import Layout, Tiled
 from sparsetvm.core.target import Target
-from sparsetvm.schedules.x86 import tir
-from sparsetvm.schedules.x86.remainder.runs import add, each_vector, reduce_run
 
 
 def layer_norm_kernel(layout: Layout, shape: tuple[int, ...], epsilon: float, target: Target, symbol: str) -> tir.Expr:

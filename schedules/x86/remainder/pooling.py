@@ -14,16 +14,16 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from tvm import tirx
-from tvm.tirx.script import builder as B
-
-from sparsetvm.core.layout import AnyLayout, Planes
-from sparsetvm.core.target import Target
 from sparsetvm.schedules.operators import Pooling
 from sparsetvm.schedules.x86 import tir
 from sparsetvm.schedules.x86.remainder.columns import WindowColumns
 from sparsetvm.schedules.x86.remainder.images import Images
 from sparsetvm.schedules.x86.remainder.runs import Combine, add, reduce_run
+from tvm import tirx
+from tvm.tirx.script import builder as B
+
+from sparsetvm.core.layout import AnyLayout, Planes
+from sparsetvm.core.target import Target
 
 __all__ = ["Pooling", "global_pooling_kernel", "pooling_kernel"]
 

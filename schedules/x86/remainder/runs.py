@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tvm.tirx.script import builder as B
-
 from sparsetvm.schedules.x86 import tir
+from tvm.tirx.script import builder as B
 
 # (offset from the start of the run, lanes in use) -> ...
 Load = Callable[[tir.Expr, int], tir.Expr]

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 
-from sparsetvm.core.target import Target
 from sparsetvm.schedules.x86 import tir
 from sparsetvm.schedules.x86.remainder.runs import add, each_vector, reduce_run
+
+from sparsetvm.core.target import Target
 
 
 def softmax_kernel(shape: tuple[int, ...], target: Target, symbol: str) -> tir.Expr:
