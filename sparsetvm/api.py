@@ -276,15 +276,19 @@ def verify(
     samples: int = 3,
     tolerance: float | None = None,
     seed: int = 0,
+    per_layer: bool = False,
 ) -> VerifyReport:
     """Compare a compiled model with ONNX Runtime on random inputs; `passed` says whether all errors are in bounds.
 
     tolerance: on the relative L2 error. None for that of the manifest: 1e-5, more with TF32 layers, 1e-2 for float16.
+    per_layer: also compile the model again, to compare each layer (runtime/verify_layers.py).
     """
     from sparsetvm.runtime.verify import verify_module
 
     with load(module_path) as module:
-        return verify_module(module, Path(reference), samples=samples, tolerance=tolerance, seed=seed)
+        return verify_module(
+            module, Path(reference), samples=samples, tolerance=tolerance, seed=seed, per_layer=per_layer
+        )
 
 
 def bench(

@@ -35,7 +35,7 @@ def evaluate(
         values[name] = _cast(inputs[name], dtype)
     for node in graph.nodes:
         operands = [values[name] if name else None for name in node.inputs]
-        results = _evaluate_node(node, operands, graph)
+        results = evaluate_node(node, operands, graph)
         for name, result in zip(node.outputs, results, strict=False):
             if name and result.shape != graph.values[name].shape:
                 raise ValueError(f"'{node.name}' gives {result.shape}, the graph says {graph.values[name].shape}")
@@ -48,7 +48,8 @@ def _cast(array: np.ndarray, dtype: type) -> np.ndarray:
     return array.astype(dtype) if np.issubdtype(array.dtype, np.floating) else array
 
 
-def _evaluate_node(node: Node, operands: Arrays, graph: Graph) -> list[np.ndarray]:
+def evaluate_node(node: Node, operands: Arrays, graph: Graph) -> list[np.ndarray]:
+    """The outputs of one node on the arrays of its inputs (None where absent)."""
     known = OPERATORS.get((node.domain, node.op))
     if known is not None:
         result = known(node, operands, graph)

@@ -198,6 +198,11 @@ def vmax(a: Expr, b: Expr) -> Expr:
     return tirx.Select(b < a, a, b)
 
 
+def vmax_nan(a: Expr, b: Expr) -> Expr:
+    """Lane-wise maximum, NaN where either is NaN; `a` must be bound with `let`."""
+    return tirx.Select(tirx.isnan(a), a, vmax(a, b))
+
+
 def vmin(a: Expr, b: Expr) -> Expr:
     """Lane-wise minimum, one vminps: `b` where `b` is NaN."""
     return tirx.Select(a < b, a, b)

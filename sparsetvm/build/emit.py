@@ -16,6 +16,7 @@ import tvm
 from tvm import relax
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 
+from sparsetvm.build.extremes import emit_extreme, has_axes
 from sparsetvm.build.remainder import remainder_kernel
 from sparsetvm.core.config import Config
 from sparsetvm.core.graph import SPARSETVM_DOMAIN, Graph, Node, Value
@@ -150,7 +151,8 @@ class Emission:
             data = self.graph.constant(name)
             if data is None:
                 raise SparseTvmError(f"value '{name}' is used before it is computed")
-            self.constants[name] = relax.const(np.ascontiguousarray(data))
+            # ascontiguousarray turns a scalar into one dimension.
+            self.constants[name] = _constant(np.ascontiguousarray(data).reshape(data.shape))
         return self.constants[name]
 
     def _node(self, node: Node) -> None:
@@ -237,6 +239,10 @@ class Emission:
 
     def _import(self, node: Node) -> None:
         """Translate one ONNX operator; its inputs are plain, or share one layout that the operator does not see."""
+        if node.is_op("ReduceMax", "ReduceMin") and self.target.kind == "cpu" and has_axes(node, self.graph):
+            expr = emit_extreme(self.builder, self.expr(node.inputs[0]), node, self.graph)
+            self.exprs[node.outputs[0]] = expr
+            return
         model = single_node_model(node, self.graph)
         importer = ONNXGraphImporter({}, "float32", sanitize=False)
         importer.bb = self.builder

@@ -18,9 +18,19 @@ from sparsetvm.errors import VerificationError
     help="Largest relative L2 error.  [default: of the manifest; 1e-5 without TF32 and float16]",
 )  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--per-layer", is_flag=True, help="Also compare each layer, with a bound from the length of its sums.")
 @common_options
 @pass_session
-def command(session: Session, *, module: str, reference: str, samples: int, tolerance: float | None, seed: int) -> None:
+def command(
+    session: Session,
+    *,
+    module: str,
+    reference: str,
+    samples: int,
+    tolerance: float | None,
+    seed: int,
+    per_layer: bool,
+) -> None:
     """Compare the outputs of MODULE.so with ONNX Runtime on the model. Exit code 5 when they differ."""
     from sparsetvm import api
 
@@ -31,8 +41,9 @@ def command(session: Session, *, module: str, reference: str, samples: int, tole
         samples=samples,
         tolerance=None if tolerance is None else str(tolerance),
         seed=seed,
+        per_layer=per_layer,
     )
-    report = api.verify(module, reference, samples=samples, tolerance=tolerance, seed=seed)
+    report = api.verify(module, reference, samples=samples, tolerance=tolerance, seed=seed, per_layer=per_layer)
 
     def render() -> None:
         from sparsetvm.report.console import print_verify

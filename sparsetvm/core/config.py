@@ -5,6 +5,8 @@ Default, search, log replay and hand-written schedules all produce this one valu
 
 from __future__ import annotations
 
+import ast
+
 import msgspec
 
 KnobValue = int | str
@@ -23,6 +25,21 @@ class Config(msgspec.Struct, frozen=True):
     def of(template: Text, **knobs: KnobValue) -> Config:
         """Config from keyword arguments."""
         return Config(template, tuple(sorted(knobs.items())))
+
+    @staticmethod
+    def parse(text: Text) -> Config:
+        """The config that `str` wrote. Raises ValueError for anything else."""
+        try:
+            call = ast.parse(text, mode="eval").body
+            if not isinstance(call, ast.Call) or ast.unparse(call.func) != "Config.of" or len(call.args) != 1:
+                raise ValueError
+            knobs = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+            template = ast.literal_eval(call.args[0])
+        except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+            raise ValueError(f"{text!r} is no config") from error
+        if not isinstance(template, str) or not all(isinstance(value, int | str) for value in knobs.values()):
+            raise ValueError(f"{text!r} is no config")
+        return Config.of(template, **knobs)
 
     def __getitem__(self, knob: Text) -> KnobValue:
         for name, value in self.knobs:

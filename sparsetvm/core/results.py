@@ -162,8 +162,27 @@ class OutputError(msgspec.Struct, kw_only=True):
     max_abs_error: float
 
 
+class LayerError(msgspec.Struct, kw_only=True):
+    """One layer beside ONNX Runtime, the worst over the inputs tried.
+
+    terms: of its longest sum. of_bound: largest error / bound over the elements, for the layer alone on equal inputs;
+    abs_error and bound are those of that element. model_error: relative L2 error beside the model's value of that name,
+    None where the model has none. passed: of_bound <= 1, and model_error within the tolerance or a layer before wrong.
+    """
+
+    name: str
+    op: str
+    terms: int
+    arithmetic: str
+    of_bound: float
+    abs_error: float
+    bound: float
+    model_error: float | None
+    passed: bool
+
+
 class VerifyReport(Result, kw_only=True):
-    """rel_l2_error = ||y - ref||_2 / ||ref||_2, the worst over outputs and inputs tried."""
+    """rel_l2_error = ||y - ref||_2 / ||ref||_2, the worst over outputs and inputs tried. layers: with `per_layer`."""
 
     passed: bool
     tolerance: float
@@ -171,6 +190,7 @@ class VerifyReport(Result, kw_only=True):
     max_abs_error: float
     outputs: list[OutputError]
     notes: list[str] = []
+    layers: list[LayerError] = []
 
 
 class Latency(msgspec.Struct, kw_only=True):

@@ -11,7 +11,7 @@ from onnx import defs, inliner
 from sparsetvm.errors import ModelError
 from sparsetvm.frontend.expansion import check_expansion
 from sparsetvm.frontend.names import display_name
-from sparsetvm.frontend.support import SUPPORTED_OPS
+from sparsetvm.frontend.support import is_supported
 from sparsetvm.frontend.to_onnx import element_type
 
 _INLINER_ERRORS = (RuntimeError, ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
@@ -24,7 +24,7 @@ def inline_functions(model: onnx.ModelProto, constants: Mapping[str, np.ndarray]
     inferred. Raises ModelError for functions that call themselves or are broken.
     """
     opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
-    wanted = sorted({("", op) for op in _ops(model) if op not in SUPPORTED_OPS and _is_function(op, opset)})
+    wanted = sorted({("", op) for op in _ops(model) if not is_supported(op, "") and _is_function(op, opset)})
     if not model.functions and not wanted:
         return model
     declared = {info.name for info in model.graph.input}

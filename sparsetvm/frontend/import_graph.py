@@ -19,8 +19,10 @@ from sparsetvm.frontend.attributes import attribute_value, constant_data, shape_
 from sparsetvm.frontend.constants import take_initializers
 from sparsetvm.frontend.fold import fold_node
 from sparsetvm.frontend.infer import check_node, infer_outputs
+from sparsetvm.frontend.lower import lower
 from sparsetvm.frontend.names import UniqueNames, display_name, display_shape
 from sparsetvm.frontend.noop import passes_through
+from sparsetvm.frontend.parts import Lowered
 from sparsetvm.frontend.support import is_supported, unsupported_error
 
 FLOAT_TYPES_HINT = "only float32 and float16 models are supported: export or convert to one of them"
@@ -66,7 +68,7 @@ class GraphImporter:
             self._bind_names(node, scope, layer, nested=depth > 0)
             if node.op_type == "If" and not node.domain and self._inline_branch(node, scope, depth):
                 continue
-            if not self._import_node(node, layer):
+            if not self._import_node(node, layer, depth):
                 unsupported = [(layer, node.op_type, node.domain)]
                 for later, other in enumerate(nodes[index + 1 :], index + 1):
                     if not is_supported(other.op_type, _domain(other)):
@@ -127,7 +129,22 @@ class GraphImporter:
             self._same[ours] = value
         return True
 
-    def _import_node(self, node: onnx.NodeProto, layer: str) -> bool:
+    def _import_lowered(self, parts: Lowered, layer: str, depth: int) -> None:
+        """Import the nodes that stand for one, under names of their own."""
+        inner: dict[str, str] = {}
+        for name, data in parts.constants.items():
+            inner[name] = self._fresh(name)
+            self._set_constant(inner[name], data)
+        if len(parts.nodes) == 1:
+            self._layer_name.give_back(layer)  # the one node keeps the name
+        for node in parts.nodes:
+            node.name = layer if len(parts.nodes) == 1 else f"{layer}/{node.op_type}"
+        self.import_nodes(parts.nodes, inner, depth + 1)
+        for name in parts.node.output:
+            if name:
+                self._same[name] = self._resolve(inner[name])
+
+    def _import_node(self, node: onnx.NodeProto, layer: str, depth: int) -> bool:
         """Fold, drop or keep one node; False when its operator is not supported."""
         shown = display_name(layer)
         if node.op_type == "Constant" and not node.domain and len(node.output) == 1:
@@ -140,6 +157,12 @@ class GraphImporter:
         if not constant and not is_supported(node.op_type, node.domain):
             return False
         check_node(node, self.opset, shown)
+        if node.op_type == "Range" or not constant:
+            attrs = {attribute.name: attribute_value(attribute, shown) for attribute in node.attribute}
+            parts = lower(node, inputs, attrs, self.opset, shown) if depth < _MAX_DEPTH else None
+            if parts is not None:
+                self._import_lowered(parts, layer, depth)
+                return True
         if node.op_type == "Shape":
             self._set_constant(node.output[0], shape_data(node, inputs[0]))
             return True

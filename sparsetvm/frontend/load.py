@@ -58,6 +58,8 @@ def load_model(path: str | Path, shapes: Mapping[str, tuple[int, ...]] | None = 
     imported = importer.finish(proto.graph.name)
     _check_types(imported)
     for name in outputs:
+        if 0 in imported.values[name].shape:
+            raise ModelError(f"output '{display_name(name)}' is of size zero", hint="remove this output")
         if imported.values[name].is_constant:
             notes.append(f"output '{display_name(name)}' is a constant: it does not depend on any input")
     return LoadedModel(imported, file.path, file.digest, inputs.notes + notes, inputs.symbolic)

@@ -50,3 +50,7 @@ class UniqueNames:
         self._counts[stem] = count
         self._counts.setdefault(name, 0)
         return name
+
+    def give_back(self, name: str) -> None:
+        """Let the name that was given out last be given out again."""
+        self._counts.pop(name, None)

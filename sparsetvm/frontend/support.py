@@ -26,6 +26,8 @@ SUPPORTED_OPS = words(
     Trilu Unsqueeze Upsample Where Xor
     """
 )
+# Not in TVM's table: written in the operators above by frontend/lower.py.
+LOWERED_OPS = words("Celu LpNormalization RotaryEmbedding SwiGLU Swish")
 
 # In TVM's table, but without a static tensor shape, or outside ONNX, or integer arithmetic.
 DYNAMIC_OPS = words(
@@ -46,7 +48,7 @@ QUANTIZED_OPS = words(
 
 def is_supported(op: str, domain: str) -> bool:
     """True when a node of this operator can be compiled."""
-    return domain == "" and op in SUPPORTED_OPS
+    return domain == "" and (op in SUPPORTED_OPS or op in LOWERED_OPS)
 
 
 def unsupported_error(nodes: Iterable[tuple[str, str, str]]) -> ModelError:

@@ -15,6 +15,7 @@ from sparsetvm.core.results import (
     DoctorReport,
     InspectReport,
     Latency,
+    LayerError,
     PruneReport,
     TuneReport,
     VerifyReport,
@@ -192,11 +193,29 @@ def _latency_row(name: str, latency: Latency, speedup: float | None) -> tuple[st
     return (name, *(f"{ms:.3f}" for ms in times), rate, str(latency.repeats), factor(speedup) if speedup else "")
 
 
+_LAYER_COLUMNS = ("layer", "operator", ">terms", ">error", ">bound", ">error / bound", ">error in the model", "")
+
+
+def _layer_row(layer: LayerError) -> tuple[str, ...]:
+    return (
+        layer.name,
+        layer.op,
+        str(layer.terms),
+        f"{layer.abs_error:.1e}",
+        f"{layer.bound:.1e}",
+        f"{layer.of_bound:.3f}",
+        "-" if layer.model_error is None else f"{layer.model_error:.1e}",
+        "ok" if layer.passed else "WRONG",
+    )
+
+
 def print_verify(report: VerifyReport) -> None:
     """Errors per output, and the verdict."""
     out = console()
     rows = [(o.name, f"{o.rel_l2_error:.2e}", f"{o.max_abs_error:.2e}") for o in report.outputs]
     out.print(make_table(("output", ">relative L2 error", ">largest absolute error"), rows, fold=("output",)))
+    if report.layers:
+        out.print(make_table(_LAYER_COLUMNS, [_layer_row(layer) for layer in report.layers], fold=("layer",)))
     verdict = "passed" if report.passed else "FAILED"
     _say(out, f"{verdict}: relative L2 error {report.rel_l2_error:.2e}, tolerance {report.tolerance:.0e}")
     for note in report.notes:

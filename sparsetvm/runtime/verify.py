@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sparsetvm.core.arithmetic import TOLERANCES
-from sparsetvm.core.results import OutputError, VerifyReport
+from sparsetvm.core.results import LayerError, OutputError, VerifyReport
 from sparsetvm.errors import EnvironmentProblem, UsageError
 from sparsetvm.frontend.read import checked_digest
 from sparsetvm.runtime.module import Module
@@ -64,8 +64,10 @@ def _dtype_name(text: str) -> str:
     return {"float": "float32", "double": "float64"}.get(name, name)
 
 
-def verify_module(module: Module, reference: Path, *, samples: int, tolerance: float | None, seed: int) -> VerifyReport:
-    """Run `samples` random inputs through both; the report has the worst errors.
+def verify_module(
+    module: Module, reference: Path, *, samples: int, tolerance: float | None, seed: int, per_layer: bool = False
+) -> VerifyReport:
+    """Run `samples` random inputs through both; the report has the worst errors, with `per_layer` also of each layer.
 
     tolerance: None for the manifest's, which is larger for a float16 model (core/manifest.py says why).
     """
@@ -87,13 +89,25 @@ def verify_module(module: Module, reference: Path, *, samples: int, tolerance: f
                 worst[name] = error
     outputs = list(worst.values())
     relative = max(output.rel_l2_error for output in outputs)
+    layers: list[LayerError] = []
+    notes = _notes(module, sorted(overflowed))
+    same = True
+    if per_layer:
+        from sparsetvm.runtime.verify_layers import verify_layers
+
+        layers, same = verify_layers(module, reference, samples=samples, tolerance=tolerance, seed=seed)
+        if not same:
+            notes.append(
+                f"the same layers, compiled again, compute other outputs than '{module.path}': compile the model again"
+            )
     return VerifyReport(
-        passed=bool(relative <= tolerance),
+        passed=bool(relative <= tolerance and same and all(layer.passed for layer in layers)),
         tolerance=tolerance,
         rel_l2_error=relative,
         max_abs_error=max(output.max_abs_error for output in outputs),
         outputs=outputs,
-        notes=_notes(module, sorted(overflowed)),
+        notes=notes,
+        layers=layers,
     )
 
 

@@ -1,6 +1,10 @@
-"""Small random networks for test_end_to_end_random: odd sizes, every activation, residuals, concatenation, pools."""
+"""Small random networks: odd sizes, every activation, residuals, concatenation, pools; for end-to-end tests and
+scripts/stress_networks.py.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from models import ModelBuilder
@@ -8,16 +12,54 @@ from models import ModelBuilder
 ACTIVATIONS = ("none", "relu", "relu6", "clip", "gelu", "gelu_tanh", "sigmoid", "silu", "tanh")
 
 
-def random_network(seed: int) -> ModelBuilder:
-    """Network number `seed`: images for even numbers, tokens for odd ones; input "x", outputs "y" and sometimes "z"."""
+def random_network(seed: int, *, wide: bool = False) -> ModelBuilder:
+    """Network number `seed`: images for even numbers, tokens for odd ones; input "x", outputs "y" and sometimes "z".
+
+    wide: more kinds of steps, sizes and patterns; other networks under the same numbers.
+    """
     rng = np.random.default_rng(seed)
-    builder = ModelBuilder(f"random_{seed}", opset=int(rng.choice([11, 13, 17])), seed=seed)
+    opset = int(rng.choice([11, 13, 17]))
+    builder = (
+        _PatternedBuilder(f"random_{seed}", opset=opset, seed=seed)
+        if wide
+        else ModelBuilder(f"random_{seed}", opset=opset, seed=seed)
+    )
     grower = _Images(builder, rng) if seed % 2 == 0 else _Tokens(builder, rng)
+    grower.wide = wide
     grower.grow(int(rng.integers(3, 7)))
     return builder
 
 
+class _PatternedBuilder(ModelBuilder):
+    """Weights of every pattern: unstructured, blocks, N:M, whole rows or columns, one non-zero."""
+
+    def weight(
+        self, shape: Sequence[int], fan_in: int, sparsity: float = 0.0, block: tuple[int, int] = (1, 1)
+    ) -> np.ndarray:
+        data = super().weight(shape, fan_in)
+        matrix = data.reshape(shape[0], -1)
+        rows, cols = matrix.shape
+        keep, kind = np.ones(matrix.shape, bool), self.rng.integers(8)
+        if sparsity and kind < 3:
+            keep = self.rng.random(matrix.shape) >= sparsity
+        elif sparsity and kind == 3:
+            size = [int(n) for n in self.rng.choice([1, 2, 4], 2)]
+            blocks = self.rng.random((-(-rows // size[0]), -(-cols // size[1]))) >= sparsity
+            keep = np.kron(blocks, np.ones(size, bool))[:rows, :cols]
+        elif sparsity and kind == 4:
+            keep = np.arange(cols)[None, :] % 4 < self.rng.integers(1, 3)
+        elif sparsity and kind == 5:
+            keep = self.rng.random((rows, 1)) >= sparsity
+        elif sparsity and kind == 6:
+            keep = self.rng.random((1, cols)) >= sparsity
+        elif sparsity:
+            keep = np.arange(rows * cols).reshape(rows, cols) == self.rng.integers(rows * cols)
+        return np.ascontiguousarray(np.where(keep, matrix, 0).astype(np.float32).reshape(shape))
+
+
 class _Grower:
+    wide = False
+
     def __init__(self, builder: ModelBuilder, rng: np.random.Generator) -> None:
         self.b, self.rng = builder, rng
 
@@ -26,6 +68,19 @@ class _Grower:
 
     def maybe(self, chance: float = 0.5) -> bool:
         return bool(self.rng.random() < chance)
+
+    def arithmetic(self, x: str) -> str:
+        """An operator between a value and a constant, or itself."""
+        b, kind = self.b, self.rng.integers(5)
+        if kind == 0:
+            return b.op("Sub", b.const(float(self.rng.uniform(-2, 2))), x)
+        if kind == 1:
+            return b.op("Div", x, b.const(float(self.rng.uniform(0.5, 3))))
+        if kind == 2:
+            return b.op("Mul", x, x)
+        if kind == 3:
+            return b.op("Sub", x, b.relu(x))
+        return b.op("Mul", b.const(float(self.rng.uniform(-2, 2))), b.op("Add", x, b.const(0.5)))
 
     def sparsity(self) -> float:
         return float(self.rng.choice([0.0, 0.5, 0.8, 0.9]))
@@ -49,10 +104,14 @@ class _Images(_Grower):
         b = self.b
         self.batch, self.channels = self.one_of(1, 2, 3), self.one_of(1, 3, 4, 8)
         self.size = [int(n) for n in self.rng.integers(5, 18, 2)]
+        if self.wide and self.maybe(0.3):
+            self.channels, self.size = self.one_of(1, 7, 13), [self.one_of(1, 2, 11), self.one_of(1, 5, 19)]
         x = b.input("x", (self.batch, self.channels, *self.size))
+        more = [self.arithmetic, self.normalised, self.flipped, self.cut, self.padded, self.softmax]
         for _ in range(steps):
             step = self.rng.choice(
                 [
+                    *(more if self.wide else []),
                     self.conv,
                     self.conv,
                     self.conv,
@@ -76,6 +135,28 @@ class _Images(_Grower):
             )
         b.op("Identity", x, out="y")
         b.output("y")
+
+    def normalised(self, x: str) -> str:
+        return self.activation(self.b.batch_norm(self.same(x, self.one_of(3, 8)), self.channels))
+
+    def flipped(self, x: str) -> str:
+        self.size.reverse()
+        return self.b.op("Transpose", x, perm=[0, 1, 3, 2])
+
+    def cut(self, x: str) -> str:
+        b, axis = self.b, self.one_of(2, 3)
+        size = self.size[axis - 2]
+        start = int(self.rng.integers(0, max(size // 2, 1)))
+        self.size[axis - 2] = size - start
+        return b.op("Slice", x, b.const([start]), b.const([size]), b.const([axis]))
+
+    def padded(self, x: str) -> str:
+        pads = [0, 0, *(self.one_of(0, 1, 2) for _ in range(2)), 0, 0, *(self.one_of(0, 1) for _ in range(2))]
+        self.size = [n + pads[2 + i] + pads[6 + i] for i, n in enumerate(self.size)]
+        return self.b.op("Pad", x, self.b.const(pads))
+
+    def softmax(self, x: str) -> str:
+        return self.b.op("Softmax", x, axis=-1)
 
     def conv(self, x: str) -> str:
         kernel = (
@@ -168,10 +249,22 @@ class _Tokens(_Grower):
             (self.one_of(1, 2, 3), self.one_of(1, 3, 7, 16, 21)) if self.maybe(0.6) else (self.one_of(1, 2, 5, 33),)
         )
         self.features = self.one_of(3, 8, 17, 32)
+        if self.wide and self.maybe(0.3):
+            self.features = self.one_of(1, 2, 61, 128)
         x = b.input("x", (*self.lead, self.features))
+        more = [self.arithmetic, self.softmax, self.swapped, self.attention, self.cut, self.mean]
         for _ in range(steps):
             step = self.rng.choice(
-                [self.linear, self.linear, self.residual, self.concat, self.norm, self.reshape, self.gate]
+                [
+                    *(more if self.wide else []),
+                    self.linear,
+                    self.linear,
+                    self.residual,
+                    self.concat,
+                    self.norm,
+                    self.reshape,
+                    self.gate,
+                ]
             )
             x = step(x)
         if self.maybe(0.4):
@@ -198,6 +291,33 @@ class _Tokens(_Grower):
         y = self.linear(x)
         self.features += before
         return self.b.op("Concat", y, x, axis=-1)
+
+    def softmax(self, x: str) -> str:
+        return self.b.op("Softmax", x, axis=-1)
+
+    def swapped(self, x: str) -> str:
+        """Features become tokens."""
+        *front, tokens = self.lead
+        self.lead, self.features = (*front, self.features), tokens
+        return self.b.op("Transpose", x, perm=[*range(len(front)), len(front) + 1, len(front)])
+
+    def attention(self, x: str) -> str:
+        heads, depth = self.one_of(1, 2, 3), self.one_of(4, 8, 11)
+        if len(self.lead) != 2:
+            return self.linear(x)
+        x = self.product(x, heads * depth)
+        return self.b.attention(x, *self.lead, heads * depth, heads, sparsity=self.sparsity())
+
+    def cut(self, x: str) -> str:
+        b, start = self.b, int(self.rng.integers(0, max(self.features // 2, 1)))
+        x = b.op("Slice", x, b.const([start]), b.const([self.features]), b.const([len(self.lead)]))
+        self.features -= start
+        return x
+
+    def mean(self, x: str) -> str:
+        """The mean of all tokens beside each of them."""
+        axis = len(self.lead) - 1
+        return self.b.op("Sub", x, self.b.reduce_mean(x, [axis]))
 
     def norm(self, x: str) -> str:
         return self.b.layer_norm(x, self.features)

@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[2]
 # A module imports from rooms above its own. `examples` and `tuning_logs` hold data.
 ROOMS = [
     *("errors", "settings", "examples", "tuning_logs", "core", "frontend", "analysis", "formats", "rewrite", "space"),
-    *("schedules", "log", "search", "measure", "build", "runtime", "report", "api", "cli"),
+    *("schedules", "log", "search", "measure", "build", "runtime", "report", "api", "onnx_backend"),
+    "cli",
 ]
 FOLDERS = {"sparsetvm": "sparsetvm", "schedules": "sparsetvm.schedules", "tuning_logs": "sparsetvm.tuning_logs"}
 SOURCES = {

@@ -29,8 +29,12 @@ __all__ = ["Pooling", "global_pooling_kernel", "pooling_kernel"]
 
 
 def _combine(pooling: Pooling, a: tir.Expr, b: tir.Expr) -> tir.Expr:
-    """Combine two vectors; like maxps, a maximum may drop a NaN of `a`."""
-    return tir.vmax(a, b) if pooling.kind == "max" else a + b
+    """Combine two vectors; `a` must be bound with `let`."""
+    return tir.vmax_nan(a, b) if pooling.kind == "max" else a + b
+
+
+def _bound_max(a: tir.Expr, b: tir.Expr) -> tir.Expr:
+    return tir.vmax_nan(tir.let(a), b)
 
 
 def pooling_kernel(
@@ -132,7 +136,7 @@ def global_pooling_kernel(
         x, y = tir.flat_args(X=source.physical_shape(shape), Y=(*shape[:2], 1, 1))
 
         def group(first: tir.Expr, count: int) -> None:
-            combine = tir.vmax if kind == "max" else add
+            combine = _bound_max if kind == "max" else add
             identity = -math.inf if kind == "max" else 0.0
             parts = [total(x, images, first + i, combine, identity) for i in range(count)]
             parts += [tir.splat(0.0, lanes)] * (lanes - count)
