@@ -2,7 +2,8 @@
 
     python scripts/ship_records.py LOG.jsonl... [--out tuning_logs]
 
-Only times of final rounds count (searches time a config once), and only configs of the templates as they are now. Of
+Only times of final rounds count (searches time a config once), and only configs of the templates as they are now. A task
+whose fastest config is of a template that has changed since is left out: what is left of it would be taken for the best. Of
 tasks that differ in nothing but the positions of the non-zeros one is enough: records of the others are reused by the
 rules of docs/tuning.md.
 """
@@ -17,15 +18,19 @@ from sparsetvm.schedules.base import template
 from sparsetvm.core.record import Record
 from sparsetvm.core.target import DeviceFingerprint
 from sparsetvm.log.journal import append, journal_path, read_records
+from sparsetvm.report.story import target_of
+from sparsetvm.search.candidates import candidates_of, validator
+
+
+def is_final(record: Record) -> bool:
+    """True for a good time of a final round."""
+    return record.status == "ok" and record.stage == "final"
 
 
 def is_current(record: Record) -> bool:
-    """True for a good time of a final round with a template version that is still in use."""
-    try:
-        version = template(record.config.template).version
-    except KeyError:
-        return False
-    return record.status == "ok" and record.stage == "final" and record.template_version == version
+    """True when the template still has this version and its space declares the config."""
+    target = target_of(record.device, record.workload.threads)
+    return validator(candidates_of(record.workload, target))(record.config, record.template_version, "")
 
 
 def family(record: Record) -> tuple[object, ...]:
@@ -39,12 +44,15 @@ def family(record: Record) -> tuple[object, ...]:
 def selected(records: list[Record]) -> list[Record]:
     """The winner and the best dense config of one task of each family, the latest time of each config."""
     tasks: dict[tuple[object, ...], dict[str, dict[object, Record]]] = {}
-    for record in sorted(filter(is_current, records), key=lambda r: r.time):
+    for record in sorted(filter(is_final, records), key=lambda r: r.time):
         of_family = tasks.setdefault(family(record), {})
         of_family.setdefault(record.workload.id, {})[record.config] = record
     chosen = []
     for of_family in tasks.values():
         configs = sorted(next(iter(of_family.values())).values(), key=lambda r: r.best_us)
+        if not is_current(configs[0]):
+            continue
+        configs = list(filter(is_current, configs))
         chosen.append(configs[0])
         chosen += [r for r in configs[1:] if template(r.config.template).dense][:1]
     return chosen

@@ -148,6 +148,8 @@ class ChannelGroups:
         if value.data is None:
             return self.constants[value.name]
         data = np.moveaxis(value.data.reshape((1,) * (rank - value.data.ndim) + value.data.shape), axis, 0)
+        if not data.size:
+            return np.full(group.count, np.nan)
         data = data.reshape(1 if data.shape[0] == 1 else group.count, -1)
         same = np.where((data == data[:, :1]).all(axis=1), data[:, 0], np.nan)
         return np.broadcast_to(same, (group.count,))

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from canonical_checks import find, ops, rewritten
 from models import ModelBuilder
+from onnx import numpy_helper
 
+from sparsetvm.errors import ModelError
+from sparsetvm.frontend.load import load_model
 from sparsetvm.rewrite.canonical import canonicalize
 from sparsetvm.rewrite.canonical.fold_add_into_bias import fold_add_into_bias
 from sparsetvm.rewrite.canonical.fold_batch_norm import fold_batch_norm
@@ -167,3 +170,13 @@ def test_scale_gives_each_user_of_a_shared_weight_its_own():
     w = b.const(b.weight((6, 6), 6))
     y = b.op("Mul", b.op("MatMul", b.op("Mul", b.op("MatMul", x, w), b.const(2.0)), w), b.const(3.0))
     assert ops(rewritten(b.output(y), fold_scale_into_weights)) == ["MatMul", "MatMul"]
+
+
+def test_batch_norm_with_a_wrong_number_of_statistics_is_rejected(tmp_path):
+    b = ModelBuilder()
+    y = b.batch_norm(b.conv(b.input("x", (1, 4, 6, 6)), 4, 8), 8)
+    mean = next(t for t in b.initializers if t.name == b.nodes[-1].input[3])
+    mean.CopyFrom(numpy_helper.from_array(np.zeros(5, np.float32), mean.name))
+    graph = load_model(b.output(y).save(tmp_path / "m.onnx")).graph
+    with pytest.raises(ModelError, match="8 numbers, one for each channel"):
+        fold_batch_norm(graph)

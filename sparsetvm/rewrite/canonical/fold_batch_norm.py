@@ -10,6 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from sparsetvm.core.graph import Graph, Node
+from sparsetvm.errors import ModelError
+from sparsetvm.frontend.names import display_name
 
 
 def fold_batch_norm(graph: Graph) -> bool:
@@ -30,10 +32,17 @@ def _as_mul_add(graph: Graph, node: Node) -> list[Node] | None:
     statistics = [graph.constant(name) for name in node.inputs[1:5]]
     if any(data is None for data in statistics):
         return None
+    x = graph.values[node.inputs[0]]
+    channels = x.shape[1] if len(x.shape) > 1 else 1
+    if any(data is not None and data.shape != (channels,) for data in statistics):
+        raise ModelError(
+            f"its scale, bias, mean and variance are not vectors of {channels} numbers, one for each channel",
+            layer=display_name(node.name),
+            hint="check the model with onnx.checker.check_model(path, full_check=True)",
+        )
     gamma, beta, mean, variance = (np.asarray(data, np.float64) for data in statistics)
     factor = gamma / np.sqrt(variance + float(node.attrs.get("epsilon", 1e-5)))
     shift = beta - mean * factor
-    x = graph.values[node.inputs[0]]
     # The channel is axis 1: the constants need a one for each axis after it.
     shape = (factor.size, *[1] * (len(x.shape) - 2)) if len(x.shape) > 1 else (1,)
     scale = graph.add_constant(f"{node.name}.scale", factor.reshape(shape).astype(np.float32))
