@@ -2,10 +2,10 @@
 
     python scripts/ship_records.py LOG.jsonl... [--out tuning_logs]
 
-Only times of final rounds count (searches time a config once), and only configs of the templates as they are now. A task
-whose fastest config is of a template that has changed since is left out: what is left of it would be taken for the best. Of
-tasks that differ in nothing but the positions of the non-zeros one is enough: records of the others are reused by the
-rules of docs/tuning.md.
+Only times of final rounds count (searches time a config once), and only configs of the templates as they are now. A
+task whose fastest config is of a template that has changed since is left out: what is left of it would be taken for the
+best. Of tasks that differ in nothing but the positions of the non-zeros one is enough: records of the others are reused
+by the rules of docs/tuning.md.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class InMemory:
         self.prepared: Prepared = prepare(path, target, shapes)
         chosen = {id(task): choose(task, target) for task in self.prepared.unique_tasks()}
         self.configs = {name: chosen[id(task)] for name, task in self.prepared.tasks.items()}
-        executable = build_executable(self.prepared.graph, self.prepared.tasks, self.configs, target)
+        executable, _ = build_executable(self.prepared.graph, self.prepared.tasks, self.configs, target)
         self._main = relax.VirtualMachine(executable, tvm.cpu())["main"]
         self._threads = target.threads
 
