@@ -34,11 +34,8 @@ def panel_steps(weight: np.ndarray, rows: int, run: int, together: int, every: b
     run: 16, 8 (k at least that) or 1. Raises OverflowError for weights beyond float16.
     """
     m, k = weight.shape
-    with np.errstate(over="ignore"):
-        halves = weight.astype(np.float16)
-    if not np.isfinite(halves).all():
-        raise OverflowError("a weight is not finite in float16")
-    runs = _runs(np.ones(weight.shape, bool) if every else weight != 0, rows, run)
+    halves = to_halves(weight)
+    runs = runs_of(np.ones(weight.shape, bool) if every else weight != 0, rows, run)
     panel, number = np.nonzero(runs)
     counts, per_step = runs.sum(axis=1), STEP // run
     steps = -(-counts // per_step)
@@ -83,7 +80,7 @@ class SharedStages:
 
 def shared_stages(mask: np.ndarray, rows: int, order: np.ndarray, together: int) -> SharedStages:
     """Stages for the panels of a boolean (m, k) mask in `order` (panel numbers), `together` (16 at most) of a block."""
-    k, runs = mask.shape[1], _runs(mask, rows, STEP)
+    k, runs = mask.shape[1], runs_of(mask, rows, STEP)
     blocks = -(-len(order) // together)
     flat = np.zeros((blocks * together, runs.shape[1]), bool)
     flat[: len(order)] = runs[order]
@@ -112,7 +109,16 @@ def in_fragments(tiles: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(moved).reshape(*outer, rows // 16, 32, 8)
 
 
-def _runs(mask: np.ndarray, rows: int, run: int) -> np.ndarray:
+def to_halves(weight: np.ndarray) -> np.ndarray:
+    """A float32 weight in float16. Raises OverflowError for weights beyond that."""
+    with np.errstate(over="ignore"):
+        halves = weight.astype(np.float16)
+    if not np.isfinite(halves).all():
+        raise OverflowError("a weight is not finite in float16")
+    return halves
+
+
+def runs_of(mask: np.ndarray, rows: int, run: int) -> np.ndarray:
     """Boolean (panels, runs): which runs of columns a panel has."""
     m, k = mask.shape
     padded = np.zeros((-(-m // rows) * rows, -(-k // run) * run), bool)
