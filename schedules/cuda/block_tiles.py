@@ -1,6 +1,6 @@
 """Block-sparse product on tensor cores, many positions: X and W come to shared memory by the copy engine.
 
-    block: a group of panels of TM rows that have columns in common x TN positions:
+    block, for tile of its list: a group of panels of TM rows that have columns in common x TN positions:
         a warp: for stage of runs of columns that any of the panels has (STAGES in flight): starts the copies of their X
             and of the panels' W
         WARPS warps, each TN / WARPS positions: for panel that has the run: TM / 16 * TN / WARPS / 8 instructions a step
@@ -25,7 +25,7 @@ from sparsetvm.core.config import Config
 from sparsetvm.core.layout import HalfTiled
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
-from sparsetvm.formats.panel_groups import START_BITS, panel_groups
+from sparsetvm.formats.panel_groups import START_BITS, dealt_tiles, panel_groups
 from sparsetvm.formats.panel_steps import STEP
 from sparsetvm.space.knobs import Choice
 from sparsetvm.space.space import Space
@@ -38,6 +38,7 @@ _SHAPES = (
 )
 _ALIGNMENT = 1024
 _STAGE_COLUMNS = 32
+_TILE_COST = 8 << 10  # bytes
 
 
 class BlockTiles(Template):
@@ -79,10 +80,14 @@ class BlockTiles(Template):
     def pack(
         self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target
     ) -> Packed:
-        shape, run = _Shape.of(config), _run(workload)
+        g, shape, run = flat_geometry(workload), _Shape.of(config), _run(workload)
         packed = panel_groups(weight, shape.tm, run, shape.panels, _STAGE_COLUMNS // run)
-        tiles = packed.tiles.view(np.uint8).ravel()
-        return Packed((packed.groups.ravel(), packed.runs, tiles, bias_array(bias, workload.m)))
+        # Bytes of X, W and Y of a tile, and what it costs besides in bytes.
+        costs = packed.groups[:, 1] * (2 * _STAGE_COLUMNS * shape.tn) + packed.counts * (2 * run * shape.tm)
+        costs += shape.panels * shape.tm * shape.tn * (4 if workload.layout_out.half else 8) + _TILE_COST
+        lists, tiles = dealt_tiles(packed.groups, costs, g.positions, shape.tn, shape.lists(workload, target))
+        pieces = packed.pieces.view(np.uint8).ravel()
+        return Packed((lists, tiles.ravel(), packed.runs, pieces, bias_array(bias, workload.m)))
 
     def kernel(self, workload: Workload, config: Config, packed: Packed, target: Target, symbol: str) -> Any:
         g, shape, run = flat_geometry(workload), _Shape.of(config), _run(workload)
@@ -96,7 +101,7 @@ class BlockTiles(Template):
             "block_tiles.cu",
             "block_tiles",
             defines,
-            (-(-g.positions // shape.tn), -(-workload.m // (shape.tm * shape.panels)), 1),
+            (shape.lists(workload, target), 1, 1),
             32 * (shape.warps + 1),
             shape.shared,
             1,
@@ -126,6 +131,11 @@ class _Shape:
     @staticmethod
     def of(config: Config) -> _Shape:
         return _Shape(*(int(size) for size in config.str("shape").replace("x", "-").split("-")))
+
+    def lists(self, workload: Workload, target: Target) -> int:
+        """Blocks of threads: as many as run at once, if there are tiles for all."""
+        tiles = -(-workload.m // (self.tm * self.panels)) * -(-flat_geometry(workload).positions // self.tn)
+        return min(tiles, target.sms * self.resident)
 
     @property
     def shared(self) -> int:

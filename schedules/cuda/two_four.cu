@@ -51,7 +51,12 @@ extern "C" __global__ void SP_CLUSTER_DIMS __launch_bounds__(kThreads, 1)
       w += static_cast<size_t>(blockIdx.x * kGroups * kTiles) * steps * kWeights;
       sp::wait_for_previous();
       int stage = 0, parity = 1;
-      for (int step = 0; step < steps; step++) {
+#if SP_ROTATE
+      int step = static_cast<int>(blockIdx.x / kCluster) * steps / static_cast<int>(gridDim.x / kCluster);
+#else
+      int step = 0;
+#endif
+      for (int left = steps; left > 0; left--, step = step + 1 == steps ? 0 : step + 1) {
         sp::barrier_wait(empty + stage, parity);
         sp::barrier_expect(full + stage, kStage + kRows);
         for (int i = 0; i < kGroups * kTiles; i++)
