@@ -15,7 +15,8 @@ constexpr int kRun = SP_RUN, kRuns = SP_RUNS, kMine = kTN / kWarps;  // position
 constexpr int kBox = kRun * 128, kWide = kTN / 64;                   // bytes of a run of 64 positions; boxes
 constexpr int kX = kRuns * kWide * kBox, kPiece = kTM * kRun * 2;    // bytes of X of a stage, of W of a panel's run
 constexpr int kW = kRuns * kPanels * kPiece, kThreads = 32 * (kWarps + 1);
-constexpr int kStartBits = 24, kHead = 8;  // numbers of a tile
+constexpr int kStartBits = 24, kHead = 8, kNote = 2 + kPanels;  // numbers of a tile and of a stage
+constexpr int kLast = 1 << 30;     // of a tile, a stage
 static_assert(kMine % 32 == 0, "store_row takes four times eight positions");
 
 using Y = sp::Element<SP_Y_HALF>;
@@ -36,9 +37,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, SP_RESIDENT)
   char* const pieces = boxes + kStages * kX;
   sp::Mbarrier* const full = reinterpret_cast<sp::Mbarrier*>(pieces + kStages * kW);
   sp::Mbarrier* const empty = full + kStages;
-  int* const members = reinterpret_cast<int*>(empty + kStages);  // by stage, kPanels bits of each run
+  int* const notes = reinterpret_cast<int*>(empty + kStages);  // by stage: kNote numbers
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int first = sp::early(lists + blockIdx.x), last = sp::early(lists + blockIdx.x + 1);
+  const int first = sp::early(lists + blockIdx.x), stop = sp::early(lists + blockIdx.x + 1);
   if (threadIdx.x == 0) {
     for (int s = 0; s < kStages; s++) {
       sp::barrier_init(full + s, 1);
@@ -49,16 +50,22 @@ extern "C" __global__ void __launch_bounds__(kThreads, SP_RESIDENT)
   __syncthreads();
 
   if (warp == kWarps) {
-    int4 next = first < last ? sp::early(reinterpret_cast<const int4*>(tiles + first * kHead)) : make_int4(0, 0, 0, 0);
+    tiles += first * kHead;
+    int4 next = sp::early(reinterpret_cast<const int4*>(tiles));
+    int row = sp::early(tiles + 4 + lane % 4);
     sp::wait_for_previous();
     int stage = 0, parity = 1;
-    for (int tile = first; tile < last; tile++) {
+    for (int tile = first; tile < stop; tile++, tiles += kHead) {
       const int4 mine = next;
+      const int my_row = row;
       const int count = mine.y * kRuns;
       const int* const of_tile = runs + mine.x;
       const char* from = w + static_cast<size_t>(mine.z) * kPiece;
       int ahead = lane < count ? sp::early(of_tile + lane) : 0;
-      if (tile + 1 < last) next = sp::early(reinterpret_cast<const int4*>(tiles + (tile + 1) * kHead));
+      if (tile + 1 < stop) {
+        next = sp::early(reinterpret_cast<const int4*>(tiles + kHead));
+        row = sp::early(tiles + kHead + 4 + lane % 4);
+      }
       for (int step = 0; step < mine.y; step++) {
         int run[kRuns], bytes = 0, taken = 0, all = 0;
 #pragma unroll
@@ -72,8 +79,12 @@ extern "C" __global__ void __launch_bounds__(kThreads, SP_RESIDENT)
           bytes += have ? kWide * kBox : 0;
         }
         sp::barrier_wait(empty + stage, parity);
+        // What the others must know of the stage: runs of panels, of a tile's last its position and rows.
+        if (lane == 0) notes[stage * kNote] = step + 1 == mine.y ? all | kLast : all;
+        if (lane == 1) notes[stage * kNote + 1] = mine.w;
+        if (lane < kPanels) notes[stage * kNote + 2 + lane] = my_row;
+        __syncwarp();
         if (lane == 0) {
-          members[stage] = all;
           sp::barrier_expect(full + stage, bytes + taken);
 #pragma unroll
           for (int r = 0; r < kRuns; r++)
@@ -81,7 +92,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, SP_RESIDENT)
               for (int column = 0; column < kWide; column++)
                 sp::copy_box(boxes + stage * kX + (r * kWide + column) * kBox, &map, mine.w + 64 * column,
                              run[r] & ((1 << kStartBits) - 1), full + stage, 1);
-          sp::bulk_copy(pieces + stage * kW, from, taken, full + stage);
+          if (taken) sp::bulk_copy(pieces + stage * kW, from, taken, full + stage);
         }
         __syncwarp();
         from += taken;
@@ -96,20 +107,19 @@ extern "C" __global__ void __launch_bounds__(kThreads, SP_RESIDENT)
   const char* const box = boxes + warp * kMine / 64 * kBox + lane % 16 * 128;
   const int swizzled = (chunk ^ lane % 8) * 16;
   int stage = 0, parity = 0;
-  tiles += first * kHead;
-  int4 next = first < last ? sp::early(reinterpret_cast<const int4*>(tiles)) : make_int4(0, 0, 0, 0);
-  for (int tile = first; tile < last; tile++, tiles += kHead) {
-    const int stages = next.y, p0 = next.w + warp * kMine;
-    if (tile + 1 < last) next = sp::early(reinterpret_cast<const int4*>(tiles + kHead));
+  for (int tile = first; tile < stop; tile++) {
     float sums[kPanels][kTM / 16][kMine / 8][4] = {};
-    for (int step = 0; step < stages; step++) {
+    int p0 = 0, rows0[kPanels] = {};
+    for (bool more = true; more;) {
       sp::barrier_wait(full + stage, parity);
-      const int all = members[stage];
+      const int* const note = notes + stage * kNote;
+      const int all = note[0];
+      more = !(all & kLast);
       const char* piece = pieces + stage * kW + lane * 16;
 #pragma unroll
       for (int r = 0; r < kRuns; r++) {
         const int have = all >> (kPanels * r) & ((1 << kPanels) - 1);
-        if (kRuns > 1 && !have) break;
+        if (!have) break;
 #pragma unroll
         for (int k = 0; k < kRun / 16; k++) {
           const char* const from = box + stage * kX + r * kWide * kBox + k * 2048;
@@ -134,6 +144,11 @@ extern "C" __global__ void __launch_bounds__(kThreads, SP_RESIDENT)
         }
         piece += (kPanels > 1 ? __popc(have) : 1) * kPiece;
       }
+      if (!more) {
+        p0 = note[1] + warp * kMine;
+#pragma unroll
+        for (int p = 0; p < kPanels; p++) rows0[p] = note[2 + p] + g;
+      }
       __syncwarp();
       if (lane == 0) sp::barrier_arrive(empty + stage);
       if (++stage == kStages) stage = 0, parity ^= 1;
@@ -141,20 +156,19 @@ extern "C" __global__ void __launch_bounds__(kThreads, SP_RESIDENT)
 
 #pragma unroll
     for (int p = 0; p < kPanels; p++) {
-      const int row0 = sp::early(tiles + 4 + p) + g;
 #pragma unroll
       for (int i = 0; i < kTM / 16; i++)
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-          const int row = row0 + 16 * i + 8 * half;
+          const int row = rows0[p] + 16 * i + 8 * half;
           const bool real = row < rows;
 #if SP_RESIDUAL
-          const Y::type* const more = residual + static_cast<size_t>(row) * r_row + p0;
+          const Y::type* const also = residual + static_cast<size_t>(row) * r_row + p0;
 #else
-          const Y::type* const more = nullptr;
+          const Y::type* const also = nullptr;
           (void)r_row;
 #endif
-          sp::store_row<SP_Y_HALF, kMine / 8>(y + static_cast<size_t>(row) * y_row + p0, more, real ? bias[row] : 0.0f,
+          sp::store_row<SP_Y_HALF, kMine / 8>(y + static_cast<size_t>(row) * y_row + p0, also, real ? bias[row] : 0.0f,
                                               real ? positions - p0 : 0, t,
                                               [&](int j, int e) { return sums[p][i][j][2 * half + e]; });
         }

@@ -139,5 +139,5 @@ class _Shape:
 
     @property
     def shared(self) -> int:
-        """Bytes: stages of X and W, two barriers and the members of each."""
-        return _ALIGNMENT + self.stages * (2 * _STAGE_COLUMNS * (self.tn + self.panels * self.tm) + 20)
+        """Bytes: stages of X and W, two barriers and a note of each."""
+        return _ALIGNMENT + self.stages * (2 * _STAGE_COLUMNS * (self.tn + self.panels * self.tm) + 24 + 4 * self.panels)

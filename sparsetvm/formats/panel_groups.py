@@ -43,7 +43,7 @@ def panel_groups(weight: np.ndarray, rows: int, run: int, together: int, per_sta
     mask = runs_of(weight != 0, rows, run)
     order = similar_groups(mask, together)
     members = np.where((order >= 0)[:, :, None], mask[order], False)
-    stages = -(-members.any(axis=1).sum(axis=1) // per_stage)
+    stages = np.maximum(1, -(-members.any(axis=1).sum(axis=1) // per_stage))
 
     group, number = np.nonzero(members.any(axis=1))
     counts = np.bincount(group, minlength=len(order))
