@@ -38,7 +38,7 @@ _TEMPLATES: dict[str, tuple[str, str]] = {
     "cuda.spmm_data": ("sparsetvm.schedules.cuda.spmm_data", "SpmmData"),
     "cuda.spmm_rows": ("sparsetvm.schedules.cuda.spmm_rows", "SpmmRows"),
     "cuda.spmm_code": ("sparsetvm.schedules.cuda.spmm_code", "SpmmCode"),
-    "cuda.block_ring": ("sparsetvm.schedules.cuda.block_ring", "BlockRing"),
+    "cuda.block_tiles": ("sparsetvm.schedules.cuda.block_tiles", "BlockTiles"),
     "cuda.block_mma": ("sparsetvm.schedules.cuda.block_mma", "BlockMma"),
     "cuda.two_four": ("sparsetvm.schedules.cuda.two_four", "TwoFour"),
     "cuda.dense_gemv": ("sparsetvm.schedules.cuda.dense_gemv", "DenseGemv"),

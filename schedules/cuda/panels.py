@@ -50,7 +50,7 @@ def expected_steps(workload: Workload, rows: int) -> tuple[float, float]:
 
 
 def panel_scalars(g: FlatGeometry, rows: int, panels: int) -> tuple[int, ...]:
-    """The scalars of block_mma.cu and block_ring.cu."""
+    """The scalars of block_mma.cu."""
     head, tail, stop = (g.borders[0][1], *g.borders[1]) if g.borders else (0, 0, 0)
     return (
         *(rows, panels, g.positions, g.valid, g.pitch, g.width, g.x0, g.x_batch, g.x_row, g.y0, g.y_batch, g.y_row),

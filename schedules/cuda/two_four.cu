@@ -3,8 +3,8 @@
 //   SP_TILES (1, 2): tiles of 64 rows of a group of four warps; a block has two groups. SP_TN (128, 256): its positions.
 //   SP_STAGES: steps of 64 columns that are in shared memory or on their way.
 //   SP_CLUSTER: blocks with the same positions and other rows; each copies a part of X to all. SP_Y_HALF: Y is float16.
+#include "store_rows.cuh"
 #include "streams.cuh"
-#include "tensor.cuh"
 #include "wgmma.cuh"
 
 constexpr int kTiles = SP_TILES, kTN = SP_TN, kStages = SP_STAGES, kCluster = SP_CLUSTER;
@@ -32,7 +32,7 @@ extern "C" __global__ void SP_CLUSTER_DIMS __launch_bounds__(kThreads, 1)
   sp::Mbarrier* const full = reinterpret_cast<sp::Mbarrier*>(weights + kStages * kRows);
   sp::Mbarrier* const empty = full + kStages;
   const int rank = kCluster > 1 ? sp::cluster_rank() : 0;
-  const int p0 = blockIdx.y * kTN;
+  const int p0 = blockIdx.y * kTN, warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
   if (threadIdx.x == 0) {
     for (int s = 0; s < kStages; s++) {
       sp::barrier_init(full + s, 1);
@@ -45,28 +45,32 @@ extern "C" __global__ void SP_CLUSTER_DIMS __launch_bounds__(kThreads, 1)
   else
     __syncthreads();
 
-  if (threadIdx.x >= 128 * kGroups) {
+  if (warp >= 4 * kGroups) {
     sp::fewer_registers<40>();
-    if (threadIdx.x == 128 * kGroups) {
+    if (warp == 4 * kGroups) {
       w += static_cast<size_t>(blockIdx.x * kGroups * kTiles) * steps * kWeights;
       sp::wait_for_previous();
       int stage = 0, parity = 1;
-      for (int step = 0; step < steps; step++) {
+      // Clusters begin at different columns, so that fewer of them ask L2 for the same; blocks on their own are slower so.
+      int step = kCluster > 1 ? static_cast<int>(blockIdx.x / kCluster) * steps / static_cast<int>(gridDim.x / kCluster) : 0;
+      for (int left = steps; left > 0; left--, step = step + 1 == steps ? 0 : step + 1) {
         sp::barrier_wait(empty + stage, parity);
-        sp::barrier_expect(full + stage, kStage + kRows);
-        for (int i = 0; i < kGroups * kTiles; i++)
-          sp::bulk_copy(weights + stage * kRows + i * kWeights, w + static_cast<size_t>(i * steps + step) * kWeights, kWeights,
-                        full + stage);
-        // Of kWide boxes of 64 positions, each in kPieces / kWide parts of its rows.
-        for (int piece = rank; piece < kPieces; piece += kCluster) {
-          const int column = piece % kWide, part = piece / kWide, height = kPiece / 128;
-          sp::copy_box(stages + stage * kStage + column * kBox + part * kPiece, &map, p0 + 64 * column,
-                       kStep * step + height * part, full + stage, (1 << kCluster) - 1);
+        if (sp::one_lane()) {
+          sp::barrier_expect(full + stage, kStage + kRows);
+          for (int i = 0; i < kGroups * kTiles; i++)
+            sp::bulk_copy(weights + stage * kRows + i * kWeights, w + static_cast<size_t>(i * steps + step) * kWeights,
+                          kWeights, full + stage);
+          // Of kWide boxes of 64 positions, each in kPieces / kWide parts of its rows.
+          for (int piece = rank; piece < kPieces; piece += kCluster) {
+            const int column = piece % kWide, part = piece / kWide, height = kPiece / 128;
+            sp::copy_box(stages + stage * kStage + column * kBox + part * kPiece, &map, p0 + 64 * column,
+                         kStep * step + height * part, full + stage, (1 << kCluster) - 1);
+          }
         }
+        __syncwarp();
         if (++stage == kStages) stage = 0, parity ^= 1;
       }
     }
-    __syncwarp();
   } else {
     sp::more_registers<232>();
     const int group = threadIdx.x / 128, mine = threadIdx.x % 128, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
@@ -108,42 +112,16 @@ extern "C" __global__ void SP_CLUSTER_DIMS __launch_bounds__(kThreads, 1)
 #pragma unroll
       for (int half = 0; half < 2; half++) {
         const int row = row0 + 64 * i + mine / 32 * 16 + 8 * half + g;
-        const float b = row < rows ? bias[row] : 0.0f;
-        Y::type* const to = y + static_cast<size_t>(row) * y_row;
-#pragma unroll
-        for (int j = 0; j < kTN / 8; j += 4) {
-          float2 v[4];
-#pragma unroll
-          for (int n = 0; n < 4; n++) {
-            v[n] = make_float2(sums[i][4 * (j + n) + 2 * half] + b, sums[i][4 * (j + n) + 2 * half + 1] + b);
+        const bool real = row < rows;
 #if SP_RESIDUAL
-            const int p = p0 + 8 * (j + n) + 2 * t;
-            if (row < rows && p < positions) {
-              const float2 more = Y::load2(residual + static_cast<size_t>(row) * r_row + p);
-              v[n].x += more.x, v[n].y += more.y;
-            }
+        const Y::type* const also = residual + static_cast<size_t>(row) * r_row + p0;
 #else
-            (void)r_row;
+        const Y::type* const also = nullptr;
+        (void)r_row;
 #endif
-            v[n].x = sp::activate(v[n].x), v[n].y = sp::activate(v[n].y);
-          }
-          // Lanes of a row swap what they have, so that each has eight neighbours of one of four.
-#if SP_Y_HALF
-          uint32_t words[4];
-#pragma unroll
-          for (int n = 0; n < 4; n++) words[n] = sp::to_halves(v[n].x, v[n].y);
-          sp::transpose4(words, t);
-          const int at = p0 + 8 * (j + t);
-          if (row < rows && at < positions)
-            *reinterpret_cast<uint4*>(to + at) = make_uint4(words[0], words[1], words[2], words[3]);
-#else
-#pragma unroll
-          for (int n = 0; n < 4; n++) {
-            const int p = p0 + 8 * (j + n) + 2 * t;
-            if (row < rows && p < positions) *reinterpret_cast<float2*>(to + p) = v[n];
-          }
-#endif
-        }
+        sp::store_row<SP_Y_HALF, kTN / 8>(y + static_cast<size_t>(row) * y_row + p0, also, real ? bias[row] : 0.0f,
+                                          real ? positions - p0 : 0, t,
+                                          [&](int j, int e) { return sums[i][4 * j + 2 * half + e]; });
       }
   }
   if (kCluster > 1) sp::cluster_sync();  // until no block copies to this one any more

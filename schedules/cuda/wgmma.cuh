@@ -12,6 +12,7 @@ using sp_emu::shared_address;
 __device__ __forceinline__ void copy_box(void* shared, const TensorMap* map, int n, int k, Mbarrier* bar, int mask) {
   sp_emu::copy_box(shared, map, n, k, bar, mask);
 }
+__device__ __forceinline__ bool one_lane() { return threadIdx.x % 32 == 0; }
 template <int COUNT>
 __device__ __forceinline__ void fewer_registers() {}
 template <int COUNT>
@@ -52,6 +53,13 @@ __device__ __forceinline__ void copy_box(void* shared, const TensorMap* map, int
         " [%0], [%1, {%2, %3}], [%4];" ::"r"(shared_address(shared)),
         "l"(map), "r"(n), "r"(k), "r"(shared_address(bar))
         : "memory");
+}
+// True in one lane of a warp that is all here. Copies that the compiler sees behind this are single instructions; behind
+// any other condition it puts each into a loop over the lanes, which takes longer than the copy.
+__device__ __forceinline__ bool one_lane() {
+  int one;
+  asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.s32 %0, 1, 0, p;\n}" : "=r"(one));
+  return one != 0;
 }
 // Registers of the threads of a group of four warps, from what the launch gave them.
 template <int COUNT>

@@ -34,11 +34,8 @@ def panel_steps(weight: np.ndarray, rows: int, run: int, together: int, every: b
     run: 16, 8 (k at least that) or 1. Raises OverflowError for weights beyond float16.
     """
     m, k = weight.shape
-    with np.errstate(over="ignore"):
-        halves = weight.astype(np.float16)
-    if not np.isfinite(halves).all():
-        raise OverflowError("a weight is not finite in float16")
-    runs = _runs(np.ones(weight.shape, bool) if every else weight != 0, rows, run)
+    halves = to_halves(weight)
+    runs = runs_of(np.ones(weight.shape, bool) if every else weight != 0, rows, run)
     panel, number = np.nonzero(runs)
     counts, per_step = runs.sum(axis=1), STEP // run
     steps = -(-counts // per_step)
@@ -68,40 +65,6 @@ def panel_steps(weight: np.ndarray, rows: int, run: int, together: int, every: b
     return PanelSteps(heads, starts, in_fragments(dense))
 
 
-@dataclass(frozen=True)
-class SharedStages:
-    """What the panels of a block read together: pairs of runs of 16 columns that any of them has.
-
-    groups: (blocks, 2) int32: first stage, stages. starts: (stages, 2) int32 first columns of the runs. plan: (stages,)
-    int32: bit 2 p + h says that panel p of the block has run h.
-    """
-
-    groups: np.ndarray
-    starts: np.ndarray
-    plan: np.ndarray
-
-
-def shared_stages(mask: np.ndarray, rows: int, order: np.ndarray, together: int) -> SharedStages:
-    """Stages for the panels of a boolean (m, k) mask in `order` (panel numbers), `together` (16 at most) of a block."""
-    k, runs = mask.shape[1], _runs(mask, rows, STEP)
-    blocks = -(-len(order) // together)
-    flat = np.zeros((blocks * together, runs.shape[1]), bool)
-    flat[: len(order)] = runs[order]
-    members = flat.reshape(blocks, together, -1)
-    block, number = np.nonzero(members.any(axis=1))
-    counts = np.bincount(block, minlength=blocks)
-    stages = -(-counts // 2)
-    firsts = np.cumsum(stages) - stages
-    place = np.arange(len(block)) - np.repeat(np.cumsum(counts) - counts, counts) + 2 * np.repeat(firsts, counts)
-    starts = np.zeros(2 * int(stages.sum()), np.int32)
-    starts[place] = np.minimum(number * STEP, k - STEP)
-    bits = np.zeros(len(starts), np.int64)
-    bits[place] = (members[block, :, number].astype(np.int64) << 2 * np.arange(together)).sum(axis=1)
-    plan = bits[0::2] | bits[1::2] << 1
-    groups = np.stack([firsts, stages], axis=1).astype(np.int32)
-    return SharedStages(groups, starts.reshape(-1, 2), plan.astype(np.uint32).view(np.int32))
-
-
 def in_fragments(tiles: np.ndarray) -> np.ndarray:
     """Tiles (..., rows, 16) as (..., rows / 16, 32 lanes, 8): row 16 i + 8 r + g, column 8 c + 2 t + e is number
     4 c + 2 r + e of lane 4 g + t."""
@@ -112,7 +75,16 @@ def in_fragments(tiles: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(moved).reshape(*outer, rows // 16, 32, 8)
 
 
-def _runs(mask: np.ndarray, rows: int, run: int) -> np.ndarray:
+def to_halves(weight: np.ndarray) -> np.ndarray:
+    """A float32 weight in float16. Raises OverflowError for weights beyond that."""
+    with np.errstate(over="ignore"):
+        halves = weight.astype(np.float16)
+    if not np.isfinite(halves).all():
+        raise OverflowError("a weight is not finite in float16")
+    return halves
+
+
+def runs_of(mask: np.ndarray, rows: int, run: int) -> np.ndarray:
     """Boolean (panels, runs): which runs of columns a panel has."""
     m, k = mask.shape
     padded = np.zeros((-(-m // rows) * rows, -(-k // run) * run), bool)

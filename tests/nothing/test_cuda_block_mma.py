@@ -10,16 +10,14 @@ import pytest
 from cuda_half_cases import FULL, blocks, check_half, half_product, named, whole_numbers
 from cuda_remainder_cases import TARGET, conv2d, launch_layer, matmul, needs_nvcc, nvcc_faults
 from sparsetvm.schedules.cuda.block_mma import BlockMma
-from sparsetvm.schedules.cuda.block_ring import BlockRing
 from sparsetvm.schedules.cuda.dense_fp16 import DenseFp16
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.workload import ConvGeometry, Epilogue, Workload
 from sparsetvm.measure.reference import inputs_of, make_reference
 
-MMA, RING, DENSE = BlockMma(), BlockRing(), DenseFp16()
+MMA, DENSE = BlockMma(), DenseFp16()
 BASE = Config.of("cuda.block_mma", tile="32x64", warps="2-1", depth=2)
-RING_BASE = Config.of("cuda.block_ring", shape="32x64-8-12-4-2")
 # Rows and columns of a block, m, k, n: tails everywhere.
 CASES = [
     ((32, 32), 100, 150, 40), ((16, 16), 70, 90, 33), ((8, 8), 75, 77, 24), ((16, 1), 40, 50, 17), ((8, 4), 30, 15, 12),
@@ -55,19 +53,6 @@ def test_tokens_that_fill_no_16_bytes_are_read_in_smaller_pieces() -> None:
     whole_numbers(MMA, workload, weight, BASE)
 
 
-def test_ring_meets_the_right_partners() -> None:
-    weight = blocks(200, 400, (32, 32))
-    workload = half_product(weight, 136, FULL, True, False, named("block", (32, 32), 0.3))
-    whole_numbers(RING, workload, weight, RING_BASE.replace(shape="32x128-2-10-4-2"))
-
-
-@pytest.mark.parametrize(("block", "m", "k", "n"), [((16, 16), 70, 90, 33), ((32, 64), 330, 500, 24)])
-def test_ring_matches_float64(block: tuple[int, int], m: int, k: int, n: int) -> None:
-    weight = blocks(m, k, block)
-    workload = half_product(weight, n, FULL, True, True, named("block", block, 0.3))
-    check_half(RING, workload, weight, RING_BASE)
-
-
 def test_dense_weights_and_whole_rows_and_columns_are_panels_too() -> None:
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((50, 70)).astype(np.float32)
@@ -93,11 +78,10 @@ def test_an_empty_weight_gives_bias_and_residual() -> None:
     weight = np.zeros((64, 64), np.float32)
     weight[0, 0] = 1.0
     workload = half_product(weight, 16, FULL, True, True, named("block", (32, 32), 0.01))
-    for template, config in ((MMA, BASE), (RING, RING_BASE)):
-        empty = np.zeros_like(weight)
-        reference = make_reference(workload, empty, np.ones(64, np.float32))
-        y = launch_layer(template, workload, config, empty, np.ones(64, np.float32), inputs_of(reference))
-        assert reference.fault(y, template.tolerance) == ""
+    empty = np.zeros_like(weight)
+    reference = make_reference(workload, empty, np.ones(64, np.float32))
+    y = launch_layer(MMA, workload, BASE, empty, np.ones(64, np.float32), inputs_of(reference))
+    assert reference.fault(y, MMA.tolerance) == ""
 
 
 def test_permission_and_pattern_decide_who_matches() -> None:
@@ -106,20 +90,17 @@ def test_permission_and_pattern_decide_who_matches() -> None:
     strict = msgspec.structs.replace(workload, fp16=False)
     loose = msgspec.structs.replace(workload, pattern=named("unstructured", (1, 1), 0.3))
     small = msgspec.structs.replace(workload, pattern=named("block", (4, 4), 0.3))
-    assert [t.matches(workload, TARGET) for t in (MMA, RING, DENSE)] == [True, True, True]
-    assert not any(t.matches(strict, TARGET) for t in (MMA, RING, DENSE))
+    assert [t.matches(workload, TARGET) for t in (MMA, DENSE)] == [True, True]
+    assert not any(t.matches(strict, TARGET) for t in (MMA, DENSE))
     for other in (loose, small):
-        assert [t.matches(other, TARGET) for t in (MMA, RING, DENSE)] == [False, False, True]
-    wide = half_product(weight, 64, FULL, False, True, workload.pattern)
-    assert [t.matches(wide, TARGET) for t in (MMA, RING)] == [True, False]
+        assert [t.matches(other, TARGET) for t in (MMA, DENSE)] == [False, True]
 
 
 def test_weights_beyond_float16_are_refused() -> None:
     weight = np.full((16, 16), 7e4, np.float32)
     workload = half_product(weight, 16, Epilogue(), True, True, named("block", (16, 16), 1.0))
-    for template, config in ((MMA, BASE), (RING, RING_BASE)):
-        with pytest.raises(OverflowError, match="float16"):
-            template.pack(weight, None, workload, config, TARGET)
+    with pytest.raises(OverflowError, match="float16"):
+        MMA.pack(weight, None, workload, BASE, TARGET)
 
 
 def test_defaults_split_columns_only_where_blocks_are_few() -> None:
@@ -142,14 +123,3 @@ def test_block_kernels_compile_for_sm_90_without_spills(number: int, tmp_path: P
         config = BASE.replace(tile=tile, warps=warps, depth=4)
         packed = MMA.pack(weight, None, workload, config, TARGET)
         assert nvcc_faults(MMA.kernel(workload, config, packed, TARGET, "kernel"), tmp_path) == "", config
-
-
-@needs_nvcc
-@pytest.mark.parametrize("shape", ["32x128-8-20-4-1", "32x64-8-12-4-2", "16x128-14-16-8-1"])
-def test_ring_compiles_for_sm_90_without_spills(shape: str, tmp_path: Path) -> None:
-    weight = blocks(64, 64, (32, 32))
-    gelu = Epilogue(bias=True, residual=True, activation="gelu")
-    workload = half_product(weight, 64, gelu, True, True, named("block", (32, 32), 0.3))
-    config = RING_BASE.replace(shape=shape)
-    packed = RING.pack(weight, None, workload, config, TARGET)
-    assert nvcc_faults(RING.kernel(workload, config, packed, TARGET, "kernel"), tmp_path) == "", config

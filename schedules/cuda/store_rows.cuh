@@ -1,0 +1,45 @@
+// Finishes the sums that tensor cores leave in registers and stores them, rows of eight neighbours at a time.
+#pragma once
+#include "tensor.cuh"
+
+namespace sp {
+
+// Row g of TILES tiles of eight positions: lane 4 g + t has positions 8 j + 2 t and 8 j + 2 t + 1 of tile j, which are
+// sum(j, 0) and sum(j, 1). left: positions from the first of these to the end, 0 or less where the row does not exist;
+// `to` and `residual` are not read or written then. TILES is a multiple of 4; all lanes of the warp take part.
+template <bool HALF, int TILES, typename Sum>
+__device__ __forceinline__ void store_row(typename Element<HALF>::type* to, const typename Element<HALF>::type* residual,
+                                          float bias, int left, int t, Sum sum) {
+#pragma unroll
+  for (int j = 0; j < TILES; j += 4) {
+    float2 v[4];
+#pragma unroll
+    for (int n = 0; n < 4; n++) {
+      v[n] = make_float2(sum(j + n, 0) + bias, sum(j + n, 1) + bias);
+#if SP_RESIDUAL
+      const int p = 8 * (j + n) + 2 * t;
+      if (p < left) {
+        const float2 more = Element<HALF>::load2(residual + p);
+        v[n].x += more.x, v[n].y += more.y;
+      }
+#else
+      (void)residual;
+#endif
+      v[n].x = activate(v[n].x), v[n].y = activate(v[n].y);
+    }
+    if constexpr (HALF) {
+      // Lanes of a row swap what they have, so that each has eight neighbours of one tile.
+      uint32_t words[4];
+#pragma unroll
+      for (int n = 0; n < 4; n++) words[n] = to_halves(v[n].x, v[n].y);
+      transpose4(words, t);
+      if (8 * (j + t) < left) *reinterpret_cast<uint4*>(to + 8 * (j + t)) = make_uint4(words[0], words[1], words[2], words[3]);
+    } else {
+#pragma unroll
+      for (int n = 0; n < 4; n++)
+        if (8 * (j + n) + 2 * t < left) *reinterpret_cast<float2*>(to + 8 * (j + n) + 2 * t) = v[n];
+    }
+  }
+}
+
+}  // namespace sp
