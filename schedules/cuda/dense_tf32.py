@@ -32,9 +32,10 @@ _SHAPES = (
 _PADDING = 8  # floats between rows of X in shared memory, so that no bank is read twice
 # By the size of a warp's tile: threads per multiprocessor that its registers allow (see dense_tf32.cu).
 _RESIDENT = {4096: 256, 2048: 512, 1024: 640, 512: 1024}
-# What a multiprocessor does in a cycle by data sheets, not by measurements of this kernel: multiply-adds of this
-# instruction (0.6 of what Hopper's own reach), bytes from shared memory; and the share of both that is reached.
-_PRODUCTS, _BYTES, _REACHED = 620, 128, 0.75
+# What a multiprocessor does in a cycle by data sheets: multiply-adds of this instruction (0.6 of what Hopper's own
+# reach), bytes from shared memory; and the share of both that is reached (tuned on an H200: 9.3 us at 1024 x 1024 and
+# 128 columns, 28 us at 1024 columns, 52 us at 4096 x 4096 and 128 columns).
+_PRODUCTS, _BYTES, _REACHED = 620, 128, 0.32
 # As of cuda.dense: cycles of a step of BK besides, of two barriers of a cluster; bytes of parts exchanged in a cycle.
 _STEP, _CLUSTER, _PARTS = 180, 250, 33
 _MOST_SPLIT = 2  # blocks per multiprocessor up to which K is split
