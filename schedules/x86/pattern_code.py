@@ -41,7 +41,8 @@ _TILES_FROM_AFAR, _FEW_TILES = 8, 16  # of a block when the code is far away; al
 _MANY_TILES = 64
 _SHORT_ROWS = 16  # non-zeros
 _BYTES_PER_NNZ = 14  # of code and weights, about
-_STRIPS_IN_DATA = 4  # rows of blocks from which on pattern_data, in strips of them, is the faster one
+# Rows of blocks from which on pattern_data, in strips of them, is the faster one; tiles that a strip takes at once.
+_STRIPS_IN_DATA, _STRIP_TILES = 4, 4
 # Defaults of layers that run warm, from tuning 25 products on a Zen 5: non-zeros of a row under which all row groups
 # are one piece; density up to which rows that share columns are grouped; share of L2 from which K blocks go outermost.
 _SHORT, _SHARED_BELOW, _MOST_OF_L2 = 32, 0.15, 0.7
@@ -60,7 +61,9 @@ class PatternCode(Template):
         return workload.pattern.kind != "dense" and 0 < workload.nnz <= _MAX_NNZ and supports_taps(workload)
 
     def preferred(self, workload: Workload, target: Target) -> bool:
-        if strip_rows(workload)[-1] >= _STRIPS_IN_DATA:
+        # pattern_data shares blocks of tiles among threads, this template rows as well.
+        enough = tap_geometry(workload).total_tiles >= _STRIP_TILES * target.threads
+        if strip_rows(workload)[-1] >= _STRIPS_IN_DATA and (enough or target.threads == 1):
             return False
         # With 16 registers few rows share a load, and both ways are bound by loads: code wins where rows are short.
         return target.isa == "avx512" or workload.nnz < _SHORT_ROWS * workload.m

@@ -90,3 +90,10 @@ def test_blocks_of_four_rows_go_to_strips_and_others_to_code() -> None:
         first[block] = matching(workload, target)[0].name
     assert first[1, 1] == first[1, 4] == first[2, 1] == "x86.pattern_code"
     assert first[4, 1] == first[16, 16] == "x86.pattern_data"
+
+
+def test_blocks_go_to_code_where_threads_would_lack_tiles() -> None:
+    weight = blocks(np.random.default_rng(0), 128, 128, (4, 1), 0.1)
+    for threads, n, name in ((16, 128, "x86.pattern_code"), (2, 128, "x86.pattern_data"), (1, 16, "x86.pattern_data")):
+        target = Target("cpu", "skylake-avx512", "avx512", threads)
+        assert matching(product(weight, n, target)[0], target)[0].name == name
