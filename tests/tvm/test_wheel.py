@@ -22,7 +22,7 @@ assert pathlib.Path(sparsetvm.__file__).is_relative_to(sys.argv[1]), sparsetvm._
 report = sparsetvm.compile(digits_path(), "digits.so", threads=1)
 with sparsetvm.load("digits.so") as module:
     assert module(np.zeros((1, 1, 8, 8), "float32")).shape == (1, 10)
-print(sparsetvm.write_report("digits.so", "report.html").bytes)
+print(sparsetvm.write_report("digits.so", "report.html", model=digits_path()).bytes)
 """
 
 
