@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import functools
 import importlib
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +99,15 @@ class Template(abc.ABC):
     @abc.abstractmethod
     def default(self, workload: Workload, target: Target) -> Config:
         """A config that is good without any tuning; a point of `space`."""
+
+    def smallest_estimate(self, workload: Workload, target: Target) -> Config:
+        """The config of the space with the smallest estimate, of equal ones the first; for templates that have one."""
+
+        def clocks(config: Config) -> float:
+            known = self.estimate(workload, config, target)
+            return math.inf if known is None else known
+
+        return min(self.space(workload, target), key=clocks)
 
     @abc.abstractmethod
     def pack(

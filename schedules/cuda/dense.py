@@ -63,7 +63,7 @@ class Dense(Template):
 
     def default(self, workload: Workload, target: Target) -> Config:
         """The config that takes the fewest cycles by a model of waves of blocks, latencies and exchanged parts."""
-        return min(self.space(workload, target), key=lambda config: self.estimate(workload, config, target))
+        return self.smallest_estimate(workload, target)
 
     def estimate(self, workload: Workload, config: Config, target: Target) -> float:
         return _cost(_tiles(config), workload, target)

@@ -39,7 +39,7 @@ class DenseFp16(Template):
 
     def default(self, workload: Workload, target: Target) -> Config:
         """The config with the smallest estimate."""
-        return min(self.space(workload, target), key=lambda config: self.estimate(workload, config, target))
+        return self.smallest_estimate(workload, target)
 
     def estimate(self, workload: Workload, config: Config, target: Target) -> float:
         return _BLOCKS.estimate(_whole(workload), config, target)

@@ -58,7 +58,7 @@ class DenseTf32(Template):
 
     def default(self, workload: Workload, target: Target) -> Config:
         """The config with the fewest estimated cycles of the multiprocessor that has the most blocks."""
-        return min(self.space(workload, target), key=lambda config: self.estimate(workload, config, target))
+        return self.smallest_estimate(workload, target)
 
     def estimate(self, workload: Workload, config: Config, target: Target) -> float:
         return _cost(_tiles(config), workload, target)

@@ -57,7 +57,7 @@ class TwoFour(Template):
 
     def default(self, workload: Workload, target: Target) -> Config:
         """The config with the smallest estimate."""
-        return min(self.space(workload, target), key=lambda config: self.estimate(workload, config, target))
+        return self.smallest_estimate(workload, target)
 
     def estimate(self, workload: Workload, config: Config, target: Target) -> float:
         """Waves of blocks, each a chain of steps; measured at 2048 x 2048 and 4096 x 4096, 1024 positions."""

@@ -21,7 +21,7 @@ _LANES = 128  # float32 FMAs per clock and multiprocessor
 _LAUNCH_US = 2.0
 _L2_RATE = 3.0e6  # bytes per us
 _DENSE_EFFICIENCY = 0.76
-_TF32_SPEED = 2.0
+_TENSOR_CORE_SPEED = 2.0
 _SHARED_SHARE = 0.25
 _SPARSE_EFFICIENCY = 0.60
 _DENSE_TILE = 128 * 64  # outputs of one block of a good dense kernel
@@ -37,7 +37,7 @@ def dense_us(workload: Workload, target: Target) -> float:
     blocks = workload.m * workload.n / _DENSE_TILE
     # With few blocks K is split, at half of the efficiency.
     busy = target.sms * min(1.0, max(0.5, blocks / target.sms))
-    rate = _CLOCK * _LANES * busy * _DENSE_EFFICIENCY * (_TF32_SPEED if workload.tf32 or workload.fp16 else 1.0)
+    rate = _CLOCK * _LANES * busy * _DENSE_EFFICIENCY * (_TENSOR_CORE_SPEED if workload.tf32 or workload.fp16 else 1.0)
     return _LAUNCH_US + max(fmas / rate, weights, workload.activation_bytes / _L2_RATE)
 
 

@@ -70,6 +70,11 @@ def stream_cycles(nbytes: float) -> float:
     return nbytes / (_CACHE_RATE if nbytes <= _L3 else _MEMORY_RATE)
 
 
+def _fixed_cycles(workload: Workload) -> float:
+    """What every kernel takes: the call, X read, Y written, the residual read."""
+    return _CALL_CYCLES + stream_cycles(workload.activation_bytes)
+
+
 def dense_cycles(workload: Workload, target: Target) -> float:
     """Cycles of one core for a good dense kernel."""
     core, n = _core(target), workload.n
@@ -77,7 +82,7 @@ def dense_cycles(workload: Workload, target: Target) -> float:
     vector_fmas = workload.m * workload.k * n / target.lanes
     compute = vector_fmas * max(1.0 / core.fma, 1.0 / (rows * core.loads)) / _DENSE_EFFICIENCY
     weights = stream_cycles(4.0 * workload.m * workload.k)
-    return max(compute, weights) + _CALL_CYCLES + stream_cycles(workload.activation_bytes)
+    return max(compute, weights) + _fixed_cycles(workload)
 
 
 def sparse_cycles(workload: Workload, target: Target) -> float:
@@ -89,7 +94,7 @@ def sparse_cycles(workload: Workload, target: Target) -> float:
         cycles = workload.n * _spmv_cycles(workload, target)
     else:
         cycles = min(_code_cycles(workload, target), _data_cycles(workload, target))
-    return cycles + _CALL_CYCLES + stream_cycles(workload.activation_bytes)
+    return cycles + _fixed_cycles(workload)
 
 
 def _density(workload: Workload) -> float:

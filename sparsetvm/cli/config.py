@@ -88,8 +88,9 @@ def save_config(ctx: click.Context, path: str) -> None:
     at[_words(ctx)[-1]] = given
     text = "\n".join(_lines("", tables)).strip() + "\n"
     try:
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text)
+        from sparsetvm.core.files import write_whole
+
+        write_whole(path, lambda file: file.write(text.encode()))
     except OSError as error:
         raise UsageError(f"--save-config {path}: {error.strerror}", hint="name a file in a writable folder") from error
 

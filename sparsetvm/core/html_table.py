@@ -8,6 +8,8 @@ from typing import Any
 
 import msgspec
 
+from sparsetvm.errors import printable
+
 _STYLE = "text-align:left"
 
 
@@ -49,4 +51,4 @@ def _text(value: Any) -> str:
         return ", ".join(f"{key} {_text(item)}" for key, item in value.items())
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_text, value))
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(value))
+    return printable(str(value)).replace("\n", "\\n")

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 
@@ -176,17 +177,7 @@ def _worse(one: LayerError, other: LayerError) -> LayerError:
     """The worst of both in each respect."""
     worse = one if one.of_bound >= other.of_bound else other
     relative = [error for error in (one.model_error, other.model_error) if error is not None]
-    return LayerError(
-        name=worse.name,
-        op=worse.op,
-        terms=worse.terms,
-        arithmetic=worse.arithmetic,
-        of_bound=worse.of_bound,
-        abs_error=worse.abs_error,
-        bound=worse.bound,
-        model_error=max(relative, default=None),
-        passed=False,
-    )
+    return msgspec.structs.replace(worse, model_error=max(relative, default=None), passed=False)
 
 
 class _ModelValues:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sparsetvm.core.files import write_whole
 from sparsetvm.core.results import PageReport
 from sparsetvm.errors import EnvironmentProblem
 from sparsetvm.report.html.page import make_page
@@ -21,7 +22,7 @@ def write_page(story: Story, source: str, output: Path) -> PageReport:
         learned = learn([task.trials for task in shown], target)
     page = make_page(story, learned)
     try:
-        output.write_bytes(page)
+        write_whole(output, lambda file: file.write(page))
     except OSError as error:
         raise EnvironmentProblem(
             f"cannot write '{output}': {error.strerror or error}", hint="choose a writable folder with -o"
