@@ -6,6 +6,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
+
+from sparsetvm.cli.main import cli
+
 ROOT = Path(__file__).parents[1]
 DOCS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 _FENCE = re.compile(r"^```(?:sh)?\n(.*?)^```", re.M | re.S)
@@ -23,6 +27,15 @@ def sparsetvm_commands() -> Iterator[tuple[str, str]]:
         blocks, prose = _blocks_and_prose(path.read_text())
         lines = re.findall(r"^sparsetvm (.+)$", blocks, re.M) + re.findall(r"`sparsetvm ((?:\w+ )+[^`]+)`", prose)
         yield from ((path.name, line) for line in lines if not re.search(r"\||\.\.\.|COMMAND", line))
+
+
+def help_examples() -> Iterator[tuple[str, str]]:
+    """The same of the examples at the end of `--help`."""
+    group = click.Context(cli)
+    for name in cli.list_commands(group):
+        command = cli.get_command(group, name)
+        epilog = command.epilog if command is not None else None
+        yield from (("--help", line) for line in re.findall(r"^  sparsetvm (.+)$", epilog or "", re.M))
 
 
 def script_commands() -> Iterator[tuple[str, str, list[str]]]:

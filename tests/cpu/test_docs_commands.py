@@ -1,15 +1,16 @@
-"""Every `sparsetvm` command that the documents show is run, on the shipped example, with one trial and short times."""
+"""Every `sparsetvm` command that documents and `--help` show is run: on the shipped example, one trial, short times."""
 
 from __future__ import annotations
 
 import re
 import shlex
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from doc_commands import sparsetvm_commands
+from doc_commands import help_examples, sparsetvm_commands
 
 from sparsetvm.cli.main import cli
 from sparsetvm.core.target import cpu_flags
@@ -22,6 +23,7 @@ pytest.importorskip("onnxruntime", reason="needs onnxruntime, for verify and ben
 _FOR = {
     "MODEL": "model.onnx", "OUT": "pruned.onnx", "RUN": "last", "NAME": "fc1", "A": "logs", "B": "logs",
     "OUT.jsonl": "all.jsonl", "x=1x3x224x224": "image=1x1x8x8", "cpu,NAME": "cpu,znver4",
+    "log.jsonl": "all.jsonl",
 }  # fmt: skip
 _ORDER = ("inspect", "prune", "tune", "compile", "run", "verify", "bench", "report", "log", "cache", "completion")
 
@@ -44,10 +46,14 @@ def _command(line: str) -> tuple[str, ...]:
 
 def _commands() -> list[tuple[str, ...]]:
     """Each once, in an order in which later ones find what they need; those for GPUs are run by tests/gpu."""
-    lines = {line for _, line in sparsetvm_commands() if "cuda" not in line}
+    lines = {line for _, line in (*sparsetvm_commands(), *help_examples()) if "cuda" not in line}
     # What a sentence leaves out of a command is all that its parser asks for: nothing to run.
     whole = {_command(line) for line in lines if not _is_part(line)}
-    return sorted(whole, key=lambda words: (_ORDER.index(words[0]), "-o" not in words, words))
+    return sorted(whole, key=lambda words: (_step(words), "-o" not in words, words))
+
+
+def _step(words: tuple[str, ...]) -> int:
+    return _ORDER.index("run" if words[0] == "inspect" and "model.so" in words else words[0])
 
 
 def _is_part(line: str) -> bool:
@@ -59,6 +65,7 @@ def test_commands_of_the_documents_run(tmp_path, monkeypatch):
     monkeypatch.setenv("SPARSETVM_LOG_DIR", str(tmp_path / "logs"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     shutil.copy(digits_path(), "model.onnx")
+    Path("all.jsonl").touch()
     np.savez("in.npz", image=np.zeros((1, 1, 8, 8), np.float32))
     commands = _commands()
     assert {words[0] for words in commands} == set(_ORDER)

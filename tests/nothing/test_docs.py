@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import msgspec
 import pytest
-from doc_commands import DOCS, ROOT, script_commands, sparsetvm_commands
+from doc_commands import DOCS, ROOT, help_examples, script_commands, sparsetvm_commands
 
 from sparsetvm import errors, settings
 from sparsetvm.cli.main import COMMANDS, cli
@@ -88,7 +88,7 @@ def test_links_lead_somewhere(path):
     assert [link for link in links if not (path.parent / link).exists()] == []
 
 
-@pytest.mark.parametrize(("document", "line"), sorted(set(sparsetvm_commands())))
+@pytest.mark.parametrize(("document", "line"), sorted({*sparsetvm_commands(), *help_examples()}))
 def test_commands_of_the_documents_are_understood(document, line, tmp_path, monkeypatch):
     """Parsed, not run: commands, options and values that do not exist would be refused here."""
     monkeypatch.chdir(tmp_path)
