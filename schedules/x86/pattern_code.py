@@ -83,13 +83,13 @@ class PatternCode(Template):
                 Ordered("groups", (1, 2, 4, 8, 16, 64)),
                 Ordered("tiles", _tile_blocks(workload)),
                 Choice("order", ("k", "rows")),
-                Choice("prefetch", ("next", "none", "sums") if target.isa == "avx512" else ("next", "none")),
+                Choice("prefetch", ("next", "none", "sums") if _streams_code(target) else ("next", "none")),
                 Choice("groups_of", ("alike", "neighbours")),
             ),
         )
 
     def default(self, workload: Workload, target: Target) -> Config:
-        if target.isa == "avx512" and not workload.cold and core_of(target).streams_code:
+        if _streams_code(target) and not workload.cold:
             return self._streamed_default(workload, target)
         knobs = self.space(workload, target).knobs
         # One tile meets every instruction once: there small K blocks, whose activations are soon in L1, do better.
@@ -279,6 +279,10 @@ class _Host:
 def _tiles_at_once(config: Config, target: Target) -> int:
     """Tiles of one run of a piece."""
     return 1 if target.isa == "avx512" else pattern_asm_avx2.tiles_at_once(config.int("rows"))
+
+
+def _streams_code(target: Target) -> bool:
+    return target.isa == "avx512" and core_of(target).streams_code
 
 
 def _tile_blocks(workload: Workload) -> tuple[int, ...]:

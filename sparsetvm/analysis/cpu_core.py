@@ -1,4 +1,4 @@
-"""What one x86 core does per clock, as measured: what the estimates of roofline.py and defaults of templates build on."""
+"""What one x86 core does per clock, as measured: roofline.py and the defaults of templates build on it."""
 
 from __future__ import annotations
 
