@@ -47,8 +47,10 @@ _STRIPS_IN_DATA, _STRIP_TILES = 4, 4
 # Defaults of layers that run warm, from tuning 25 products on a Zen 5: non-zeros of a row under which all row groups
 # are one piece; density up to which rows that share columns are grouped; share of L2 from which K blocks go outermost.
 _SHORT, _SHARED_BELOW, _MOST_OF_L2 = 32, 0.15, 0.7
-# Columns of X whose activations leave room in an L1 of 32 KiB for the weights that stream through it.
-_STREAMED_BLOCK = 384
+# Defaults where code streams (Zen 4), measured. Columns of X whose activations leave room in an L1 of 32 KiB for the
+# weights that pass through it; density from which FMAs and not loads are the bound, so that sharing columns gains
+# nothing; size of X and Y, in L2s, from which sums of scattered rows cost up to a fifth of the time.
+_STREAMED_BLOCK, _STREAMED_SHARED_BELOW, _STREAMED_FAR = 384, 0.08, 7
 # Fields of the table that the host reads pieces from.
 _FIELDS = 6
 _ROW, _FINISHED_ROWS, _WEIGHT, _WEIGHT_LINES, _CODE_SHARE, _WEIGHT_SHARE = range(_FIELDS)
@@ -116,6 +118,8 @@ class PatternCode(Template):
     def _streamed_default(self, workload: Workload, target: Target) -> Config:
         """Where code streams from L2 and L3 at full rate: a tile goes through all rows while its K block is in L1."""
         blocks = self.space(workload, target).knobs[1].values
+        far = workload.activation_bytes > _STREAMED_FAR * target.l2
+        alike = workload.pattern.density <= _STREAMED_SHARED_BELOW and not far
         return Config.of(
             self.name,
             rows=30,
@@ -124,7 +128,7 @@ class PatternCode(Template):
             tiles=_default_tiles(workload, target),
             order="rows",
             prefetch="sums",
-            groups_of="alike",
+            groups_of="alike" if alike else "neighbours",
         )
 
     def pack(
