@@ -48,9 +48,11 @@ _STRIPS_IN_DATA, _STRIP_TILES = 4, 4
 # are one piece; density up to which rows that share columns are grouped; share of L2 from which K blocks go outermost.
 _SHORT, _SHARED_BELOW, _MOST_OF_L2 = 32, 0.15, 0.7
 # Defaults where code streams (Zen 4), measured. Columns of X whose activations leave room in an L1 of 32 KiB for the
-# weights that pass through it; density from which FMAs and not loads are the bound, so that sharing columns gains
-# nothing; size of X and Y, in L2s, from which sums of scattered rows cost up to a fifth of the time.
-_STREAMED_BLOCK, _STREAMED_SHARED_BELOW, _STREAMED_FAR = 384, 0.08, 7
+# weights that pass through it; where non-zeros are so few that passing sums through Y costs more, all that L1 holds.
+_STREAMED_BLOCK, _LONG_BLOCK, _FEW_IN_A_BLOCK = 384, 512, 0.03
+# Density from which FMAs and not loads are the bound, so that sharing columns gains nothing; size of X and Y, in L2s,
+# from which sums of scattered rows cost up to a fifth of the time.
+_STREAMED_SHARED_BELOW, _STREAMED_FAR = 0.08, 7
 # Fields of the table that the host reads pieces from.
 _FIELDS = 6
 _ROW, _FINISHED_ROWS, _WEIGHT, _WEIGHT_LINES, _CODE_SHARE, _WEIGHT_SHARE = range(_FIELDS)
@@ -118,12 +120,13 @@ class PatternCode(Template):
     def _streamed_default(self, workload: Workload, target: Target) -> Config:
         """Where code streams from L2 and L3 at full rate: a tile goes through all rows while its K block is in L1."""
         blocks = self.space(workload, target).knobs[1].values
+        block = _STREAMED_BLOCK if workload.pattern.density > _FEW_IN_A_BLOCK else _LONG_BLOCK
         far = workload.activation_bytes > _STREAMED_FAR * target.l2
         alike = workload.pattern.density <= _STREAMED_SHARED_BELOW and not far
         return Config.of(
             self.name,
             rows=30,
-            k_block=min(blocks, key=lambda v: abs(int(v) - _STREAMED_BLOCK)),
+            k_block=min(blocks, key=lambda v: abs(int(v) - block)),
             groups=64,
             tiles=_default_tiles(workload, target),
             order="rows",
