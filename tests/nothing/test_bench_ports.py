@@ -7,7 +7,7 @@ from bench_ports import VARIANTS, middle_piece
 
 def test_variants_leave_out_what_they_say_and_keep_every_fma() -> None:
     rows, groups = 8, 3
-    code, fmas = middle_piece(rows, 32, groups, 0.9)
+    code, fmas = middle_piece(rows, 32, groups, 0.5)
     variants = {name: change(code) for name, change in VARIANTS.items()}
     assert 0 < fmas < rows * groups * 32
     assert all(sum(line.startswith("vfmadd") for line in lines) == fmas for lines in variants.values())
