@@ -42,6 +42,7 @@ CORPUS = ROOT / "tests" / "fuzz" / "corpus"
 NAMES = ("loader", "analysis", "log", "target")
 _INPUT_SECONDS = 20  # CPU time of one input
 _INPUT_HANGS = 300  # seconds, however busy the machine is
+_NEVER = 1 << 20  # for libFuzzer's own alarm: it prints, and so may wait for itself where the input allocates memory
 _ROUND_SECONDS = 120.0  # then the fuzzer starts anew: with what the others found, and nothing is lost when it is killed
 _EXTRA_ADDRESS_SPACE = 2 << 30  # what one input may allocate at once; more is a MemoryError, as in the limited child
 _MOST_FINDINGS = 20
@@ -144,7 +145,7 @@ class Fuzzing:
 
 def _run_fuzzer(target: str, seconds: float, memory: int, corpus: Path, findings: Path, known: list[str]) -> Round:
     """One run of libFuzzer, until a finding or the end of the time."""
-    options = [f"-max_total_time={int(seconds)}", f"-rss_limit_mb={memory}", "-timeout=0"]
+    options = [f"-max_total_time={int(seconds)}", f"-rss_limit_mb={memory}", f"-timeout={_NEVER}"]
     options += [f"-artifact_prefix={findings}{os.sep}", "-print_final_stats=1", "-len_control=20"]
     options += [f"-max_len={_targets().MAX_BYTES[target]}", str(corpus), str(CORPUS / target)]
     command = [sys.executable, __file__, target, "--inside", json.dumps([known, options, str(findings / _CURRENT)])]
@@ -208,7 +209,7 @@ def inside(target: str, known: list[str], arguments: list[str], current: Path) -
 
     def one_input(data: bytes) -> None:
         current.write_bytes(data)
-        faulthandler.dump_traceback_later(_INPUT_HANGS, exit=True)  # libFuzzer's alarm may wait for itself in malloc
+        faulthandler.dump_traceback_later(_INPUT_HANGS, exit=True)
         signal.setitimer(signal.ITIMER_PROF, _INPUT_SECONDS)
         try:
             run(data)
