@@ -1,11 +1,13 @@
 """Every published weakness of ONNX's external data and parsing that a reader can have, and others of their kind.
 
-Each is refused as a ModelError (exit code 3), and nothing outside the model's folder is opened.
+Each is refused as a ModelError (exit code 3) in under a second and little memory, and nothing outside the model's
+folder is opened.
 """
 
 from __future__ import annotations
 
 import os
+import resource
 import time
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from sparsetvm.frontend.read import read_model
 from sparsetvm.frontend.transfer import load_limited
 
 SECRET = b"secret!!" * 8  # as large as the tensor
+SECONDS, MEGABYTES = 1.0, 100  # that refusing one takes at most: CPU time, growth of the largest resident set
 
 
 def small_model(*initializers: onnx.TensorProto, nodes: list[onnx.NodeProto] | None = None) -> onnx.ModelProto:
@@ -57,8 +60,12 @@ def refused(folder: Path, model: onnx.ModelProto, match: str, monkeypatch: pytes
     path = folder / "m.onnx"
     path.write_bytes(model.SerializeToString())
     monkeypatch.chdir(folder.parent)  # what is looked for in the current folder must not be found there either
+    before = resource.getrusage(resource.RUSAGE_SELF)
     with audited() as events, pytest.raises(ModelError, match=match) as caught:
         load_model(path)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < SECONDS
+    assert after.ru_maxrss - before.ru_maxrss < MEGABYTES << 10
     assert caught.value.exit_code == 3
     assert "\n" not in caught.value.message
     for name, flags in opened(events):
