@@ -51,7 +51,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     stage: "search" (first timing), "final" (re-timed interleaved with dense) or "check" (re-measured before reuse).
     remeasured: why the first times were doubted and taken again, "" when they were not.
     conditions: None in records of versions that did not note them, and when nothing was timed.
-    other_us: on a GPU, the time with L2 in the other state: cold for a workload that is timed warm, warm for a cold one.
+    other_us: on a GPU, the time with L2 in the other state: cold for a workload that is timed warm, and vice versa.
     """
 
     workload: Workload
