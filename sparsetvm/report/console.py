@@ -112,6 +112,9 @@ def print_tune(report: TuneReport) -> None:
     ]
     columns = ("task", "workload", ">zeros", ">layers", ">dense us", ">best us", ">speed-up", ">trials", "source")
     out.print(make_table(columns, rows, fold=("task",)))
+    for task in report.tasks:
+        if task.reason:
+            _say(out, f"{display_name(task.name)}: {task.reason}")
     timed = [
         (task.count * task.dense_us, task.count * task.best_us)
         for task in report.tasks
