@@ -8,10 +8,6 @@ namespace sp {
 #ifdef SP_EMULATE
 __device__ __forceinline__ float4 stream4(const float4* global) { return *global; }
 __device__ __forceinline__ uint4 stream4(const uint4* global) { return *global; }
-template <int WORDS>
-__device__ __forceinline__ void stream_words(uint32_t (&to)[WORDS], const uint32_t* global) {
-  for (int i = 0; i < WORDS; i++) to[i] = global[i];
-}
 template <typename T>
 __device__ __forceinline__ T early(const T* global) { return *global; }
 #else
@@ -78,15 +74,6 @@ __device__ __forceinline__ uint4 stream4(const uint4* global) {
                : "l"(global)
                : "memory");
   return v;
-}
-// WORDS (1, 2) neighbours, aligned to as many words.
-template <int WORDS>
-__device__ __forceinline__ void stream_words(uint32_t (&to)[WORDS], const uint32_t* global) {
-  static_assert(WORDS == 1 || WORDS == 2, "one load");
-  if (WORDS == 1)
-    asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(to[0]) : "l"(global) : "memory");
-  else
-    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(to[0]), "=r"(to[WORDS - 1]) : "l"(global) : "memory");
 }
 #endif
 

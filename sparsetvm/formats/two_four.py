@@ -1,8 +1,7 @@
 """Weights with at most two non-zeros of every four columns, as Hopper's sparse tensor cores read them.
 
-Of every four columns two are kept, in float16, and two bits say which each of them is. A tile is 64 rows x 64 columns,
-in the order of the instruction's registers: for each half of 32 columns 8 kept numbers of each of 128 threads; then a
-word of positions of each thread (see wgmma_sparse of wgmma.cuh).
+Of every four columns two are kept, in float16, and two bits say which each of them is. A tile is 64 rows x 64 columns:
+two halves of 32 columns, [2][64][8] kept numbers each, then the positions as 128 words (see wgmma_sparse of wgmma.cuh).
 """
 
 from __future__ import annotations
@@ -20,11 +19,10 @@ def is_two_four(mask: np.ndarray) -> bool:
     return bool(padded.reshape(-1, 4).sum(axis=1).max(initial=0) <= 2)
 
 
-def pack_two_four(weight: np.ndarray, rows: int, tiles: int = 1) -> np.ndarray:
-    """(groups of rows, tiles of columns, tiles * TILE_BYTES) uint8 of an (m, k) float32 weight.
+def pack_two_four(weight: np.ndarray, rows: int) -> np.ndarray:
+    """(tiles of rows, tiles of columns, TILE_BYTES) uint8 of an (m, k) float32 weight; m is filled up to `rows` rows.
 
-    m is filled up to a multiple of `rows`. A group is `tiles` tiles below each other: the numbers of each, then the
-    words of a thread for all of them side by side. Raises OverflowError for weights beyond float16.
+    Raises OverflowError for weights beyond float16.
     """
     m, k = weight.shape
     with np.errstate(over="ignore"):
@@ -36,19 +34,12 @@ def pack_two_four(weight: np.ndarray, rows: int, tiles: int = 1) -> np.ndarray:
     padded[:m, :k] = halves
     fours = padded.reshape(down * TILE, -1, 4)
     at = np.sort(np.argsort(fours == 0, axis=2, kind="stable")[:, :, :2], axis=2)
-    # Row 16 w + 8 r + g of a tile; in a half of 32 columns, kept number 8 q + 2 t + e; thread 32 w + 4 g + t.
-    kept = np.take_along_axis(fours, at, 2).reshape(down, 4, 2, 8, across, 2, 2, 4, 2)
-    numbers = np.ascontiguousarray(kept.transpose(0, 4, 5, 1, 3, 7, 6, 2, 8)).view(np.uint8).reshape(down, across, -1)
+    kept = np.take_along_axis(fours, at, 2).reshape(down, TILE, across, 2, 2, 8)  # tile, row, tile, half, 16 columns
+    numbers = np.ascontiguousarray(kept.transpose(0, 2, 3, 4, 1, 5)).view(np.uint8).reshape(down, across, -1)
     four_bits = (at[:, :, 0] | at[:, :, 1] << 2).astype(np.uint32)
-    # The same rows; the 16 columns 2 half + h.
+    # Row 16 w + 8 r + g of a tile; the 16 columns 2 half + h.
     places = four_bits.reshape(down, 4, 2, 8, across, 2, 2, 4) << 4 * np.arange(4, dtype=np.uint32)
     sixteen = places.sum(axis=-1, dtype=np.uint32)
     words = (sixteen[:, :, 0] | sixteen[:, :, 1] << 16).transpose(0, 3, 1, 2, 4, 5)  # tile, tile, w, g, half, h
-    grouped = words.reshape(-1, tiles, across, 128).transpose(0, 2, 3, 1)
-    return np.concatenate(
-        [
-            numbers.reshape(-1, tiles, across, TILE * TILE).swapaxes(1, 2).reshape(len(grouped), across, -1),
-            np.ascontiguousarray(grouped).view(np.uint8).reshape(len(grouped), across, -1),
-        ],
-        axis=2,
-    )
+    chosen = np.ascontiguousarray(words).view(np.uint8).reshape(down, across, -1)
+    return np.concatenate([numbers, chosen], axis=2)

@@ -247,30 +247,28 @@ inline void copy_box(void* shared, const TensorMap* map, int n, int k, Mbarrier*
       }
   }
 }
-// See sp::wgmma_sparse. b: offset in shared memory, and the bytes from box to box above bit 32.
+// See sp::wgmma_sparse. a: offset in shared memory; b: the same, and the bytes from box to box above bit 32.
 template <int COUNT>
-void multiply_sparse(float (&d)[COUNT], const uint4& a, uint64_t b, uint32_t chosen, int half) {
-  const char* const shared = dynamic_shared();
-  const int g = lane() / 4, t = lane() % 4;
-  if (uint32_t(b) % 1024) fail("wgmma: misaligned operand");
-  float kept[2][16];
-  for (int q = 0; q < 2; q++) {
-    const uint64_t* all = exchange(~0u, q ? uint64_t(a.w) << 32 | a.z : uint64_t(a.y) << 32 | a.x);
-    for (int e = 0; e < 16; e++) kept[e / 8][8 * q + e % 8] = half_to_float(all[4 * g + e % 8 / 2] >> (e / 8 * 32 + e % 2 * 16) & 0xffff);
-  }
+void multiply_sparse(float (&d)[COUNT], uint64_t a, uint64_t b, uint32_t chosen, int half) {
   const uint64_t* words = exchange(~0u, chosen);
-  for (int r = 0; r < 2; r++)
+  const char* const shared = dynamic_shared();
+  const auto value = [&](uint64_t at) { return half_to_float(*reinterpret_cast<const unsigned short*>(shared + at)); };
+  if (a % 16 || uint32_t(b) % 1024) fail("wgmma: misaligned operand");
+  const int g = lane() / 4, t = lane() % 4;
+  for (int r = 0; r < 2; r++) {
+    const int row = thread.x % 128 / 32 * 16 + 8 * r + g;
     for (int q = 0; q < 16; q++) {
       const uint32_t word = uint32_t(words[4 * g + 2 * half + q / 8]) >> (16 * r);
       const int k = q / 2 * 4 + (word >> (q % 8 / 2 * 4 + q % 2 * 2) & 3);
       if (q % 2 && k <= q / 2 * 4 + int(word >> (q % 8 / 2 * 4) & 3)) fail("wgmma: kept columns are not ascending");
+      const float weight = value(a + q / 8 * 1024 + row * 16 + q % 8 * 2);
       for (int j = 0; j < COUNT / 4; j++)
         for (int e = 0; e < 2; e++) {
           const int n = 8 * j + 2 * t + e;
-          const char* const x = shared + uint32_t(b) + n / 64 * (b >> 32) + k * 128 + (n % 64 / 8 ^ k % 8) * 16 + n % 8 * 2;
-          d[4 * j + 2 * r + e] += kept[r][q] * half_to_float(*reinterpret_cast<const unsigned short*>(x));
+          d[4 * j + 2 * r + e] += weight * value(uint32_t(b) + n / 64 * (b >> 32) + k * 128 + (n % 64 / 8 ^ k % 8) * 16 + n % 8 * 2);
         }
     }
+  }
 }
 // See sp::read_columns: lane 8 i + r points to row r of matrix i; lane 4 g + t gets of each its rows 2 t, 2 t + 1, column g.
 inline void read_columns(uint32_t (&b)[4], const void* shared) {
