@@ -54,14 +54,14 @@ def test_products_of_blocks_and_two_four_hand_each_other_float16(tmp_path):
             weight[rng.random((512, 128, 4)).argsort(axis=2).reshape(512, 512) >= 2] = 0
         x = builder.relu(builder.op("MatMul", x, builder.const(np.ascontiguousarray(weight.T))))
     builder.output(x)
-    library, inputs = tmp_path / "net.so", random_inputs(builder.model())
-    sparsetvm.tune(
-        builder.save(tmp_path / "net.onnx"), output=library, target="cuda", allow_fp16=True, log_dir=tmp_path, reuse=False,
-        trials=12,
-    )  # fmt: skip
+    model, library = builder.save(tmp_path / "net.onnx"), tmp_path / "net.so"
+    options = {"target": "cuda", "allow_fp16": True, "log_dir": tmp_path, "reuse": False}
+    sparsetvm.tune(model, output=library, trials=12, **options)
+    inputs = random_inputs(builder.model())
     (expected,) = run_onnxruntime(builder.model(), inputs).values()
     with sparsetvm.load(library) as module:
-        assert {layer.arithmetic for layer in module.manifest.layers} == {"float16"}
+        assert {layer["arithmetic"] for layer in module.manifest["layers"]} == {"float16"}
         for _ in range(2):
             (found,) = module.run(inputs).values()
             assert 1e-5 < relative_error(found, expected) < 2e-3
+    assert sparsetvm.verify(library, model, per_layer=True).passed
