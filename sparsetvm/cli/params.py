@@ -97,7 +97,7 @@ def target_option(command: _Command) -> _Command:
 def tf32_option(command: _Command) -> _Command:
     return click.option(
         "--allow-tf32", is_flag=True,
-        help="GPUs: dense kernels may use tensor cores, which round to TF32 (10 bits of fraction).",
+        help="GPUs: kernels of dense weights and blocks may use tensor cores that round to TF32 (10 bits of fraction).",
     )(command)  # fmt: skip
 
 

@@ -79,8 +79,8 @@ def test_products_of_few_tokens_have_the_same_task_with_and_without(tmp_path: Pa
     assert not any(task.workload.tf32 for task in prepare(tmp_path / "m.onnx", STRICT).unique_tasks())
 
 
-def test_only_one_template_computes_in_tf32_and_it_is_a_dense_candidate_where_allowed() -> None:
-    assert [name for name in template_names() if arithmetic_of(name) == "tf32"] == [NAME]
+def test_only_two_templates_compute_in_tf32_and_the_dense_one_is_a_candidate_where_allowed() -> None:
+    assert [name for name in template_names() if arithmetic_of(name) == "tf32"] == ["cuda.block_tf32", NAME]
     assert template(NAME).tolerance > 10 * template("cuda.dense").tolerance
     assert candidates_of(pruned(False), STRICT).choice(NAME) is None
     allowed = candidates_of(pruned(True), TF32).choice(NAME)
