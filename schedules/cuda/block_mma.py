@@ -31,6 +31,7 @@ from sparsetvm.schedules.cuda.panels import (
     supports_panels,
 )
 
+from sparsetvm.core.arithmetic import Arithmetic
 from sparsetvm.core.config import Config
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
@@ -52,7 +53,7 @@ class BlockMma(Template):
 
     name = "cuda.block_mma"
     version = 1
-    arithmetic = "float16"
+    arithmetic: Arithmetic = "float16"
     w_bytes = 2  # of a number of W: float16, or TF32
 
     def matches(self, workload: Workload, target: Target) -> bool:
