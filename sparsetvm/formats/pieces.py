@@ -104,7 +104,7 @@ class Emitter(abc.ABC):
     ) -> None:
         """Add a register group: `block` (rows, columns) of weights of the output `rows`, whose columns are at X[taps].
 
-        first, last: whether sums start from the bias, and whether they end here. later: prefetches for what comes after.
+        first, last: whether sums start from the bias, and whether they end here. later: prefetches for later code.
         """
         mask = block != 0
         used = np.flatnonzero(mask.any(1) | first | last).tolist()
