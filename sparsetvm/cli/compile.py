@@ -17,7 +17,7 @@ from sparsetvm.cli.params import (
     threads_option,
     to_shapes,
 )
-from sparsetvm.cli.session import Session, common_options, pass_session
+from sparsetvm.cli.session import Session, common_options, examples, pass_session
 
 
 def _print_cc_args(ctx: click.Context, _: click.Parameter, kind: str | None) -> None:
@@ -29,7 +29,14 @@ def _print_cc_args(ctx: click.Context, _: click.Parameter, kind: str | None) -> 
         ctx.exit()
 
 
-@click.command("compile")
+@click.command(
+    "compile",
+    epilog=examples(
+        "compile",
+        "model.onnx --threads 1 -o model.so",
+        "model.onnx --target cpu,skylake-avx512 --records log.jsonl -o model.so",
+    ),
+)
 @model_argument()
 @click.option("-o", "--output", type=click.Path(dir_okay=False), required=True, help="The .so to write.")
 @target_option

@@ -15,11 +15,16 @@ from sparsetvm.cli.params import (
     threads_option,
     to_shapes,
 )
-from sparsetvm.cli.session import Session, common_options, pass_session
+from sparsetvm.cli.session import Session, common_options, examples, pass_session
 from sparsetvm.errors import UsageError
 
 
-@click.command("inspect")
+@click.command(
+    "inspect",
+    epilog=examples(
+        "inspect", "model.onnx --threads 1", "model.onnx --what-if unstructured,block:4x1 --sparsity 0.9", "model.so"
+    ),
+)
 @model_argument()
 @target_option
 @tf32_option

@@ -125,7 +125,7 @@ def _report_bug(session: Session, error: Exception, argv: Sequence[str]) -> int:
     return 1
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(VERSION, package_name="sparsetvm")
 @common_options
 def cli() -> None:

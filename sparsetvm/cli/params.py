@@ -129,7 +129,10 @@ def fp16_option(command: _Command) -> _Command:
 
 def threads_option(command: _Command) -> _Command:
     return click.option(
-        "--threads", type=click.IntRange(min=1), help="Threads of the compiled code.  [default: cores of this process]"
+        "--threads",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Threads of the compiled code.  [default: cores of this process]",
     )(command)
 
 
