@@ -73,7 +73,7 @@ class RecordMaker:
             status=measured.status,
             device=self.device,
             toolchain=toolchain_fingerprint(),
-            template_version=0 if choice is None else choice.version,
+            template_version=0 if choice is None else choice.version_of(measured.config),
             space="" if choice is None else choice.space.fingerprint,
             times_us=measured.times_us if measured.ok else (),
             error=measured.error,
