@@ -22,7 +22,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from sparsetvm.core.manifest import ModelInfo
 from sparsetvm.core.results import (
     BenchReport,
     CompileReport,
@@ -37,8 +36,8 @@ from sparsetvm.core.results import (
 )
 from sparsetvm.core.target import Target, device_fingerprint, parse_target
 from sparsetvm.core.task import Task
-from sparsetvm.errors import UsageError
 from sparsetvm.rewrite.prepare import Prepared, prepare
+from sparsetvm.rewrite.prepare_buckets import Buckets, prepare_family
 from sparsetvm.runtime.module import Module
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -102,14 +101,18 @@ def tasks(
     shapes: Shapes | None = None,
     allow_tf32: bool = False,
     allow_fp16: bool = False,
+    buckets: Buckets | None = None,
 ) -> list[Task]:
     """The tuning tasks of a model, in execution order, each once however many layers share it.
+
+    buckets: as in `compile`.
 
     >>> from sparsetvm.examples import digits_path
     >>> [task.workload.describe() for task in tasks(digits_path(), target="cpu,znver4", threads=1)][-1]
     'matmul 10x30 n=1'
     """
-    return prepare(model, parse_target(target, threads, allow_tf32, allow_fp16), shapes).unique_tasks()
+    where = parse_target(target, threads, allow_tf32, allow_fp16)
+    return prepare_family(model, where, shapes, buckets).unique_tasks()
 
 
 def tune(
@@ -133,6 +136,7 @@ def tune(
     page: PathLike | None = None,
     allow_tf32: bool = False,
     allow_fp16: bool = False,
+    buckets: Buckets | None = None,
     progress: Progress | None = None,
 ) -> TuneReport:
     """Search the fastest config of every layer on this device and append every measurement to the tuning log.
@@ -141,7 +145,8 @@ def tune(
     "all" or names and numbers ("2,5-7,layer"). With `output` the model is compiled afterwards. Ctrl-C ends the search
     early; the report then has `interrupted` set and everything measured is in the log. page: an HTML report to write.
     progress: called with an Event (core/results.py) for each step, in this thread; an exception that it raises ends the
-    call. reuse: False ignores the log. records: more logs to read; log_dir: the one to write.
+    call. reuse: False ignores the log. records: more logs to read; log_dir: the one to write. buckets: as in `compile`; the
+    layers of every bucket are tuned.
 
     >>> from sparsetvm.examples import digits_path
     >>> import tempfile
@@ -151,6 +156,7 @@ def tune(
     (0, ['conv1', 'conv2', 'conv3', 'fc1', 'fc2'])
     """
     from sparsetvm.build.compile import check_can_write
+    from sparsetvm.build.families import choose_networks, write_library
     from sparsetvm.measure.nvcc import find_compiler
     from sparsetvm.measure.pool import Measurer, default_jobs
     from sparsetvm.search.budget import TuneOptions
@@ -166,24 +172,24 @@ def tune(
         check_can_write(Path(output))  # fail before the search, not after it
     options = TuneOptions(effort, trials, budget, early_stopping, reuse, uuid.uuid4().hex[:12])
     _ = options.preset
-    prepared = prepare(model, where, shapes)
-    for note in prepared.notes:
+    family = prepare_family(model, where, shapes, buckets)
+    for note in family.notes:
         tell(Event(kind="note", message=note))
 
     def open_measurer(repeats: int) -> Measurer:
         return Measurer(where, jobs=jobs or default_jobs(where), repeats=repeats, seed=seed, progress=tell)
 
     run = TuneRun(
-        str(prepared.path), prepared.unique_tasks(), where, options, records, log_dir, seed, open_measurer, tell
+        str(family.largest.path), family.unique_tasks(), where, options, records, log_dir, seed, open_measurer, tell
     )
     report = run.dry(tasks) if dry_run else run.tune(tasks)
     if output is not None and not dry_run and not report.interrupted:
-        choices = _choices(prepared, where, run.index, reuse=True, outcomes=run.outcomes)
+        networks = choose_networks(family, where, run.index, device_fingerprint(where), outcomes=run.outcomes)
         tell(Event(kind="compile", message=f"compiling {output}"))
-        _write(prepared, where, choices, Path(output))
+        write_library(family, networks, where, Path(output))
         report.output = str(output)
     if page is not None and not dry_run:
-        _write_report(run, prepared, where, options.run, Path(page))
+        _write_report(run, family.largest, where, options.run, Path(page))
     report.seconds = time.monotonic() - begun
     report.warnings = warnings
     tell(Event(kind="end", message="done"))
@@ -204,12 +210,15 @@ def compile(
     weights: Literal["embed", "separate"] = "embed",
     allow_tf32: bool = False,
     allow_fp16: bool = False,
+    buckets: Buckets | None = None,
     progress: Progress | None = None,
 ) -> CompileReport:
     """Compile an ONNX model into the library `output` and its manifest, with the best known config of every layer.
 
     require_tuned: raise NoCandidateError naming the layers that no record covers, instead of using default configs.
     Nothing is measured. weights: "separate" writes packed weights to a file beside the library, which processes share.
+    buckets: sizes of the model's symbolic dimension, which then keeps its size open: (1, 8, 64), or {"seq": (16, 128)}
+    where there are several; docs/buckets.md tells how runs of other sizes are put together.
 
     >>> import pathlib, tempfile
     >>> import numpy as np
@@ -224,31 +233,33 @@ def compile(
     """
     from sparsetvm.build.choose import open_index, require_records
     from sparsetvm.build.compile import check_can_write
+    from sparsetvm.build.families import choose_networks, named_layers, write_library
 
     begun = time.monotonic()
     tell = progress or _silent
     where = parse_target(target, threads, allow_tf32, allow_fp16)
     check_can_write(Path(output))
-    prepared = prepare(model, where, shapes)
+    family = prepare_family(model, where, shapes, buckets)
     index = open_index(log_dir, records)
-    for note in [*prepared.notes, *index.skipped()]:
+    for note in [*family.notes, *index.skipped()]:
         tell(Event(kind="note", message=note))
-    choices = _choices(prepared, where, index, reuse=reuse)
+    networks = choose_networks(family, where, index, device_fingerprint(where), reuse=reuse)
     if require_tuned:
-        require_records(prepared.tasks, choices)
+        for network in networks:
+            require_records(network.tasks, network.choices)
     tell(Event(kind="compile", message=f"compiling {output}"))
-    manifest = _write(prepared, where, choices, Path(output), weights == "separate")
+    manifest = write_library(family, networks, where, Path(output), separate=weights == "separate")
     layers = [
         {
             "name": name,
-            "workload": prepared.tasks[name].workload.describe(),
+            "workload": task.workload.describe(),
             "config": str(choice.config),
             "arithmetic": choice.arithmetic,
             "source": choice.source,
             "why": choice.why,
             "best_us": choice.best_us,
         }
-        for name, choice in choices.items()
+        for name, (task, choice) in named_layers(family, networks).items()
     ]
     return CompileReport(
         model=str(model),
@@ -303,63 +314,39 @@ def bench(
     allow_tf32: bool = False,
     allow_fp16: bool = False,
     per_layer: bool = False,
+    shapes: Shapes | None = None,
 ) -> BenchReport:
     """Time a compiled model (or an .onnx file, compiled first) beside competitors, interleaved in one process.
 
     against: "ort" (ONNX Runtime), "openvino" (its default precision), "openvino-f32" and "dense" (our own build of the
     same model with dense kernels only). target: what an .onnx file is compiled for. On a GPU inputs and outputs stay
-    there, and "ort" and "openvino", which run on the CPU, are left out. per_layer: also the times of our kernels.
+    there, and "ort" and "openvino", which run on the CPU, are left out. per_layer: also the times of our kernels. shapes: as
+    elsewhere for an .onnx file; for a model with an open dimension the sizes to run (default: its largest bucket).
     """
-    from sparsetvm.runtime.compare import interleave
-    from sparsetvm.runtime.openvino import openvino_run
-    from sparsetvm.runtime.verify import check_signature, onnxruntime_session
+    from sparsetvm.runtime.bench import bench_module
 
-    notes: list[str] = []
     path = Path(target_path)
     reference = Path(reference_model) if reference_model else path if path.suffix == ".onnx" else None
     with tempfile.TemporaryDirectory(prefix="sparsetvm-bench-") as folder:
+        library = path
         if path.suffix == ".onnx":
             library = Path(folder) / "model.so"
-            compile(path, library, target=target, threads=threads, allow_tf32=allow_tf32, allow_fp16=allow_fp16)
-        else:
-            library = path
-        module = load(library, threads=threads)
-        if reference is None and against:
-            reference = _recorded_model(module)
-        feed = dict(inputs) if inputs is not None else module.random_inputs()
-        runs: dict[str, Any] = {"ours": module.prepared(feed)}
-        built_for = module.built_for
-        if built_for is not None and built_for.kind == "cuda":
-            if per_layer:
-                raise UsageError("--per-layer: a model on a GPU runs as one CUDA graph", hint="leave it out")
-            left_out = [name for name in against if name != "dense"]
-            against = [name for name in against if name == "dense"]
-            if left_out:
-                notes.append(f"{', '.join(left_out)} left out: on the CPU no competitor of a GPU")
-        if "ort" in against and reference is not None:
-            session = onnxruntime_session(reference, threads)
-            check_signature(session, module, reference)
-            runs["ort"] = lambda: session.run(None, feed)
-        for name in ("openvino", "openvino-f32"):
-            if name in against and reference is not None:
-                runs[name] = openvino_run(reference, threads, feed, float32=name == "openvino-f32")
-        if "dense" in against and reference is not None:
-            shapes = {info.name: info.shape for info in module.inputs}
-            where = built_for if built_for is not None and built_for.kind == "cuda" else parse_target("cpu", threads)
-            runs["dense"] = _dense_module(reference, Path(folder) / "dense.so", where, shapes).prepared(feed)
-        latency = interleave(runs, seconds)
-        layers = module.per_layer(feed, seconds=seconds) if per_layer else []
-        notes.extend(module.notes)
-    ours = latency.pop("ours")
-    return BenchReport(
-        model=str(target_path),
-        threads=threads,
-        latency_ms=ours,
-        against=latency,
-        speedup={name: theirs.median / ours.median for name, theirs in latency.items()},
-        notes=notes,
-        per_layer=layers,
-    )
+            compile(
+                path, library, target=target, threads=threads, shapes=shapes, allow_tf32=allow_tf32,
+                allow_fp16=allow_fp16,
+            )  # fmt: skip
+        return bench_module(
+            load(library, threads=threads),
+            str(target_path),
+            reference,
+            Path(folder),
+            against=against,
+            threads=threads,
+            seconds=seconds,
+            inputs=inputs,
+            shapes=shapes if library is path else None,
+            per_layer=per_layer,
+        )
 
 
 def prune(
@@ -439,38 +426,6 @@ def _collect(warnings: list[str], progress: Progress) -> Progress:
 
 def _silent(_: Event) -> None:
     pass
-
-
-def _choices(prepared: Prepared, target: Target, index: Any, *, reuse: bool, outcomes: Sequence[Any] = ()) -> Any:
-    from sparsetvm.build.choose import choose
-
-    return choose(prepared.tasks, target, index, device_fingerprint(target), reuse=reuse, outcomes=outcomes)
-
-
-def _write(prepared: Prepared, target: Target, choices: Any, output: Path, separate: bool = False) -> Path:
-    """Compile to `output`; returns the path of the manifest."""
-    from sparsetvm.build.compile import compile_graph
-
-    model = {"name": prepared.path.name, "sha256": prepared.digest}
-    return compile_graph(prepared.graph, prepared.tasks, choices, target, output, model, separate)
-
-
-def _recorded_model(module: Module) -> Path:
-    from sparsetvm.frontend.recorded import recorded_model
-
-    recorded = module.signature.model if module.signature else ModelInfo()
-    try:
-        return recorded_model(module.path, recorded.name, recorded.sha256)
-    except UsageError as error:
-        raise UsageError(error.message, hint="pass it with --reference MODEL.onnx, or use --against none") from error
-
-
-def _dense_module(model: Path, library: Path, where: Target, shapes: Shapes) -> Module:
-    from sparsetvm.build.choose import choose_dense
-
-    prepared = prepare(model, where, shapes)
-    _write(prepared, where, choose_dense(prepared.tasks, where), library)
-    return load(library, threads=where.threads)
 
 
 __all__ = [

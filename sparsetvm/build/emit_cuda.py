@@ -43,9 +43,7 @@ class CudaEmission(Emission):
         self._out_params = [self.variable(f"output_{at}", name) for at, name in enumerate(self.graph.outputs)]
         self.function(STATIC_MAIN, [*self.parameters(), *self._out_params], _ALL_FIXED)
         module = self.builder.finalize()
-        return Emitted(
-            module.with_attr("external_mods", self._cuda.modules()), len(self._hosts), self.order, self.weights
-        )
+        return Emitted(module.with_attr("external_mods", self._cuda.modules()), len(self._hosts), self.order, [])
 
     def input(self, name: str, param: Any) -> Any:
         """An input that several kernels read is copied first: each that reads a caller's tensor splits the graph."""
