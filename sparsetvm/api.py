@@ -36,7 +36,7 @@ from sparsetvm.core.results import (
 )
 from sparsetvm.core.target import Target, device_fingerprint, parse_target
 from sparsetvm.core.task import Task
-from sparsetvm.rewrite.prepare import Prepared, prepare
+from sparsetvm.rewrite.prepare import Prepared
 from sparsetvm.rewrite.prepare_buckets import Buckets, prepare_family
 from sparsetvm.runtime.module import Module
 
@@ -56,6 +56,7 @@ def inspect(
     records: Sequence[PathLike] = (),
     log_dir: PathLike | None = None,
     allow_fp16: bool = False,
+    buckets: Buckets | None = None,
 ) -> InspectReport:
     """Which layers of an ONNX model are pruned, how, and what that is expected to gain on `target`.
 
@@ -64,7 +65,8 @@ def inspect(
     dense kernels round the factors of products to TF32; allow_fp16: let any kernel round them to float16, which layers
     of float16 models may do anyway. These six mean the same everywhere below. what_if: patterns as
     `prune` takes them ("block:4x1@0.9"; `sparsity` where one says none); the report's `what_if` then says what each
-    would gain and cost, by records of the log where there are some for such layers, else by the roofline.
+    would gain and cost, by records of the log where there are some for such layers, else by the roofline. buckets: as
+    in `compile`; the layers are those of the largest one.
 
     >>> from sparsetvm.examples import digits_path
     >>> inspect(digits_path(), target="cpu,znver4", threads=1).layers[1].pattern
@@ -77,13 +79,14 @@ def inspect(
 
     goals = parse_goals(what_if, sparsity)
     where = parse_target(target, threads, allow_tf32, allow_fp16)
-    prepared = prepare(model, where, shapes)
+    family = prepare_family(model, where, shapes, buckets)
+    prepared = family.largest
     workloads = {name: task.workload for name, task in prepared.tasks.items()}
     report = InspectReport(
         model=str(model),
         target=str(where),
         layers=inspect_layers(prepared.graph, workloads, where),
-        notes=prepared.notes,
+        notes=[*family.notes, *family.describe()],
     )
     if goals:
         index = RecordIndex.open(find_log_dir(log_dir), list(records))
@@ -145,8 +148,8 @@ def tune(
     "all" or names and numbers ("2,5-7,layer"). With `output` the model is compiled afterwards. Ctrl-C ends the search
     early; the report then has `interrupted` set and everything measured is in the log. page: an HTML report to write.
     progress: called with an Event (core/results.py) for each step, in this thread; an exception that it raises ends the
-    call. reuse: False ignores the log. records: more logs to read; log_dir: the one to write. buckets: as in `compile`; the
-    layers of every bucket are tuned.
+    call. reuse: False ignores the log. records: more logs to read; log_dir: the one to write.
+    buckets: as in `compile`; the layers of every bucket are tuned.
 
     >>> from sparsetvm.examples import digits_path
     >>> import tempfile
@@ -288,18 +291,21 @@ def verify(
     tolerance: float | None = None,
     seed: int = 0,
     per_layer: bool = False,
+    shapes: Shapes | None = None,
 ) -> VerifyReport:
     """Compare a compiled model with ONNX Runtime on random inputs; `passed` says whether all errors are in bounds.
 
     tolerance: on the relative L2 error. None for that of the manifest: 1e-5, more with TF32 layers, 1e-2 for float16.
-    per_layer: also compile the model again, to compare each layer (runtime/verify_layers.py).
+    per_layer: also compile the model again, to compare each layer (runtime/verify_layers.py). shapes: the sizes to run
+    of a model with an open dimension; all buckets and sizes between them when None.
     """
     from sparsetvm.runtime.verify import verify_module
 
     with load(module_path) as module:
         return verify_module(
-            module, Path(reference), samples=samples, tolerance=tolerance, seed=seed, per_layer=per_layer
-        )
+            module, Path(reference), samples=samples, tolerance=tolerance, seed=seed, per_layer=per_layer,
+            shapes=shapes,
+        )  # fmt: skip
 
 
 def bench(
@@ -320,8 +326,8 @@ def bench(
 
     against: "ort" (ONNX Runtime), "openvino" (its default precision), "openvino-f32" and "dense" (our own build of the
     same model with dense kernels only). target: what an .onnx file is compiled for. On a GPU inputs and outputs stay
-    there, and "ort" and "openvino", which run on the CPU, are left out. per_layer: also the times of our kernels. shapes: as
-    elsewhere for an .onnx file; for a model with an open dimension the sizes to run (default: its largest bucket).
+    there, and "ort" and "openvino", which run on the CPU, are left out. per_layer: also the times of our kernels.
+    shapes: as elsewhere for an .onnx file; for a model with an open dimension the sizes to run (else the largest).
     """
     from sparsetvm.runtime.bench import bench_module
 

@@ -204,7 +204,7 @@ class ModelBuilder:
     def attention(
         self, x: str, batch: Dim, seq: Dim, hidden: int, heads: int, *, mask: str = "", sparsity: float = 0.0
     ) -> str:
-        """Multi-head self-attention with its output projection, as torch exports BERT. `batch`, `seq` may be symbolic."""
+        """Multi-head self-attention with its output projection, as torch exports BERT. Sizes may be symbolic."""
         depth = hidden // heads
         # 0 copies the dimension of the input.
         first, second = (size if isinstance(size, int) else 0 for size in (batch, seq))

@@ -13,7 +13,6 @@ along them alike (element-wise operators, products over other axes), mixes them 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NoReturn
@@ -116,13 +115,13 @@ class _Trace:
         """Fill `axes` and `factors`; both graphs must have the same nodes."""
         kinds = [[(n.name, n.op, n.inputs, n.outputs) for n in graph.nodes] for graph in (self.graph, self.other)]
         if kinds[0] != kinds[1]:
-            differing = next((n for n, pair in zip(self.graph.nodes, zip(*kinds)) if pair[0] != pair[1]), None)
+            differing = next((n for n, a, b in zip(self.graph.nodes, *kinds, strict=False) if a != b), None)
             self.reject(differing, "the network has other operators for another size")
         for name, value in self.graph.values.items():
             twin = self.other.values.get(name)
             if twin is None or len(twin.shape) != len(value.shape):
                 self.reject(self.producers.get(name), f"'{display_name(name)}' has another rank for another size")
-            axes = tuple(axis for axis, pair in enumerate(zip(value.shape, twin.shape)) if pair[0] != pair[1])
+            axes = tuple(axis for axis, size in enumerate(value.shape) if twin.shape[axis] != size)
             for axis in axes:
                 self._factor(value, twin, axis)
             if axes:
@@ -335,4 +334,4 @@ class _Trace:
 
 def _constant_along(data: np.ndarray, axis: int) -> bool:
     first = np.take(data, [0], axis)
-    return bool(np.all((data == first) | ((data != data) & (first != first)))) if math.prod(data.shape) else True
+    return np.array_equal(data, np.broadcast_to(first, data.shape), equal_nan=data.dtype.kind == "f")

@@ -21,9 +21,10 @@ import numpy as np
 from tvm import relax, tirx
 
 from sparsetvm.build.emit import Emission, Emitted, Library
+from sparsetvm.build.emit_cuda import emit_cuda_buckets
 from sparsetvm.build.network import Network, Opened
-from sparsetvm.core.buckets import counts_table, smallest_cost, steady_bucket
-from sparsetvm.core.graph import Graph, PaddingKind
+from sparsetvm.core.buckets import MaskInput, counts_table, smallest_cost, steady_bucket
+from sparsetvm.core.graph import Graph
 from sparsetvm.core.manifest import bucket_main
 from sparsetvm.core.target import Target
 from sparsetvm.schedules.x86 import slices
@@ -49,8 +50,6 @@ def emit_buckets(networks: Sequence[Network], opened: Opened, target: Target) ->
     networks: in the order of the buckets. On a GPU sparsetvm's runtime puts runs together, for CUDA graphs are static.
     """
     if target.kind == "cuda":
-        from sparsetvm.build.emit_cuda import emit_cuda_buckets
-
         return emit_cuda_buckets(networks, opened.dynamic.buckets, target)
     return _Dispatcher(networks, opened, target).run()
 
@@ -104,16 +103,16 @@ class _Dispatcher:
         """The slice of an input from position `at` on; an input without the dimension is the same for all."""
         if tensor.axis is None:
             return whole
-        key = ("take", tensor.shape, tensor.axis, tensor.dtype)
-        kernel = self._kernel(key, lambda symbol: slices.take_kernel(*key[1:], self.target.threads, symbol))  # type: ignore[arg-type]
+        spec = (tensor.shape, tensor.axis, tensor.dtype)
+        kernel = self._kernel(("take", *spec), lambda symbol: slices.take_kernel(*spec, self.target.threads, symbol))
         return self._call(kernel, [whole, at], tensor.type(tensor.shape[tensor.axis]))
 
     def _put(self, tensor: _Tensor, part: Any, whole: Any, at: Any, size: Any) -> Any:
         """`whole` with the part written to position `at` and on."""
         if tensor.axis is None:
             return part
-        key = ("put", tensor.shape, tensor.axis, tensor.dtype)
-        kernel = self._kernel(key, lambda symbol: slices.put_kernel(*key[1:], self.target.threads, symbol))  # type: ignore[arg-type]
+        spec = (tensor.shape, tensor.axis, tensor.dtype)
+        kernel = self._kernel(("put", *spec), lambda symbol: slices.put_kernel(*spec, self.target.threads, symbol))
         return self.builder.emit(relax.op.call_tir_inplace(kernel, [part, at, whole], [2], tensor.type(size)))
 
     def _new(self, number: int, tensor: _Tensor, size: Any) -> Any:
@@ -130,13 +129,18 @@ class _Dispatcher:
 
     def _masks(self, at: int, size: Any) -> list[Any]:
         """The inputs of a bucket's graph that tell of padded positions."""
-        graph, found = self.members[at].graph, []
-        for name, kind in graph.padding.items():
-            shape = graph.values[name].shape
-            key = ("mask", kind, shape)
-            kernel = self._kernel(key, lambda symbol, kind=kind, shape=shape: _mask_kernel(kind, shape, symbol))
-            found.append(self._call(kernel, [size], relax.TensorType(list(shape), "float32")))
-        return found
+        graph = self.members[at].graph
+        return [self._mask(mask, graph.values[name].shape, size) for name, mask in graph.padding.items()]
+
+    def _mask(self, mask: MaskInput, shape: tuple[int, ...], size: Any) -> Any:
+        def build(symbol: str) -> Any:
+            if mask.kind == "share":
+                return slices.share_kernel(symbol)
+            real, padded = (0.0, float("-inf")) if mask.kind == "lowest" else (1.0, 0.0)
+            return slices.fill_kernel(shape, real, padded, symbol)
+
+        kernel = self._kernel(("mask", mask.kind, shape), build)
+        return self._call(kernel, [size], relax.TensorType(list(shape), "float32"))
 
     # --- functions ----------------------------------------------------------------------------------------------------
 
@@ -280,10 +284,3 @@ class _Dispatcher:
 
 def _tensor(graph: Graph, name: str, axis: int | None) -> _Tensor:
     return _Tensor(graph.model_shape(name), graph.values[name].dtype, axis)
-
-
-def _mask_kernel(kind: PaddingKind, shape: tuple[int, ...], symbol: str) -> Any:
-    if kind == "share":
-        return slices.share_kernel(symbol)
-    real, padded = (0.0, float("-inf")) if kind == "lowest" else (1.0, 0.0)
-    return slices.fill_kernel(shape, real, padded, symbol)

@@ -45,7 +45,7 @@ def write_library(
     opened = None
     if family.sizes:
         costs = bucket_costs(networks, target)
-        opened = Opened(Dynamic(family.dimension, family.sizes, family.splits, costs), family.axes)
+        opened = Opened(Dynamic(family.dimension, family.sizes, family.splits, costs, family.masks), family.axes)
     largest = family.largest
     model = {"name": largest.path.name, "sha256": largest.digest}
     return compile_networks(networks, target, output, model, separate=separate, opened=opened)

@@ -7,7 +7,16 @@ from typing import Any
 import click
 
 from sparsetvm.cli.arrays import read_arrays
-from sparsetvm.cli.params import Duration, Model, fp16_option, model_argument, target_option, tf32_option
+from sparsetvm.cli.params import (
+    Duration,
+    Model,
+    fp16_option,
+    model_argument,
+    shape_option,
+    target_option,
+    tf32_option,
+    to_shapes,
+)
 from sparsetvm.cli.session import Session, common_options, pass_session
 from sparsetvm.errors import UsageError, did_you_mean
 
@@ -41,6 +50,7 @@ def parse_against(text: str) -> tuple[str, ...]:
 )
 @click.option("--reference", type=Model(), metavar="MODEL", help="The .onnx that a .so was made from, for competitors.")
 @click.option("--per-layer", is_flag=True, help="Also the time of each of our kernels, in the order of their calls.")
+@shape_option
 @target_option
 @tf32_option
 @fp16_option
@@ -56,6 +66,7 @@ def command(
     inputs: str | None,
     reference: str | None,
     per_layer: bool,
+    shapes: tuple[tuple[str, tuple[int, ...]], ...],
     target: str,
     allow_tf32: bool,
     allow_fp16: bool,
@@ -73,6 +84,7 @@ def command(
         inputs=inputs,
         reference=reference,
         per_layer=per_layer or None,
+        shape=to_shapes(shapes),
         target=target,
         allow_tf32=allow_tf32 or None,
         allow_fp16=allow_fp16 or None,
@@ -81,7 +93,7 @@ def command(
     report = api.bench(
         path, against=competitors, threads=threads, inputs=None if inputs is None else read_arrays(inputs),
         reference_model=reference, target=target, allow_tf32=allow_tf32, allow_fp16=allow_fp16, per_layer=per_layer,
-        **options,
+        shapes=to_shapes(shapes), **options,
     )  # fmt: skip
 
     def render() -> None:

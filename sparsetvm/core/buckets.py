@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -19,19 +20,44 @@ MOST_BUCKETS = 32
 LARGEST_BUCKET = 1 << 14
 # The table of first buckets reaches so many times the largest one; what is longer begins with the cheapest bucket.
 _REACH = 2
+_MOST_AXES = 16
+
+
+MaskKind = Literal["lowest", "keep", "share"]
+
+
+class MaskInput(msgspec.Struct, frozen=True):
+    """A tensor that says which positions are real, of size 1 in all dimensions but `axis`.
+
+    "lowest" has 0 there and -inf elsewhere, "keep" 1 and 0; "share" is a scalar, one over their number.
+    """
+
+    kind: MaskKind
+    rank: int
+    axis: int
+
+    def values(self, bucket: int, size: int) -> np.ndarray:
+        """float32, for `size` real positions."""
+        if self.kind == "share":
+            return np.array(1.0 / size, np.float32)
+        real, padded = (0.0, -np.inf) if self.kind == "lowest" else (1.0, 0.0)
+        flat = np.where(np.arange(bucket) < size, real, padded).astype(np.float32)
+        return flat.reshape([bucket if at == self.axis else 1 for at in range(self.rank)])
 
 
 class Dynamic(msgspec.Struct, frozen=True):
     """The open dimension of a compiled model, as its manifest has it.
 
-    name: in the ONNX file, "batch" where it has none. buckets: ascending. splits: any size may run, in slices; otherwise
-    the largest bucket is the limit. cost_us: measured or estimated time of each bucket.
+    name: in the ONNX file, "batch" where it has none. buckets: ascending. splits: any size may run, in slices;
+    otherwise the largest one is the limit. cost_us: measured or estimated time of each bucket. masks: further inputs
+    that the functions of buckets of at least 2 positions take, behind the model's.
     """
 
     name: str
     buckets: tuple[int, ...]
     splits: bool
     cost_us: tuple[float, ...]
+    masks: tuple[MaskInput, ...] = ()
 
     @property
     def limit(self) -> int | None:
@@ -45,6 +71,8 @@ class Dynamic(msgspec.Struct, frozen=True):
             return "impossible buckets"
         if len(self.cost_us) != len(self.buckets) or not all(0 < cost < float("inf") for cost in self.cost_us):
             return "impossible times of buckets"
+        if any(not 0 <= mask.axis < max(1, mask.rank) <= _MOST_AXES for mask in self.masks):
+            return "impossible masks"
         return ""
 
 

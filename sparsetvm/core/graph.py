@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from sparsetvm.core.buckets import MaskInput
 from sparsetvm.core.layout import PLAIN, AnyLayout
 
 SPARSETVM_DOMAIN = "sparsetvm"
-
-PaddingKind = Literal["lowest", "keep", "share"]
-"""What an input that tells of padded positions holds: see rewrite/mask_padding.py."""
 
 
 @dataclass
@@ -62,7 +60,7 @@ class Graph:
     `output_names` are the names that users know: passes may put a conversion behind an output. A model runs its nodes
     `chunks` times, on equal slices of dimension 0 of its inputs and outputs; shapes are those of one slice. `float16`:
     the file has the model in float16, and other runtimes round as that says. `notes`: what passes did that the user
-    should know, one sentence each. `padding`: inputs that are not the model's but say which positions are padded.
+    should know, one sentence each. `padding`: inputs that are not the model's but say which positions are real.
     """
 
     name: str
@@ -75,7 +73,7 @@ class Graph:
     chunks: int = 1
     float16: bool = False
     notes: list[str] = field(default_factory=list)
-    padding: dict[str, PaddingKind] = field(default_factory=dict)
+    padding: dict[str, MaskInput] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.output_names = self.output_names or list(self.outputs)

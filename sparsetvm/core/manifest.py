@@ -35,7 +35,7 @@ _DTYPES = frozenset((*_INTEGERS, "float16", "float32", "float64", "bool"))
 
 
 def bucket_main(size: int, *, static: bool = False) -> str:
-    """The function of a library with buckets that runs one of them; static: as `STATIC_MAIN` (build/emit_buckets.py)."""
+    """The function of a library with buckets that runs one of them; static: as `STATIC_MAIN`."""
     return f"{STATIC_MAIN if static else 'main'}_{size}"
 
 

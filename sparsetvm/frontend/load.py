@@ -46,7 +46,8 @@ def load_model(
     """Load an ONNX file (opset 9-21, float32 or float16).
 
     `shapes`: input name -> shape for inputs with symbolic dimensions (`--shape`); a symbolic first dimension defaults
-    to 1. `sizes`: sizes of symbolic dimensions by their names. Raises ModelError when the model is broken, unsafe or not supported, UsageError when `shapes` does not fit.
+    to 1. `sizes`: sizes of symbolic dimensions by their names. Raises ModelError when the model is broken, unsafe or
+    not supported, UsageError when `shapes` does not fit.
     """
     file = read_model(path)
     notes: list[str] = []

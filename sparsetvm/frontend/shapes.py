@@ -55,11 +55,11 @@ def fix_inputs(
             )
     dims = {info.name: _declared_dims(info, shapes.get(info.name)) for info in inputs}
     bound: dict[str, int] = dict(sizes or {})
-    for name, shape in shapes.items():
-        _check_given(name, shape, dims[name])
-        shape = shapes[name] = tuple(
-            bound.get(dim, size) if isinstance(dim, str) and dim in (sizes or {}) else size
-            for dim, size in zip(dims[name], shape, strict=True)
+    for name, given in shapes.items():
+        _check_given(name, given, dims[name])
+        shapes[name] = shape = tuple(
+            bound[dim] if isinstance(dim, str) and dim in (sizes or {}) else size
+            for dim, size in zip(dims[name], given, strict=True)
         )
         for dim, size in zip(dims[name], shape, strict=True):
             if isinstance(dim, str) and dim and bound.setdefault(dim, size) != size:
@@ -135,7 +135,7 @@ def _fix_one(
         elif axis == 0:
             size = 1
             result.notes.append(
-                f"input '{shown}': symbolic batch dimension set to 1; --shape gives another size, --buckets keeps it open"
+                f"input '{shown}': symbolic batch dimension set to 1; --shape gives another size, --buckets several"
             )
             if dim:
                 bound[dim] = 1

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from sparsetvm.analysis.symbolic_axis import Mask
-from sparsetvm.core.graph import Graph, Node, PaddingKind
+from sparsetvm.core.buckets import MaskInput
+from sparsetvm.core.graph import Graph, Node
 from sparsetvm.errors import ModelError
 
 
@@ -42,15 +43,14 @@ def mask_padding(graph: Graph, masks: Sequence[Mask]) -> bool:
     return True
 
 
-def _padding(graph: Graph, kind: PaddingKind, rank: int, axis: int, size: int) -> str:
-    """The input that holds one mask, shaped to broadcast against a tensor of the rank."""
-    shape = tuple(size if at == axis else 1 for at in range(rank)) if kind != "share" else ()
+def _padding(graph: Graph, mask: MaskInput, size: int) -> str:
+    """The input that holds one mask, shaped to broadcast against a tensor of its rank."""
     for name, known in graph.padding.items():
-        if known == kind and graph.values[name].shape == shape:
+        if known == mask:
             return name
-    value = graph.add_value(f"sparsetvm.{kind}", shape, "float32")
+    value = graph.add_value(f"sparsetvm.{mask.kind}", mask.values(size, size).shape, "float32")
     graph.inputs.append(value.name)
-    graph.padding[value.name] = kind
+    graph.padding[value.name] = mask
     return value.name
 
 
@@ -65,7 +65,7 @@ def _insert(graph: Graph, op: str, left: str, right: str, near: Node) -> str:
 def _add_lowest(graph: Graph, node: Node, mask: Mask, joined: dict[tuple[str, str], str]) -> None:
     scores = node.inputs[mask.input]
     value = graph.values[scores]
-    lowest = _padding(graph, "lowest", len(value.shape), mask.axis, value.shape[mask.axis])
+    lowest = _padding(graph, MaskInput("lowest", len(value.shape), mask.axis), value.shape[mask.axis])
     add = graph.producers().get(scores)
     users = graph.consumers()[scores]
     if add is not None and add.is_op("Add") and len(users) == 1 and scores not in graph.outputs:
@@ -83,7 +83,7 @@ def _add_lowest(graph: Graph, node: Node, mask: Mask, joined: dict[tuple[str, st
 def _multiply(graph: Graph, node: Node, mask: Mask) -> None:
     name = node.inputs[mask.input]
     value = graph.values[name]
-    keep = _padding(graph, "keep", len(value.shape), mask.axis, value.shape[mask.axis])
+    keep = _padding(graph, MaskInput("keep", len(value.shape), mask.axis), value.shape[mask.axis])
     node.inputs[mask.input] = _insert(graph, "Mul", name, keep, node)
     if mask.kind != "mean":
         return
@@ -95,7 +95,7 @@ def _multiply(graph: Graph, node: Node, mask: Mask) -> None:
     total = graph.add_value(f"{node.name}.sum", out.shape, out.dtype)
     node.outputs = [total.name]
     others = [axis for axis in _axes(graph, node, len(value.shape)) if axis != mask.axis]
-    share = _padding(graph, "share", 0, 0, 0)
+    share = _padding(graph, MaskInput("share", 0, 0), value.shape[mask.axis])
     factor = share
     if others:  # the mean was also over axes of fixed size
         fixed = float(np.prod([value.shape[axis] for axis in others]))

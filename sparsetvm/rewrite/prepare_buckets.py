@@ -1,7 +1,7 @@
 """From a model with a dimension of open size to one rewritten network for each bucket.
 
-The file is read once per bucket, with that size for the dimension; everything behind it sees static shapes. Two readings
-side by side say where the dimension lies and which nodes need masks (analysis/symbolic_axis.py). A bucket that
+The file is read once per bucket, with that size for the dimension; everything behind it sees static shapes. Two
+readings side by side say where the dimension lies and which nodes need masks (analysis/symbolic_axis.py). A bucket that
 `split_batch` would run in chunks is replaced by the chunk: slices of that size are what it would run.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sparsetvm.analysis.symbolic_axis import SymbolicAxes, trace
-from sparsetvm.core.buckets import checked_buckets
+from sparsetvm.core.buckets import MaskInput, checked_buckets
 from sparsetvm.core.graph import Graph
 from sparsetvm.core.target import Target
 from sparsetvm.core.task import Task
@@ -51,6 +51,20 @@ class Family:
     def notes(self) -> list[str]:
         """What the user should know, each sentence once."""
         return list(dict.fromkeys(note for member in self.members for note in member.notes))
+
+    @property
+    def masks(self) -> tuple[MaskInput, ...]:
+        """Further inputs of the members of at least 2 positions."""
+        return tuple(self.largest.graph.padding.values())
+
+    def describe(self) -> list[str]:
+        """One sentence about the open dimension, nothing without one."""
+        if not self.sizes:
+            return []
+        sizes = ", ".join(map(str, self.sizes))
+        how = "of any size, in slices of" if self.splits else f"of up to {self.sizes[-1]}, padded behind masks to"
+        name = display_name(self.dimension)
+        return [f"dimension '{name}' may be {how} {sizes}; the layers are those of {self.sizes[-1]}"]
 
     def unique_tasks(self) -> list[Task]:
         """Each task of all members once, in execution order."""

@@ -13,8 +13,8 @@ from sparsetvm.core.target import Target, parse_target
 from sparsetvm.errors import UsageError
 from sparsetvm.frontend.recorded import recorded_model
 from sparsetvm.rewrite.prepare_buckets import prepare_family
-from sparsetvm.runtime.compare import interleave
 from sparsetvm.runtime.arrays import size_of_shapes
+from sparsetvm.runtime.compare import interleave
 from sparsetvm.runtime.module import Module
 from sparsetvm.runtime.openvino import openvino_run
 from sparsetvm.runtime.verify import check_signature, onnxruntime_session

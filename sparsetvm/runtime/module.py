@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from sparsetvm.core.cuda_runtime import load_cuda_runtime
-from sparsetvm.core.manifest import TensorInfo, read_manifest
+from sparsetvm.core.manifest import STATIC_MAIN, TensorInfo, bucket_main, read_manifest
 from sparsetvm.core.results import Latency, LayerTime
 from sparsetvm.core.target import Target
 from sparsetvm.core.weights_file import map_weights, weights_path
@@ -32,6 +32,7 @@ from sparsetvm.errors import ModelError, UsageError, did_you_mean
 from sparsetvm.runtime.arrays import Buffer, as_array, copy_out, random_arrays, shape_of, size_of_run
 from sparsetvm.runtime.compare import latency_of
 from sparsetvm.runtime.cuda import CudaRun, gpu_lock, on_gpu
+from sparsetvm.runtime.cuda_buckets import CudaBuckets
 from sparsetvm.runtime.per_layer import kernel_times
 from sparsetvm.runtime.threads import set_threads
 
@@ -43,7 +44,7 @@ class Module:
     On a CPU different modules run beside each other, each call with a thread pool of the calling thread.
 
     inputs, outputs: name, shape and dtype of each tensor. dynamic: the dimension whose size each call chooses (None
-    without one); shapes then have its largest bucket there, at `axis`. manifest: the parsed manifest, {} when there is none.
+    without one); shapes then have its largest bucket there, at `axis`. manifest: the parsed one, {} when there is none.
     signature: the part of it that was checked, None without one; nothing here depends on the rest.
     notes: what the user should know about how it was loaded. Raises ModelError when the file cannot be loaded.
     """
@@ -64,8 +65,9 @@ class Module:
         on_cuda = target is not None and target.kind == "cuda"
         self._lock: AbstractContextManager[object] = gpu_lock if on_cuda else threading.Lock()
         with self._lock:
-            machine, arity = _load(self.path, target)
-        self._main = machine["main"]
+            largest = bucket_main(self.dynamic.buckets[-1]) if on_cuda and self.dynamic else "main"
+            machine, arity = _load(self.path, target, largest)
+        self._main = machine[largest]
         if found is None:
             self.inputs = [TensorInfo(f"input_{i}", (), "") for i in range(arity)]
             self.notes.append("no manifest beside the library: inputs and outputs have generic names, unchecked shapes")
@@ -77,17 +79,18 @@ class Module:
             if signature.weights is not None:
                 mapped = map_weights(weights_path(self.path), signature.weights.arrays)
                 self._weights = list(map(_tensor, mapped))
-            if len(self.inputs) + len(self._weights) != arity:
+            masks = len(self.dynamic.masks) if on_cuda and self.dynamic and self.dynamic.buckets[-1] > 1 else 0
+            if len(self.inputs) + len(self._weights) + masks != arity:
                 raise ModelError(
                     f"'{path}' takes {arity} inputs, its manifest names {len(self.inputs)}",
                     hint="compile the model again",
                 )
         self._checked = found is not None
-        self._gpu: CudaRun | None = None
+        self._gpu: CudaRun | CudaBuckets | None = None
         self._buffers: list[Buffer] = []
         if on_cuda:
             with self._lock:
-                self._gpu = CudaRun(machine, target.device if target else 0, self.inputs, self.outputs)
+                self._gpu = self._open_gpu(machine, target.device if target else 0)
             return
         real = set_threads(self.threads)
         if real < self.threads:
@@ -144,6 +147,14 @@ class Module:
                 gpu.launch()
 
         return launch
+
+    def _open_gpu(self, machine: Any, device: int) -> CudaRun | CudaBuckets:
+        def open_run(function: str, inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo]) -> CudaRun:
+            return CudaRun(machine, device, inputs, outputs, function)
+
+        if self.dynamic is None:
+            return open_run(STATIC_MAIN, self.inputs, self.outputs)
+        return CudaBuckets(open_run, self.inputs, self.outputs, self.dynamic)
 
     def _in_order(self, inputs: Mapping[str, Any]) -> list[Any]:
         names = [info.name for info in self.inputs]
@@ -259,8 +270,8 @@ class Module:
         return [buffer.tensor for buffer in self._buffers]
 
 
-def _load(path: Path, target: Target | None) -> tuple[Any, int]:
-    """The virtual machine of a library, ready to call, and the number of inputs of its function "main"."""
+def _load(path: Path, target: Target | None, function: str = "main") -> tuple[Any, int]:
+    """The virtual machine of a library, ready to call, and the number of inputs of a function."""
     cuda = target is not None and target.kind == "cuda"
     if cuda:
         load_cuda_runtime(to_run=True)
@@ -271,7 +282,7 @@ def _load(path: Path, target: Target | None) -> tuple[Any, int]:
         device = tvm.cuda(target.device) if target is not None and cuda else tvm.cpu()
         with _loadable(path.resolve()) as library:
             machine = VirtualMachine(tvm.runtime.load_module(str(library)), device)
-        return machine, int(machine.module["get_function_arity"]("main"))
+        return machine, int(machine.module["get_function_arity"](function))
     except Exception as error:
         # TVM raises RuntimeError, AttributeError, ValueError and its own types here; all mean the same to a user.
         reason = str(error).strip().splitlines()

@@ -19,8 +19,8 @@ from sparsetvm.schedules.cuda.launch import Launch
 import sparsetvm
 from sparsetvm.build.choose import choose_dense
 from sparsetvm.build.compile import build_executable
-from sparsetvm.build.network import Network
 from sparsetvm.build.fatbin import cubins_in, fatbin
+from sparsetvm.build.network import Network
 from sparsetvm.core.manifest import STATIC_MAIN
 from sparsetvm.core.target import parse_target
 from sparsetvm.errors import EnvironmentProblem, SparseTvmError
