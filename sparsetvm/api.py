@@ -140,6 +140,8 @@ def tune(
     allow_tf32: bool = False,
     allow_fp16: bool = False,
     buckets: Buckets | None = None,
+    tracker: str | None = None,
+    key: str | None = None,
     progress: Progress | None = None,
 ) -> TuneReport:
     """Search the fastest config of every layer on this device and append every measurement to the tuning log.
@@ -149,7 +151,8 @@ def tune(
     early; the report then has `interrupted` set and everything measured is in the log. page: an HTML report to write.
     progress: called with an Event (core/results.py) for each step, in this thread; an exception that it raises ends the
     call. reuse: False ignores the log. records: more logs to read; log_dir: the one to write.
-    buckets: as in `compile`; the layers of every bucket are tuned.
+    buckets: as in `compile`; the layers of every bucket are tuned. tracker, key: measure on the workers of a fleet
+    ("host:port" of a TVM tracker, docs/fleet.md) instead of this machine; their device is the target then.
 
     >>> from sparsetvm.examples import digits_path
     >>> import tempfile
@@ -160,17 +163,18 @@ def tune(
     """
     from sparsetvm.build.compile import check_can_write
     from sparsetvm.build.families import choose_networks, write_library
-    from sparsetvm.measure.nvcc import find_compiler
-    from sparsetvm.measure.pool import Measurer, default_jobs
+    from sparsetvm.measure.place import find_place
     from sparsetvm.search.budget import TuneOptions
     from sparsetvm.search.run import TuneRun
 
     begun = time.monotonic()
     warnings: list[str] = []
     tell = _collect(warnings, progress or _silent)
-    where = parse_target(target, threads, allow_tf32, allow_fp16)
-    if where.kind == "cuda" and not dry_run:
-        find_compiler()  # fail before the search, not in every candidate
+    place = find_place(
+        target, threads, allow_tf32, allow_fp16, tracker=tracker, key=key, jobs=jobs, seed=seed, progress=tell,
+        measures=not dry_run,
+    )  # fmt: skip
+    where = place.target
     if output is not None:
         check_can_write(Path(output))  # fail before the search, not after it
     options = TuneOptions(effort, trials, budget, early_stopping, reuse, uuid.uuid4().hex[:12])
@@ -179,15 +183,13 @@ def tune(
     for note in family.notes:
         tell(Event(kind="note", message=note))
 
-    def open_measurer(repeats: int) -> Measurer:
-        return Measurer(where, jobs=jobs or default_jobs(where), repeats=repeats, seed=seed, progress=tell)
-
     run = TuneRun(
-        str(family.largest.path), family.unique_tasks(), where, options, records, log_dir, seed, open_measurer, tell
-    )
+        str(family.largest.path), family.unique_tasks(), where, options, records, log_dir, seed, place.open_measurer,
+        tell, place.device,
+    )  # fmt: skip
     report = run.dry(tasks) if dry_run else run.tune(tasks)
     if output is not None and not dry_run and not report.interrupted:
-        networks = choose_networks(family, where, run.index, device_fingerprint(where), outcomes=run.outcomes)
+        networks = choose_networks(family, where, run.index, place.device, outcomes=run.outcomes)
         tell(Event(kind="compile", message=f"compiling {output}"))
         write_library(family, networks, where, Path(output))
         report.output = str(output)
@@ -411,7 +413,7 @@ def _write_report(run: Any, prepared: Prepared, target: Target, name: str, outpu
     from sparsetvm.report.sources import add_untold, tell_model
     from sparsetvm.report.story import Story, tasks_of
 
-    workloads, device = {task.workload for task in prepared.tasks.values()}, device_fingerprint(target)
+    workloads, device = {task.workload for task in prepared.tasks.values()}, run.device
     known = [r for r in run.index.records() if r.workload in workloads and r.device.model == device.model]
     story = Story(f"tuning run {name}", tasks_of(known))
     add_untold(story, prepared.unique_tasks(), device)
