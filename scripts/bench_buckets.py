@@ -2,10 +2,11 @@
 
     python scripts/make_models.py MODELS resnet50 bert_4l --open
     python scripts/bench_buckets.py MODELS/bert_4l_s90_open.onnx --buckets 1,4,8,16,48,64,128 \
-        [--sizes 1,2,3,7,8,33,64,128] [--work DIR] [--compile-only] [--json PATH]
+        [--sizes 1,2,3,7,8,33,64,128] [--static 1,8,33] [--work DIR] [--compile-only] [--json PATH]
 
-For each size the model is also compiled with that size fixed. Both libraries run in turn on the same inputs, and both
-are compared with ONNX Runtime. Expected: at bucket sizes within 5 % of the static library, between them within 25 %.
+For each size (of --static) the model is also compiled with that size fixed. Both libraries run in turn on the same
+inputs, and outputs are compared with ONNX Runtime. Expected: at bucket sizes within 5 % of the static library, between
+them within 25 %.
 `--work` keeps the libraries, so that compiling (any time) and timing (a quiet machine) may be two calls.
 """
 
@@ -54,18 +55,22 @@ def bench(model: Path, sizes: list[int], work: Path, threads: int, seconds: floa
         assert module.dynamic is not None
         for size in sizes:
             feed = module.random_inputs(size=size)
-            with sparsetvm.load(work / f"static_{size}.so", threads=threads) as static:
-                latency = interleave({"buckets": module.prepared(feed), "static": static.prepared(feed)}, seconds)
+            runs = {"buckets": module.prepared(feed)}
+            library = work / f"static_{size}.so"
+            if library.exists():
+                runs["static"] = sparsetvm.load(library, threads=threads).prepared(feed)
+            latency = interleave(runs, seconds)
             ours, theirs = module.run(feed), session.run(None, feed)
             error = max(
                 float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in zip(ours.values(), theirs, strict=True)
             )
-            ratio = latency["buckets"].median / latency["static"].median
+            static = latency["static"].median if "static" in latency else None
             limit = _AT_BUCKET if size in module.dynamic.buckets else _BETWEEN
             rows.append(
                 {
                     "size": size, "bucket": size in module.dynamic.buckets, "buckets_ms": latency["buckets"].median,
-                    "static_ms": latency["static"].median, "ratio": ratio, "limit": limit, "rel_error": error,
+                    "static_ms": static, "ratio": static and latency["buckets"].median / static, "limit": limit,
+                    "rel_error": error,
                 }
             )  # fmt: skip
     return rows
@@ -76,6 +81,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--buckets", default="1,8,64")
     parser.add_argument("--sizes", default="1,2,3,7,8,33,64,128")
+    parser.add_argument("--static", help="sizes that are also compiled alone  [default: those of --sizes]")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=2.0, help="for each library and size")
     parser.add_argument("--work", type=Path, default=Path("bench_buckets"))
@@ -85,17 +91,19 @@ def main() -> None:
     sizes = [int(size) for size in args.sizes.split(",")]
     work = args.work / args.model.stem
     work.mkdir(parents=True, exist_ok=True)
-    compile_all(args.model, Buckets().convert(args.buckets, None, None), sizes, work, args.threads)
+    alone = [int(size) for size in (args.static or args.sizes).split(",")]
+    compile_all(args.model, Buckets().convert(args.buckets, None, None), alone, work, args.threads)
     if args.compile_only:
         return
     rows = bench(args.model, sizes, work, args.threads, args.seconds)
     print(f"{args.model.stem}, buckets {args.buckets}, {args.threads} threads, {parse_target('cpu')}")
     print("| size | with buckets, ms | static, ms | ratio | limit | relative error |\n|---|---|---|---|---|---|")
     for row in rows:
-        mark = "" if row["ratio"] <= row["limit"] else " (missed)"
+        mark = "" if (row["ratio"] or 0) <= row["limit"] else " (missed)"
+        static, ratio = (f"{row[key]:.3f}" if row[key] else "" for key in ("static_ms", "ratio"))
         print(
-            f"| {row['size']}{' (bucket)' if row['bucket'] else ''} | {row['buckets_ms']:.3f} | {row['static_ms']:.3f} "
-            f"| {row['ratio']:.3f}{mark} | {row['limit']} | {row['rel_error']:.1e} |"
+            f"| {row['size']}{' (bucket)' if row['bucket'] else ''} | {row['buckets_ms']:.3f} | {static} "
+            f"| {ratio}{mark} | {row['limit']} | {row['rel_error']:.1e} |"
         )
     if args.json:
         args.json.write_text(json.dumps({"schema": 1, "model": args.model.name, "rows": rows}, indent=2))

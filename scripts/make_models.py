@@ -2,8 +2,8 @@
 
     python scripts/make_models.py DIR [NAME...] [--sparsity 0.9] [--batch 1 | --open]
 
-NAME: resnet50, mobilenet_v1, bert_4l, mlp (all when none is given). --open leaves the batch open, of bert_4l the number
-of tokens: see docs/buckets.md. Weights are He-scaled Gaussians from a fixed seed;
+NAME: resnet50, mobilenet_v1, bert_1l, bert_4l, mlp (all when none is given). --open leaves the batch open, of the berts
+the number of tokens: see docs/buckets.md. Weights are He-scaled Gaussians from a fixed seed;
 the smallest of each layer are zero and the rest is scaled up, so that activations keep their range. Accuracy means
 nothing here: the networks measure speed on the layer shapes that people prune. First convolutions, depthwise
 convolutions and the classifier of MobileNet stay dense, as is usual.
@@ -12,6 +12,7 @@ convolutions and the classifier of MobileNet stay dense, as is usual.
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 from pathlib import Path
 
@@ -122,8 +123,8 @@ def mobilenet_v1(path: Path, batch: Size, sparsity: float) -> None:
     net.save(path, {"x": (batch, 3, 224, 224)}, net.linear(x, (1024, 1000), pruned=False), (batch, 1000))
 
 
-def bert_4l(path: Path, batch: Size, sparsity: float) -> None:
-    """Four encoder layers of BERT-base, 128 tokens, as torch.onnx writes them at opset 13.
+def bert(path: Path, batch: Size, sparsity: float, layers: int = 4) -> None:
+    """Encoder layers of BERT-base, 128 tokens, as torch.onnx writes them at opset 13.
 
     With an open size the batch is 1 and the number of tokens open.
     """
@@ -150,7 +151,7 @@ def bert_4l(path: Path, batch: Size, sparsity: float) -> None:
         return net.node("Transpose", net.node("Reshape", net.linear(x, (hidden, hidden)), split), perm=perm)
 
     x = "hidden_states"
-    for _ in range(4):
+    for _ in range(layers):
         q, k, v = (project(x, perm) for perm in ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]))
         scores = net.node("Div", net.node("MatMul", q, k), scalar(math.sqrt(hidden // heads)))
         context = net.node("MatMul", net.node("Softmax", net.node("Add", scores, "attention_bias"), axis=-1), v)
@@ -172,7 +173,13 @@ def mlp(path: Path, batch: Size, sparsity: float) -> None:
     net.save(path, {"x": (batch, 784)}, net.linear(x, (2048, 10)), (batch, 10))
 
 
-NETWORKS = {"resnet50": resnet50, "mobilenet_v1": mobilenet_v1, "bert_4l": bert_4l, "mlp": mlp}
+NETWORKS = {
+    "resnet50": resnet50,
+    "mobilenet_v1": mobilenet_v1,
+    "bert_1l": functools.partial(bert, layers=1),
+    "bert_4l": bert,
+    "mlp": mlp,
+}
 
 
 def main() -> None:

@@ -32,7 +32,8 @@ _STOP_SECONDS = 5.0
 @dataclass(frozen=True)
 class WorkerOptions:
     """tracker: host:port. host: what the server listens on; advertise: the address that the tracker hands out, when it
-    is another. run_timeout: seconds for a candidate; memory: bytes for it, None for half of the machine's.
+    is another. run_timeout: seconds for a candidate; memory: bytes for it, None for half of the machine's. templates,
+    command: a module with further templates, and another server, for tests.
     """
 
     tracker: str
@@ -44,6 +45,7 @@ class WorkerOptions:
     run_timeout: float = 10.0
     memory: int | None = None
     templates: str = ""
+    command: tuple[str, ...] = (sys.executable, "-m", "sparsetvm.measure.fleet_server")
 
     def exposed(self) -> str:
         """A warning when more than this machine can reach the server, "" otherwise."""
@@ -106,7 +108,7 @@ class Supervisor:
         options = self.options
         self._beat, theirs = os.pipe()
         command = [
-            sys.executable, "-m", "sparsetvm.measure.fleet_server", "--tracker", options.tracker, "--key", options.key,
+            *options.command, "--tracker", options.tracker, "--key", options.key,
             "--host", options.host, "--port", str(options.port), "--target", options.target, "--beat", str(theirs),
             "--run-timeout", str(options.run_timeout), "--advertise", options.advertise,
             "--templates", options.templates,
