@@ -28,6 +28,7 @@ from sparsetvm.core.results import (
     DoctorReport,
     Event,
     InspectReport,
+    LibraryReport,
     PageReport,
     Progress,
     PruneReport,
@@ -72,7 +73,7 @@ def inspect(
     >>> inspect(digits_path(), target="cpu,znver4", threads=1).layers[1].pattern
     'unstructured'
     """
-    from sparsetvm.analysis.layers import inspect_layers
+    from sparsetvm.analysis.layers import expected_of_model, inspect_layers
     from sparsetvm.log.location import log_dir as find_log_dir
     from sparsetvm.log.lookup import RecordIndex
     from sparsetvm.search.what_if import Forecaster, parse_goals
@@ -82,11 +83,15 @@ def inspect(
     family = prepare_family(model, where, shapes, buckets)
     prepared = family.largest
     workloads = {name: task.workload for name, task in prepared.tasks.items()}
+    speedup, layers_speedup = expected_of_model(prepared.graph, workloads, where)
     report = InspectReport(
         model=str(model),
         target=str(where),
         layers=inspect_layers(prepared.graph, workloads, where),
         notes=[*family.notes, *family.describe()],
+        speedup=speedup,
+        layers_speedup=layers_speedup,
+        threads=where.threads,
     )
     if goals:
         index = RecordIndex.open(find_log_dir(log_dir), list(records))
@@ -94,6 +99,16 @@ def inspect(
         report.what_if = [forecaster.forecast(goal) for goal in goals]
         report.notes = [*report.notes, *index.skipped()]
     return report
+
+
+def inspect_library(path: PathLike) -> LibraryReport:
+    """What is in a compiled library, told by its manifest: layers, kernels, times, inputs, outputs, target.
+
+    The library is not loaded. Raises UsageError without a manifest beside it, ModelError when that is of another one.
+    """
+    from sparsetvm.core.library import describe_library
+
+    return describe_library(Path(path))
 
 
 def tasks(
@@ -177,8 +192,7 @@ def tune(
     where = place.target
     if output is not None:
         check_can_write(Path(output))  # fail before the search, not after it
-    options = TuneOptions(effort, trials, budget, early_stopping, reuse, uuid.uuid4().hex[:12])
-    _ = options.preset
+    options = TuneOptions(effort, trials, budget, early_stopping, reuse, uuid.uuid4().hex[:12]).checked()
     family = prepare_family(model, where, shapes, buckets)
     for note in family.notes:
         tell(Event(kind="note", message=note))
@@ -189,8 +203,8 @@ def tune(
     )  # fmt: skip
     report = run.dry(tasks) if dry_run else run.tune(tasks)
     if output is not None and not dry_run and not report.interrupted:
-        networks = choose_networks(family, where, run.index, place.device, outcomes=run.outcomes)
         tell(Event(kind="compile", message=f"compiling {output}"))
+        networks = choose_networks(family, where, run.index, place.device, outcomes=run.outcomes)
         write_library(family, networks, where, Path(output))
         report.output = str(output)
     if page is not None and not dry_run:
@@ -314,26 +328,36 @@ def bench(
     target_path: PathLike,
     *,
     against: Sequence[str] = ("ort", "dense"),
-    threads: int = 1,
+    threads: int | None = None,
     seconds: float = 3.0,
+    iterations: int | None = None,
+    warm_up: float = 0.0,
+    percentiles: Sequence[float] = (),
+    instances: int = 1,
     inputs: Mapping[str, Any] | None = None,
     reference_model: PathLike | None = None,
     target: str = "cpu",
+    shapes: Shapes | None = None,
     allow_tf32: bool = False,
     allow_fp16: bool = False,
     per_layer: bool = False,
-    shapes: Shapes | None = None,
+    export_times: PathLike | None = None,
+    progress: Progress | None = None,
 ) -> BenchReport:
     """Time a compiled model (or an .onnx file, compiled first) beside competitors, interleaved in one process.
 
     against: "ort" (ONNX Runtime), "openvino" (its default precision), "openvino-f32" and "dense" (our own build of the
-    same model with dense kernels only). target: what an .onnx file is compiled for. On a GPU inputs and outputs stay
-    there, and "ort" and "openvino", which run on the CPU, are left out. per_layer: also the times of our kernels.
-    shapes: as elsewhere for an .onnx file; for a model with an open dimension the sizes to run (else the largest).
+    same model with dense kernels only). threads: None for what the library was compiled for. seconds: for each
+    competitor, or `iterations` runs instead; warm_up: seconds of runs before. percentiles: more than p50, p90 and p99.
+    instances: so many copies of each run at the same time, each with its threads. target, shapes: what an .onnx file is
+    compiled for; shapes of a library with an open dimension are the sizes to run (its largest bucket when None). On a
+    GPU inputs and outputs stay there, and "ort" and "openvino", which run on the CPU, are left out. per_layer: also the
+    times of our kernels. export_times: a JSON file for every single time.
     """
-    from sparsetvm.runtime.bench import bench_module
+    from sparsetvm.runtime.bench import bench_library
+    from sparsetvm.runtime.compare import BenchPlan
 
-    path = Path(target_path)
+    tell, path = progress or _silent, Path(target_path)
     reference = Path(reference_model) if reference_model else path if path.suffix == ".onnx" else None
     with tempfile.TemporaryDirectory(prefix="sparsetvm-bench-") as folder:
         library = path
@@ -341,19 +365,22 @@ def bench(
             library = Path(folder) / "model.so"
             compile(
                 path, library, target=target, threads=threads, shapes=shapes, allow_tf32=allow_tf32,
-                allow_fp16=allow_fp16,
+                allow_fp16=allow_fp16, progress=tell,
             )  # fmt: skip
-        return bench_module(
-            load(library, threads=threads),
+        return bench_library(
+            library,
             str(target_path),
             reference,
             Path(folder),
             against=against,
             threads=threads,
-            seconds=seconds,
+            plan=BenchPlan(seconds, iterations, warm_up, tuple(percentiles)),
+            instances=instances,
             inputs=inputs,
             shapes=shapes if library is path else None,
             per_layer=per_layer,
+            export_times=None if export_times is None else Path(export_times),
+            tell=tell,
         )
 
 
@@ -441,6 +468,7 @@ __all__ = [
     "compile",
     "doctor",
     "inspect",
+    "inspect_library",
     "load",
     "prune",
     "tasks",

@@ -104,6 +104,7 @@ def measured_of(config: Config, reply: Reply, build_seconds: float) -> Measured:
         build_seconds=max(reply.build_seconds, build_seconds),
         remeasured=reply.remeasured,
         conditions=reply.conditions,
+        other_us=reply.other_us,
     )
 
 
