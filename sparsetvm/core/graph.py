@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from sparsetvm.core.buckets import MaskInput
 from sparsetvm.core.layout import PLAIN, AnyLayout
 
 SPARSETVM_DOMAIN = "sparsetvm"
@@ -64,7 +65,7 @@ class Graph:
     `output_names` are the names that users know: passes may put a conversion behind an output. A model runs its nodes
     `chunks` times, on equal slices of dimension 0 of its inputs and outputs; shapes are those of one slice. `float16`:
     the file has the model in float16, and other runtimes round as that says. `notes`: what passes did that the user
-    should know, one sentence each.
+    should know, one sentence each. `padding`: inputs that are not the model's but say which positions are real.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Graph:
     chunks: int = 1
     float16: bool = False
     notes: list[str] = field(default_factory=list)
+    padding: dict[str, MaskInput] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.output_names = self.output_names or list(self.outputs)

@@ -71,7 +71,7 @@ class RecordMaker:
             workload=task.workload,
             config=measured.config,
             status=measured.status,
-            device=self.device,
+            device=measured.device or self.device,
             toolchain=toolchain_fingerprint(),
             template_version=0 if choice is None else choice.version_of(measured.config),
             space="" if choice is None else choice.space.fingerprint,
