@@ -18,6 +18,7 @@ from sparsetvm.build.cuda_kernels import use_our_compiler
 from sparsetvm.build.emit import Emitted, emit
 from sparsetvm.build.fatbin import check_machine_code, linker
 from sparsetvm.build.tvm_target import tvm_target
+from sparsetvm.build.write_in_place import cpu_pipeline
 from sparsetvm.core.arithmetic import Arithmetic, network_tolerance
 from sparsetvm.core.config import Config
 from sparsetvm.core.graph import Graph
@@ -163,7 +164,7 @@ def build_executable(
         use_our_compiler(target)
     emitted = emit(graph, tasks, configs, target, separate)
     with tvm.transform.PassContext(config={"relax.backend.use_cuda_graph": target.kind == "cuda"}):
-        pipeline = relax.get_default_pipeline(tvm_device)
+        pipeline = relax.get_default_pipeline(tvm_device) if target.kind == "cuda" else cpu_pipeline(tvm_device)
         return relax.build(emitted.module, target=tvm_device, relax_pipeline=pipeline), emitted
 
 

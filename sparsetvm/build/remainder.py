@@ -35,6 +35,16 @@ def remainder_kernel(graph: Graph, node: Node, target: Target) -> RemainderKerne
     return rule(graph, node, target) if rule else None
 
 
+def gather_kernel(graph: Graph, node: Node, target: Target) -> RemainderKernel:
+    """The kernel of a "gather": its arguments are the slices of its input, then the output."""
+    kernels = _schedules(target, "gather")
+    source, count = graph.values[node.inputs[0]], int(node.attrs["count"])
+    shape = source.layout.physical_shape(source.shape)
+    return RemainderKernel(
+        ("gather", shape, count), lambda symbol: kernels.gather_kernel(shape, count, target, symbol), [source.name]
+    )
+
+
 def _schedules(target: Target, name: str) -> Any:
     """The schedules of one kind of node for the target's kind of device; all devices have the same functions."""
     device = "cuda" if target.kind == "cuda" else "x86"
