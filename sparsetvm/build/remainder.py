@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sparsetvm.core.graph import SPARSETVM_DOMAIN, Graph, Node
-from sparsetvm.core.layout import Plain, Planes
+from sparsetvm.core.layout import AnyLayout, Plain, Planes, PlaneTiles
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import ConvGeometry, Epilogue
 from sparsetvm.rewrite.assign_layouts import layer_norm_fits
@@ -79,6 +79,8 @@ def _pool(graph: Graph, node: Node, target: Target) -> RemainderKernel | None:
     source, out = graph.values[node.inputs[0]], graph.values[node.outputs[0]]
     if isinstance(source.layout, Plain):
         return None
+    if isinstance(source.layout, PlaneTiles):
+        return _pick(node, source.layout, out.layout, target)
     kernels = _schedules(target, "pooling")
     batch, channels, height, width = source.shape
     kernel, attrs = node.attrs["kernel_shape"], node.attrs
@@ -98,6 +100,20 @@ def _pool(graph: Graph, node: Node, target: Target) -> RemainderKernel | None:
         ("pool", source.layout, out.layout, batch, pooling),
         lambda symbol: kernels.pooling_kernel(source.layout, out.layout, batch, pooling, target, symbol),
         [source.name],
+    )
+
+
+def _pick(node: Node, source: PlaneTiles, out: AnyLayout, target: Target) -> RemainderKernel:
+    """A pool of one pixel."""
+    kernels = _schedules(target, "pick")
+    if not isinstance(out, PlaneTiles):
+        raise TypeError(f"'{node.name}': pixels are picked from plane tiles into plane tiles")
+    strides = (int(node.attrs["strides"][0]), int(node.attrs["strides"][1]))
+    return RemainderKernel(
+        ("pick", source, out, strides),
+        lambda symbol: kernels.pick_kernel(source, out, target, symbol),
+        list(node.inputs),
+        [kernels.pick_places(source, out, strides)],
     )
 
 

@@ -110,3 +110,9 @@ class Forecaster:
         candidates = candidates_of(workload, self.target)
         record = self.index.best(workload, self.device, validator(candidates)).record
         return None if record is None else record.best_us
+
+
+def _runs_of_layers(prepared: Prepared) -> dict[str, int]:
+    """How often each layer of a model runs in one inference: once per chunk of the batch that it takes."""
+    graph = prepared.graph
+    return {node.name: graph.runs(node.outputs[0]) for node in graph.nodes if node.name in prepared.tasks}

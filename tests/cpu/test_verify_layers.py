@@ -39,6 +39,11 @@ def test_chunks_of_a_batch_are_put_together(tmp_path: Path, monkeypatch: pytest.
     assert verified(conv_net(batch=2), tmp_path).passed
 
 
+def test_values_on_both_sides_of_a_gather_are_put_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(split_batch, "_CHUNK_BYTES", 20_000)  # one sample at 12x12, four behind it
+    assert verified(conv_net(batch=8), tmp_path).passed
+
+
 def change_one_weight(builder: ModelBuilder, at: int, share: float) -> None:
     """Change the largest weight of weight number `at` by a share of itself."""
     tensor = [tensor for tensor in builder.initializers if len(tensor.dims) > 1][at]
