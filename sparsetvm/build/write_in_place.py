@@ -3,9 +3,9 @@
 Before:  out = alloc_tensor(...); layer(x, residual, weights, out)      then everybody reads `out`
 After:   layer(x, residual, weights, residual)                          then everybody reads `residual`
 
-A residual was just read, or written, by the layers around it, so its lines are in the caches. A tensor of its own is not:
-a network of tens of megabytes has pushed it out since the last inference, and each line must be fetched before a part of
-it can be written. In ResNet-50's first stage (3.2 MB a tensor) that was half the time of the layers with a residual.
+A residual was just read, or written, by the layers around it, so its lines are in the caches. A tensor of its own is
+not: a network of tens of megabytes has pushed it out since the last inference, and each line must be fetched before a
+part of it can be written. In ResNet-50's first stage (3.2 MB a tensor) that was half the time of such layers.
 """
 
 from __future__ import annotations
@@ -116,7 +116,9 @@ class _Rewriter:
         """`expr` with other variables; itself when it has none of those that are gone."""
         if isinstance(expr, relax.Var):
             return self.replaced.get(expr, expr)
-        parts = list(expr.args if isinstance(expr, relax.Call) else expr.fields if isinstance(expr, relax.Tuple) else ())
+        parts = list(
+            expr.args if isinstance(expr, relax.Call) else expr.fields if isinstance(expr, relax.Tuple) else ()
+        )
         new = [self._expr(part) for part in parts]
         if all(one is other for one, other in zip(parts, new, strict=True)):
             return expr

@@ -59,8 +59,8 @@ class Graph:
     `output_names` are the names that users know: passes may put a conversion behind an output. A model runs its nodes
     `chunks` times, on equal slices of dimension 0 of its inputs; shapes are those of one slice. A node "gather" of the
     domain "sparsetvm" makes one tensor of the results of `count` runs of all nodes before it: those behind it run fewer
-    times, on larger slices. `float16`: the file has the model in float16, and other runtimes round as that says. `notes`: what passes did that the user
-    should know, one sentence each.
+    times, on larger slices. `float16`: the file has the model in float16, and other runtimes round as that says.
+    `notes`: what passes did that the user should know, one sentence each.
     """
 
     name: str

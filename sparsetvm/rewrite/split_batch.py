@@ -6,8 +6,8 @@ After:   batch 1 through the first nodes, chunks = 16;  gather 4;  batch 4 throu
 
 At batch 16 the first stage of a ResNet-50 moves 50 MB per tensor: every layer is bound by memory, where an image or two
 at a time live in L2 and L3. Weights and code are read once per chunk. That is cheap for the first layers, which have
-large images and small weights. The last ones have it the other way round: where the tensors from some node on are so
-much smaller that several chunks fit at once, their results are gathered and go on together. (The depth-first order of
+large images and small weights. The last ones have it the other way round: where the weights from some node on outweigh
+the tensors, and several chunks fit at once, their results are gathered and go on together. (The depth-first order of
 streaming compilers, cut along the batch only.)
 """
 
@@ -23,8 +23,10 @@ from sparsetvm.core.target import Target
 
 # What the tensors of one node may take per thread: most of a last-level cache's share of one core.
 _CHUNK_BYTES = 8 << 20
-# Gathering copies a tensor: it must make chunks this many times as large.
-_GATHER = 4
+# Of code and weights of a sparse layer, and of a weight of a dense one.
+_BYTES_PER_NNZ, _BYTES_PER_WEIGHT = 12, 4
+# What a byte of a tensor costs that lies in L3 instead of L2, beside a byte of code or weights from L3 or memory.
+_FURTHER = 0.5
 _ALIKE = ("Relu", "Gelu", "Tanh", "Sigmoid", "Identity", "Erf", "Cast")
 _IMAGES = ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
 _BINARY = ("Add", "Sub", "Mul", "Div")
@@ -68,28 +70,49 @@ def _fitting(batch: int, per_sample: int, room: int, multiple_of: int = 1) -> in
 def _cuts(graph: Graph, largest: list[int], batch: int, chunk: int, room: int) -> dict[int, tuple[str, int]]:
     """Where chunks grow: index of the first node of larger ones -> (the value that is gathered, their size).
 
-    largest: bytes of each node's tensors per sample. Only where one image is all that later nodes read of earlier ones.
+    largest: bytes of each node's tensors per sample. A sample saves its part of the traffic of weights, and pays with
+    tensors that lie in a cache further away, and with the copy.
     """
+    images, cuts = _single_images(graph), dict[int, tuple[str, int]]()
+    weights = [_weight_bytes(node) for node in graph.nodes]
+    while True:
+        found = []
+        for at, name in images.items():
+            size = _fitting(batch, max(largest[at:]), room, chunk)
+            saved = sum(weights[at:]) * (1 / chunk - 1 / size)
+            paid = _FURTHER * sum(largest[at:]) + 2 * _bytes(graph, name) // batch
+            found.append((saved - paid, at, name, size))
+        gain, at, name, size = max(found, default=(0, 0, "", chunk))
+        if gain <= 0:
+            return cuts
+        cuts[at], chunk = (name, size), size
+        images = {later: name for later, name in images.items() if later > at}
+
+
+def _single_images(graph: Graph) -> dict[int, str]:
+    """Index of a node -> the value, an image, that is all that it and later nodes read of earlier ones."""
     last_use = {name: at for at, node in enumerate(graph.nodes) for name in node.inputs}
     last_use |= dict.fromkeys(graph.outputs, len(graph.nodes))
     alive = {name for name in graph.inputs if name in last_use}
-    cuts: dict[int, tuple[str, int]] = {}
+    images = {}
     for at, node in enumerate(graph.nodes):
         alive = {name for name in alive if last_use[name] >= at}
-        if len(alive) == 1 and at:
-            (name,) = alive
-            size = _fitting(batch, max(largest[at:]), room, chunk)
-            image = len(graph.values[name].shape) == 4 and name not in (*graph.inputs, *graph.outputs)
-            # A node that alone reads the image and makes a smaller one of it should do so first: less is to be copied.
-            shrinks = last_use[name] == at and _size_of(graph, node.outputs[0]) < _size_of(graph, name)
-            if image and size >= _GATHER * chunk and not shrinks:
-                cuts[at], chunk = (name, size), size
+        name = next(iter(alive), "")
+        if len(alive) == 1 and len(graph.values[name].shape) == 4 and name not in (*graph.inputs, *graph.outputs):
+            images[at] = name
         alive |= {name for name in node.outputs if name in last_use}
-    return cuts
+    return images
 
 
-def _size_of(graph: Graph, name: str) -> int:
-    return math.prod(graph.values[name].shape)
+def _weight_bytes(node: Node) -> int:
+    weight = node.attrs.get("weight")
+    if weight is None:
+        return 0
+    return min(_BYTES_PER_NNZ * int(np.count_nonzero(weight)), _BYTES_PER_WEIGHT * weight.size)
+
+
+def _bytes(graph: Graph, name: str) -> int:
+    return 4 * math.prod(graph.values[name].shape)
 
 
 def _gather(graph: Graph, name: str, readers: list[Node], count: int) -> Node:
@@ -112,8 +135,8 @@ def _common_batch(graph: Graph) -> int:
 
 
 def _bytes_of(graph: Graph, node: Node) -> int:
-    values = [graph.values[name] for name in [*node.inputs, *node.outputs] if name]
-    return 4 * sum(math.prod(value.shape) for value in values if not value.is_constant)
+    names = [name for name in [*node.inputs, *node.outputs] if name]
+    return sum(_bytes(graph, name) for name in names if not graph.values[name].is_constant)
 
 
 def _independent(graph: Graph, batch: int) -> bool:

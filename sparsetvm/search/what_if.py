@@ -54,9 +54,7 @@ class Forecaster:
             report = prune_model(self.dense.path, path, sparsity, str(pattern))
             pruned = prepare(path, self.target, self.shapes)
         runs = _runs_of_layers(self.dense)
-        times = {
-            name: dense_time(task.workload, self.target) * runs[name] for name, task in self.dense.tasks.items()
-        }
+        times = {name: dense_time(task.workload, self.target) * runs[name] for name, task in self.dense.tasks.items()}
         whole = sum(times.values())
         rows = {row["name"]: row for row in report.layers}
         layers = [self._layer(name, pruned, times[name] / whole, rows) for name in times]

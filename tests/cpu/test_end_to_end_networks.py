@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from end_to_end import check_against_onnxruntime
-from models import ModelBuilder, bert, conv_net, mlp, mobile_net
+from models import ModelBuilder, bert, conv_net, mlp, mobile_net, shrinking_net
 from random_networks import random_network
 
 from sparsetvm.core.target import cpu_flags, parse_target
@@ -53,11 +53,11 @@ def test_batch_in_chunks_matches_onnxruntime(make, tmp_path: Path, monkeypatch: 
 def test_batch_whose_chunks_grow_matches_onnxruntime(
     threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(split_batch, "_CHUNK_BYTES", 20_000 // threads)  # one sample at 12x12, four behind it
-    builder = conv_net(batch=8)
+    monkeypatch.setattr(split_batch, "_CHUNK_BYTES", 7_000 // threads)  # one sample at 12x12
+    builder = shrinking_net(batch=8)
     target = parse_target("cpu", threads)
     graph = prepare(builder.save(tmp_path / "m.onnx"), target).graph
-    assert [node.attrs["count"] for node in graph.nodes if node.op == "gather"] == [4]
+    assert [node.attrs["count"] for node in graph.nodes if node.op == "gather"] == [8]
     check_against_onnxruntime(builder, tmp_path, threads=threads)
 
 

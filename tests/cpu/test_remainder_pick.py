@@ -49,7 +49,7 @@ def test_gathered_slices_are_behind_each_other(shape: tuple[int, ...], target: T
 @pytest.mark.skipif("avx2" not in cpu_flags(), reason="needs AVX2")
 def test_strided_pointwise_convolution_reads_plane_tiles(tmp_path: Path) -> None:
     b = ModelBuilder("downsample", seed=6)
-    x = b.relu(b.conv(b.input("x", (2, 3, 18, 18)), 3, 24, 1))
+    x = b.relu(b.conv(b.input("x", (2, 3, 18, 18)), 3, 24, 3))
     y = b.relu(b.conv(x, 24, 16, 1, sparsity=0.8))
     y = b.conv(b.relu(b.conv(y, 16, 16, 3, stride=2, sparsity=0.8)), 16, 32, 1, sparsity=0.8)
     b.output(b.relu(b.op("Add", y, b.conv(x, 24, 32, 1, stride=2, sparsity=0.8))))
