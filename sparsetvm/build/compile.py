@@ -163,7 +163,7 @@ def build_executable(
     if target.kind == "cuda":
         use_our_compiler(target)
     emitted = emit(graph, tasks, configs, target, separate)
-    with tvm.transform.PassContext(config={"relax.backend.use_cuda_graph": target.kind == "cuda"}):
+    with tvm.transform.PassContext(config={"relax.backend.use_cuda_graph": target.kind == "cuda"}), tvm_device:
         pipeline = relax.get_default_pipeline(tvm_device) if target.kind == "cuda" else cpu_pipeline(tvm_device)
         return relax.build(emitted.module, target=tvm_device, relax_pipeline=pipeline), emitted
 

@@ -178,8 +178,8 @@ class Emission:
         """What the function returns: one tensor, or a tuple of several."""
         return outputs[0] if len(outputs) == 1 else relax.Tuple(outputs)
 
-    def _concat(self, parts: tuple[Any, ...]) -> Any:
-        return self.builder.emit(relax.op.concat(list(parts), axis=0))
+    def _concat(self, parts: list[Any]) -> Any:
+        return self.builder.emit(relax.op.concat(parts, axis=0))
 
     def expr(self, name: str) -> Any:
         if name in self.exprs:

@@ -64,18 +64,11 @@ class WriteInPlace:
         return module
 
 
-def cpu_pipeline(target: tvm.target.Target) -> tvm.ir.transform.Pass:
-    """TVM's default passes for a CPU, with this one before memory is planned."""
+def cpu_pipeline(target: tvm.target.Target) -> tvm.transform.Sequential:
+    """TVM's default passes for a CPU, with this one before memory is planned. To be run in the target's scope."""
     before = pipeline.library_dispatch_passes(target) + pipeline.legalize_passes(target)
     lowered = [*before, *pipeline.dataflow_lower_passes(target), WriteInPlace()]
-    passes = tvm.transform.Sequential([*lowered, *pipeline.finalize_passes(target)])
-
-    @tvm.transform.module_pass(opt_level=0)
-    def run(module: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
-        with target:
-            return passes(module)
-
-    return run
+    return tvm.transform.Sequential([*lowered, *pipeline.finalize_passes(target)])
 
 
 class _Rewriter:

@@ -108,7 +108,7 @@ def _weight_bytes(node: Node) -> int:
     weight = node.attrs.get("weight")
     if weight is None:
         return 0
-    return min(_BYTES_PER_NNZ * int(np.count_nonzero(weight)), _BYTES_PER_WEIGHT * weight.size)
+    return min(_BYTES_PER_NNZ * int(np.count_nonzero(weight)), _BYTES_PER_WEIGHT * int(weight.size))
 
 
 def _bytes(graph: Graph, name: str) -> int:
