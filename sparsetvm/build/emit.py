@@ -240,7 +240,8 @@ class Emission:
         if symbol is None:
             symbol = f"sparsetvm_layer_{len(self.symbols)}{suffix}"
             self.symbols[key] = symbol
-            self.kernels[symbol] = chosen.kernel(task.workload, config, packed, self.target, symbol)
+            kernel = chosen.kernel(task.workload, config, packed, self.target, symbol)
+            self.kernels[symbol] = kernel.with_attr("tirx.noalias", False) if suffix else kernel
         return KernelCall(symbol, node.inputs, list(map(self._weight, packed.arrays)))
 
     def _weight(self, array: np.ndarray) -> Any:

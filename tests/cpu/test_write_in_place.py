@@ -19,20 +19,20 @@ pytestmark = pytest.mark.skipif("avx512f" not in cpu_flags(), reason="needs AVX-
 WIDE = 32
 
 
-def bottleneck(b: ModelBuilder, x: str, *, kept: bool = False) -> str:
+def bottleneck(b: ModelBuilder, x: str, *, kept: bool = False, sparsity: float = 0.8) -> str:
     """1x1 -> 3x3 -> 1x1 plus x. kept: x is read once more, behind the sum."""
-    y = b.relu(b.conv(x, WIDE, 16, 1, sparsity=0.8))
-    y = b.relu(b.conv(y, 16, 16, 3, sparsity=0.8))
-    y = b.relu(b.op("Add", b.conv(y, 16, WIDE, 1, sparsity=0.8), x))
-    return b.relu(b.op("Add", b.conv(y, WIDE, WIDE, 1, sparsity=0.8), x)) if kept else y
+    y = b.relu(b.conv(x, WIDE, 16, 1, sparsity=sparsity))
+    y = b.relu(b.conv(y, 16, 16, 3, sparsity=sparsity))
+    y = b.relu(b.op("Add", b.conv(y, 16, WIDE, 1, sparsity=sparsity), x))
+    return b.relu(b.op("Add", b.conv(y, WIDE, WIDE, 1, sparsity=sparsity), x)) if kept else y
 
 
-def network(blocks: int, *, kept: bool = False, batch: int = 1) -> ModelBuilder:
+def network(blocks: int, *, kept: bool = False, batch: int = 1, sparsity: float = 0.8) -> ModelBuilder:
     b = ModelBuilder("bottlenecks", seed=3)
     x = b.relu(b.conv(b.input("x", (batch, 3, 9, 9)), 3, WIDE, 1))
     for _ in range(blocks):
-        x = bottleneck(b, x, kept=kept)
-    return b.output(b.conv(x, WIDE, 8, 1, sparsity=0.8))
+        x = bottleneck(b, x, kept=kept, sparsity=sparsity)
+    return b.output(b.conv(x, WIDE, 8, 1, sparsity=sparsity))
 
 
 def in_place(builder: ModelBuilder, folder: Path) -> set[str]:
@@ -42,9 +42,10 @@ def in_place(builder: ModelBuilder, folder: Path) -> set[str]:
     return layers_in_place(prepared.graph, prepared.tasks, configs)
 
 
+@pytest.mark.parametrize("sparsity", [0.8, 0.0])
 @pytest.mark.parametrize(("threads", "batch"), [(1, 1), (2, 3)])
-def test_blocks_in_place_match_onnxruntime(threads: int, batch: int, tmp_path: Path) -> None:
-    builder = network(3, batch=batch)
+def test_blocks_in_place_match_onnxruntime(threads: int, batch: int, sparsity: float, tmp_path: Path) -> None:
+    builder = network(3, batch=batch, sparsity=sparsity)
     inputs = random_inputs(builder.model())
     library = compile_default(builder, tmp_path, threads=threads)
     manifest = read_manifest(library)
