@@ -78,7 +78,7 @@ class CudaEmission(Emission):
             self._written.add(at)
             self.exprs[out.name] = self._inplace(launch, args, at)
         else:
-            self.exprs[out.name] = self._dps(launch, args, (out.layout.physical_shape(out.shape), out.dtype))
+            self.exprs[out.name] = self._dps(launch, args, (out.layout.physical_shape(out.shape), out.stored))
 
     def _dps(self, launch: Launch, args: list[Any], out: TensorSpec) -> Any:
         """Call a kernel whose output Relax allocates."""

@@ -31,6 +31,11 @@ class Value:
     def is_constant(self) -> bool:
         return self.data is not None
 
+    @property
+    def stored(self) -> str:
+        """Type of its elements in memory: `dtype`, unless the layout stores it in float16."""
+        return "float16" if self.layout.half else self.dtype
+
 
 @dataclass
 class Node:

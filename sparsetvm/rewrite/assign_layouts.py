@@ -4,9 +4,10 @@ Before:  conv2d -> conv2d -> Add -> GlobalAveragePool           (all plain)
 After:   convert -> conv2d -> conv2d -> Add -> GlobalAveragePool  (Planes from the first convolution to the pooling)
 
 Rules: convolutions, pools and what is element-wise between them use Planes; products of more than a few tokens, layer
-norm and attention between them use Tiled; everything else is plain. All images of one size use the same planes, whose
-zero columns suffice for every convolution of that size: residuals then need no conversion. What only 1x1 convolutions,
-strided ones too, and residuals read is stored as PlaneTiles, which has the same grid (not on a GPU).
+norm and attention between them use Tiled (HalfTiled where all multiply in float16: half_layers.py); everything else is
+plain. All images of one size use the same planes, whose zero columns suffice for every convolution of that size:
+residuals then need no conversion. What only 1x1 convolutions, strided ones too, and residuals read is stored as
+PlaneTiles, which has the same grid (not on a GPU).
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from collections.abc import Callable
 import msgspec
 
 from sparsetvm.core.graph import SPARSETVM_DOMAIN, Graph, Node, Value
-from sparsetvm.core.layout import PLAIN, AnyLayout, Plain, Planes, PlaneTiles, Tiled
+from sparsetvm.core.layout import PLAIN, AnyLayout, HalfTiled, Plain, Planes, PlaneTiles, Tiled, narrows
 from sparsetvm.core.target import Target
-from sparsetvm.core.workload import FEW_TOKENS, FEW_TOKENS_CUDA
+from sparsetvm.rewrite.half_layers import half_layers, stays_half
 from sparsetvm.rewrite.plane_geometry import conv_layouts, depthwise_pad, required_pad
+from sparsetvm.rewrite.tokens import few_tokens, token_lanes, tokens_of
 
 _UNARY = ("Relu", "Gelu", "Tanh", "Sigmoid")
 _UNARY_OWN = ("Silu", "Clip")
@@ -41,6 +43,7 @@ class _Assignment:
         self.target = target
         self.pads = _plane_pads(graph)
         self.consumers = graph.consumers()
+        self.half = half_layers(graph, target)
         self.converted: dict[tuple[str, AnyLayout], str] = {}
         self.nodes: list[Node] = []
 
@@ -72,7 +75,7 @@ class _Assignment:
         source = value.layout
         if not isinstance(source, Plain) and not isinstance(layout, Plain):
             both_planes = isinstance(source, Planes) and isinstance(layout, Planes) and source.phases == (1, 1)
-            if not both_planes:
+            if not both_planes and not narrows(source, layout):
                 name = self._as(name, PLAIN)
         out = self.graph.add_value(f"{name}.{type(layout).__name__.lower()}", value.shape, value.dtype)
         out.layout = layout
@@ -87,13 +90,17 @@ class _Assignment:
 
     def _matmul(self, node: Node) -> bool:
         m, k = node.attrs["weight"].shape
-        shape = self.graph.values[node.inputs[0]].shape
-        rows = math.prod(shape[:-1])
+        rows = tokens_of(self.graph, node)
         source: AnyLayout = PLAIN
         result: AnyLayout = PLAIN
         if rows > few_tokens(self.target):
             lanes = token_lanes(rows, self.target)
             source, result = Tiled(rows, k, lanes), Tiled(rows, m, lanes)
+            if node.name in self.half:
+                if self.half[node.name] or self.graph.values[node.inputs[0]].layout != source:
+                    source = HalfTiled(rows, k, lanes)
+                if stays_half(self.graph, node, self.consumers[node.outputs[0]], self.half):
+                    result = HalfTiled(rows, m, lanes)
         node.inputs = [self._as(node.inputs[0], source), *(self._as(name, result) for name in node.inputs[1:])]
         return self._set(node, result)
 
@@ -220,23 +227,6 @@ def _plane_pads(graph: Graph) -> dict[tuple[int, int], int]:
                 size, need = (conv.in_height, conv.in_width), depthwise_pad(conv)
             pads[size] = max(pads.get(size, 0), need)
     return pads
-
-
-def few_tokens(target: Target) -> int:
-    """Products of up to this many tokens are in plain layouts, for kernels whose lanes are output rows."""
-    if target.kind == "cuda":
-        return FEW_TOKENS_CUDA
-    return FEW_TOKENS if target.isa == "avx512" else 1
-
-
-def token_lanes(rows: int, target: Target) -> int:
-    """Tokens of a tile. A vector: the smallest of 4, 8, 16 that holds them all, at most the target's.
-
-    On a GPU one tile holds all tokens, so that each feature is a row: blocks cut it into tiles as they like.
-    """
-    if target.kind == "cuda":
-        return -(-rows // target.lanes) * target.lanes
-    return next((lanes for lanes in (4, 8, 16) if rows <= lanes <= target.lanes), target.lanes)
 
 
 def pool_fits(node: Node) -> bool:

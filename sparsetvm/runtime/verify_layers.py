@@ -73,7 +73,10 @@ def verify_layers(
         compile_graph(graph, prepared.tasks, choices, target, library, {"name": prepared.path.name})
         with Module(library, threads=module.threads) as twin:
             model = _ModelValues(reference, module.threads, {layer.y for layer in layers})
-            references = [LayerReference(layer.node, layer.arithmetic, model.open) for layer in layers]
+            references = [
+                LayerReference(layer.node, layer.arithmetic, model.open, graph.values[layer.y].layout.half)
+                for layer in layers
+            ]
             report: dict[str, LayerError] = {}
             same = True
             for sample in range(samples):
