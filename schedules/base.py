@@ -97,6 +97,10 @@ class Template(abc.ABC):
         """False where building takes far longer than usual: no default, and measured after others only."""
         return True
 
+    def writes_in_place(self, workload: Workload, config: Config) -> bool:
+        """True when the kernel may be given the residual as Y: it reads each element right before it writes it."""
+        return False
+
     @abc.abstractmethod
     def space(self, workload: Workload, target: Target) -> Space:
         """The knobs and their values; every point of the space is a valid config."""

@@ -258,6 +258,19 @@ def conv_net(
     return b.output("logits")
 
 
+def shrinking_net(*, batch: Dim = 1, seed: int = 0) -> ModelBuilder:
+    """A convolution at 12x12, then a residual block and a classifier at 3x3, whose weights outweigh its images.
+
+    Input "x" (batch, 4, 12, 12), output of shape (batch, 5). A node at 12x12 has 6,912 bytes of tensors per sample.
+    """
+    b = ModelBuilder("shrinking", seed=seed)
+    x = b.relu(b.conv(b.input("x", (batch, 4, 12, 12)), 4, 8))
+    small = b.op("MaxPool", x, kernel_shape=[4, 4], strides=[4, 4], out="small")
+    y = b.op("Add", b.conv(b.relu(b.conv(small, 8, 8, sparsity=0.5)), 8, 8, sparsity=0.5), small)
+    y = b.op("Flatten", b.op("GlobalAveragePool", y), axis=1)
+    return b.output(b.gemm(y, 8, 5))
+
+
 def mobile_net(
     *, batch: Dim = 1, size: int = 12, width: int = 16, sparsity: float = 0.8, opset: int = 13, seed: int = 0
 ) -> ModelBuilder:

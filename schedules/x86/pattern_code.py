@@ -134,6 +134,10 @@ class PatternCode(Template):
             groups_of="alike" if alike else "neighbours",
         )
 
+    def writes_in_place(self, workload: Workload, config: Config) -> bool:
+        # Of several K blocks all but the last store sums in Y, and the last one adds the residual.
+        return workload.epilogue.residual and config.int("k_block") >= workload.k
+
     def pack(
         self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target
     ) -> Packed:

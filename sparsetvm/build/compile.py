@@ -19,6 +19,7 @@ from sparsetvm.build.emit_buckets import emit_buckets
 from sparsetvm.build.fatbin import check_machine_code, linker
 from sparsetvm.build.network import Network, Opened
 from sparsetvm.build.tvm_target import tvm_target
+from sparsetvm.build.write_in_place import cpu_pipeline
 from sparsetvm.build.write_manifest import manifest_content
 from sparsetvm.core.manifest import manifest_path, sha256_of
 from sparsetvm.core.target import Target
@@ -150,6 +151,6 @@ def build_executable(
         emitted = emit(network.graph, network.tasks, network.configs, target, separate)
     else:
         emitted = emit_buckets(networks, opened, target)
-    with tvm.transform.PassContext(config={"relax.backend.use_cuda_graph": target.kind == "cuda"}):
-        pipeline = relax.get_default_pipeline(tvm_device)
+    with tvm.transform.PassContext(config={"relax.backend.use_cuda_graph": target.kind == "cuda"}), tvm_device:
+        pipeline = relax.get_default_pipeline(tvm_device) if target.kind == "cuda" else cpu_pipeline(tvm_device)
         return relax.build(emitted.module, target=tvm_device, relax_pipeline=pipeline), emitted

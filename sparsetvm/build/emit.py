@@ -18,7 +18,8 @@ from tvm import relax
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 
 from sparsetvm.build.extremes import emit_extreme, has_axes
-from sparsetvm.build.remainder import remainder_kernel
+from sparsetvm.build.remainder import RemainderKernel, gather_kernel, remainder_kernel
+from sparsetvm.build.write_in_place import SUFFIX, layers_in_place
 from sparsetvm.core.config import Config
 from sparsetvm.core.graph import SPARSETVM_DOMAIN, Graph, Node, Value
 from sparsetvm.core.layout import Plain
@@ -126,6 +127,9 @@ class Emission:
         # Every chunk of the batch calls the same kernels with the same weights.
         self.calls: dict[str, KernelCall | None] = {}
         self.order: list[dict[str, str]] = []
+        self.parts = graph.parts()
+        self.slices = 0  # of the inputs, that have been taken
+        self.in_place = layers_in_place(graph, tasks, configs) if target.kind == "cpu" else set()
 
     def run(self) -> Emitted:
         self.function("main", self.parameters())
@@ -142,17 +146,46 @@ class Emission:
 
     def function(self, name: str, params: list[Any], attrs: dict[str, Any] | None = None) -> None:
         """Add a Relax function; its first parameters are the model's inputs."""
+        self.exprs, self.slices = {}, 0
+        chunks: list[list[Any]] = [[] for _ in self.graph.outputs]
         with self.builder.function(name, params, attrs=attrs):
             with self.builder.dataflow():
-                chunks = [self._chunk(params, at) for at in range(self.graph.chunks)]
-                results = [part[0] if len(part) == 1 else self._concat(part) for part in zip(*chunks, strict=True)]
+                for _ in range(self.graph.chunks // math.prod(self._gathered(part) for part in self.parts)):
+                    self.order = []
+                    self._part(len(self.parts) - 1, params, chunks)
+                results = [part[0] if len(part) == 1 else self._concat(part) for part in chunks]
                 out = self.builder.emit_output(self.result(results))
             params += self.library.weight_variables  # known now; the builder takes this list when the function ends
             self.builder.emit_func_output(out)
 
-    def _chunk(self, params: list[Any], at: int) -> list[Any]:
-        """The outputs of one chunk of the batch."""
-        self.exprs, self.order = {}, []
+    def _part(self, at: int, params: list[Any], chunks: list[list[Any]]) -> None:
+        """One run of part number `at` of the graph, after the runs of the parts before it that it gathers.
+
+        chunks: of every output of the model what has been computed of it, appended to.
+        """
+        part, pieces = self.parts[at], []
+        if at == 0:
+            self._slice_inputs(params)
+        else:
+            for _ in range(self._gathered(part)):
+                self._part(at - 1, params, chunks)
+                pieces.append(self.expr(part[0].inputs[0]))
+            self._gather(part[0], pieces)
+        for node in part[1 if at else 0 :]:
+            self._node(node)
+        here = {out for node in part for out in node.outputs} | {*(() if at else self.graph.inputs)}
+        last = at == len(self.parts) - 1
+        for index, name in enumerate(self.graph.outputs):
+            if name in here or (last and self.graph.values[name].is_constant):
+                chunks[index].append(self.output(index, self.expr(name)))
+
+    def _gathered(self, part: list[Node]) -> int:
+        """How many runs of the part before it one run of a part needs."""
+        return int(part[0].attrs["count"]) if part and part[0].is_op("gather", domain=SPARSETVM_DOMAIN) else 1
+
+    def _slice_inputs(self, params: list[Any]) -> None:
+        """Take the next slice of every input of the model."""
+        at, self.slices = self.slices, self.slices + 1
         for name, param in zip(self.graph.inputs, params, strict=False):
             self.exprs[name] = self.input(name, param)
             if self.graph.chunks > 1:
@@ -160,9 +193,12 @@ class Emission:
                 self.exprs[name] = self.builder.emit(
                     relax.op.strided_slice(param, [0], [at * size], [(at + 1) * size], assume_inbound=True)
                 )
-        for node in self.graph.nodes:
-            self._node(node)
-        return [self.output(at, self.expr(name)) for at, name in enumerate(self.graph.outputs)]
+
+    def _gather(self, node: Node, pieces: list[Any]) -> None:
+        """One tensor of `pieces`: slices of a batch, which is outermost in memory."""
+        symbol = self._symbol(node, gather_kernel(self.graph, node, self.target))
+        self.order.append({"name": node.name, "op": node.op, "symbol": symbol})
+        self.call_kernel(symbol, pieces, self.graph.values[node.outputs[0]])
 
     def input(self, name: str, param: Any) -> Any:
         """The expression of an input, given its parameter."""
@@ -176,8 +212,8 @@ class Emission:
         """What the function returns: one tensor, or a tuple of several."""
         return outputs[0] if len(outputs) == 1 else relax.Tuple(outputs)
 
-    def _concat(self, parts: tuple[Any, ...]) -> Any:
-        return self.builder.emit(relax.op.concat(list(parts), axis=0))
+    def _concat(self, parts: list[Any]) -> Any:
+        return self.builder.emit(relax.op.concat(parts, axis=0))
 
     def expr(self, name: str) -> Any:
         if name in self.exprs:
@@ -211,12 +247,16 @@ class Emission:
         kernel = remainder_kernel(self.graph, node, self.target)
         if kernel is None:
             return None
+        return KernelCall(self._symbol(node, kernel), kernel.inputs, list(map(self.library.constant, kernel.constants)))
+
+    def _symbol(self, node: Node, kernel: RemainderKernel) -> str:
+        """The symbol of a kernel, which is built when it is new."""
         symbol = self.symbols.get(kernel.key)
         if symbol is None:
             symbol = f"sparsetvm_{node.op.lower()}_{len(self.symbols)}"
             self.symbols[kernel.key] = symbol
             self.kernels[symbol] = kernel.build(symbol)
-        return KernelCall(symbol, kernel.inputs, list(map(self.library.constant, kernel.constants)))
+        return symbol
 
     def _layer(self, node: Node) -> KernelCall:
         task, config = self.tasks[node.name], self.configs[node.name]
@@ -227,12 +267,14 @@ class Emission:
             raise SparseTvmError(f"cannot pack weights for {config}: {error}", layer=node.name) from error
         # Layers of one task have their non-zeros in the same places, with values of their own: they share the kernel,
         # unless their weights are in its code.
-        key = (task.workload.id, str(config), packed.meta.get("code"))
+        suffix = SUFFIX if node.name in self.in_place else ""
+        key = (task.workload.id, str(config), packed.meta.get("code"), suffix)
         symbol = self.symbols.get(key)
         if symbol is None:
-            symbol = f"sparsetvm_layer_{len(self.symbols)}"
+            symbol = f"sparsetvm_layer_{len(self.symbols)}{suffix}"
             self.symbols[key] = symbol
-            self.kernels[symbol] = chosen.kernel(task.workload, config, packed, self.target, symbol)
+            kernel: Any = chosen.kernel(task.workload, config, packed, self.target, symbol)
+            self.kernels[symbol] = kernel.with_attr("tirx.noalias", False) if suffix else kernel
         return KernelCall(symbol, node.inputs, list(map(self._weight, packed.arrays)))
 
     def _weight(self, array: np.ndarray) -> Any:

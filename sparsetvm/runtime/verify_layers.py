@@ -86,7 +86,9 @@ def verify_layers(
                 found = twin.run(inputs)
                 ours = module.run(inputs)
                 same &= all(np.array_equal(ours[name], found[name], equal_nan=True) for name in final)
-                values = {name: logical(graph.values[name], found[out], graph.chunks) for name, out in outputs.items()}
+                values = {
+                    name: logical(graph.values[name], found[out], graph.runs(name)) for name, out in outputs.items()
+                }
                 theirs = model.run(inputs)
                 for layer, expected in zip(layers, references, strict=True):
                     error = _compare(layer, expected, {**inputs, **values}, theirs)
