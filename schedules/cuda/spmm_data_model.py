@@ -100,7 +100,7 @@ def estimate(workload: Workload, config: Config, view: Windows, target: Target, 
     entries = tile_rows * row_entries
     x_bytes = chunk * view.phases * view.length * 4
     copied = x_bytes + 8 * entries * 1.15 + 8 * tile_rows
-    partial = tile_rows * nt * 4 * (parts > 1 and chunks == 1)
+    partial = tile_rows * nt * 4 * (parts > 1)
     shared = min(config.int("stages"), chunks) * copied + 8 * tile_rows + partial
     if shared > target.shared:
         return math.inf

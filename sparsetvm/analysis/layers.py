@@ -99,7 +99,18 @@ def _not_pruned(sparsity: float) -> str:
 
 def _break_even(workload: Workload, target: Target) -> str:
     point = break_even_sparsity(workload, target)
-    return f"break-even here is about {_percent(point)}" if point < 1 else "too small to gain at any sparsity"
+    winner = "tensor cores win, " if workload.tf32 or workload.fp16 else ""
+    return f"{winner}break-even here is about {_percent(point)}" if point < 1 else "too small to gain at any sparsity"
+
+
+def why_dense(workload: Workload, target: Target, *, tensor_cores: bool) -> str:
+    """What to say of a pruned layer whose dense kernel was measured to be the fastest; it used `tensor_cores` or not.
+
+    The sparsity that would be needed is the roofline's, and left out where the roofline had expected a gain.
+    """
+    sparsity, point = workload.pattern.sparsity, break_even_sparsity(workload, target)
+    needed = f"; about {_percent(point)} would be needed" if sparsity < point < 1 else ""
+    return f"n={workload.n} at {_percent(sparsity)}: {'tensor cores win' if tensor_cores else 'dense wins'}{needed}"
 
 
 def _percent(share: float) -> str:

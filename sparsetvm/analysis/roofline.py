@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from sparsetvm.analysis.cpu_core import core_of
 from sparsetvm.analysis.gpu_roofline import dense_us, gpu_roof, sparse_us, sparse_us_parts
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
@@ -40,31 +41,6 @@ _CALL_CYCLES = 500.0
 _FEW_COLUMNS = 4  # fewer: look-up or CSR per column, not vectors over columns
 
 
-@dataclass(frozen=True)
-class _Core:
-    """Per cycle: vector FMAs, whole-vector loads, broadcast loads; bytes of cold code; rows kept in registers; share
-    of the bound that sparse code reaches: less where that is its loads.
-    """
-
-    fma: float
-    loads: float
-    broadcasts: float
-    code_bytes: float
-    rows: int
-    efficiency: float
-
-
-_ZEN4 = _Core(fma=1.0, loads=1.0, broadcasts=2.0, code_bytes=16.0, rows=28, efficiency=0.90)
-_AVX512 = _Core(fma=2.0, loads=2.0, broadcasts=2.0, code_bytes=8.0, rows=28, efficiency=0.82)
-_AVX2 = _Core(fma=2.0, loads=2.0, broadcasts=2.0, code_bytes=12.0, rows=12, efficiency=0.82)
-
-
-def _core(target: Target) -> _Core:
-    if target.isa == "avx2":
-        return _AVX2
-    return _ZEN4 if target.mcpu == "znver4" else _AVX512
-
-
 def stream_cycles(nbytes: float) -> float:
     """Cycles to read `nbytes` once from the cache that would hold them, or from memory."""
     return nbytes / (_CACHE_RATE if nbytes <= _L3 else _MEMORY_RATE)
@@ -72,7 +48,7 @@ def stream_cycles(nbytes: float) -> float:
 
 def dense_cycles(workload: Workload, target: Target) -> float:
     """Cycles of one core for a good dense kernel."""
-    core, n = _core(target), workload.n
+    core, n = core_of(target), workload.n
     rows = min(8, _rows_per_group(workload))
     vector_fmas = workload.m * workload.k * n / target.lanes
     compute = vector_fmas * max(1.0 / core.fma, 1.0 / (rows * core.loads)) / _DENSE_EFFICIENCY
@@ -120,7 +96,7 @@ def _spmv_cycles(workload: Workload, target: Target) -> float:
 
 def _code_parts(workload: Workload, target: Target) -> dict[str, float]:
     """Pattern in code."""
-    core, density = _core(target), _density(workload)
+    core, density = core_of(target), _density(workload)
     rows = min(core.rows, _rows_per_group(workload))
     tall = workload.pattern.block[0] if workload.pattern.kind == "block" else 1
     fmas = rows * density
@@ -143,7 +119,7 @@ def _data_parts(workload: Workload, target: Target) -> dict[str, float]:
     tiles = -(-workload.n // target.lanes)
     strips = workload.pattern.kind == "block" and workload.pattern.block[0] >= _STRIP_ROWS
     efficiency, nbytes = (_STRIP_EFFICIENCY, _STRIP_BYTES) if strips else (_DATA_EFFICIENCY, _DATA_BYTES)
-    arithmetic = tiles * nnz / (_core(target).fma * efficiency)
+    arithmetic = tiles * nnz / (core_of(target).fma * efficiency)
     return {"arithmetic": arithmetic, "weights": stream_cycles(nbytes * nnz)}
 
 
@@ -174,7 +150,7 @@ def roof(target: Target, mhz: float | None) -> Roof | None:
     if not mhz:
         return None
     ghz = mhz / 1e3 * target.threads
-    return Roof(2 * _core(target).fma * target.lanes * ghz, _CACHE_RATE * ghz, "the outer caches")
+    return Roof(2 * core_of(target).fma * target.lanes * ghz, _CACHE_RATE * ghz, "the outer caches")
 
 
 def expected_speedup(workload: Workload, target: Target) -> float:

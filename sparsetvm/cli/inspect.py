@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from sparsetvm.cli.params import (
+    buckets_option,
     fp16_option,
     model_argument,
     shape_option,
@@ -31,6 +33,7 @@ from sparsetvm.errors import UsageError
 @fp16_option
 @threads_option
 @shape_option
+@buckets_option
 @click.option(
     "--what-if",
     "what_if",
@@ -53,6 +56,7 @@ def command(
     allow_fp16: bool,
     threads: int | None,
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    buckets: Any,
     what_if: str | None,
     sparsity: float | None,
     records: tuple[str, ...],
@@ -82,6 +86,7 @@ def command(
         allow_fp16=allow_fp16,
         threads=threads,
         shapes=to_shapes(shapes),
+        buckets=buckets,
         what_if=goals,
         sparsity=sparsity,
         records=records,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sparsetvm.cli.params import (
     Duration,
+    buckets_option,
     fp16_option,
     model_argument,
     record_options,
@@ -49,7 +50,10 @@ if TYPE_CHECKING:
 @click.option("--dry-run", is_flag=True, help="Show what would be tuned and what would be reused.")
 @click.option("--seed", type=int, metavar="N", default=0, show_default=True)
 @click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Processes that build candidates.")
+@click.option("--tracker", metavar="HOST:PORT", help="Measure on a fleet: the address of its tracker.")
+@click.option("--key", metavar="NAME", help="Which workers of the fleet.")
 @shape_option
+@buckets_option
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Also compile to this .so.")
 @click.option("--report", type=click.Path(dir_okay=False), help="Also write an HTML report to this file.")
 @common_options
@@ -74,6 +78,9 @@ def command(
     seed: int,
     jobs: int | None,
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    buckets: Any,
+    tracker: str | None,
+    key: str | None,
     output: str | None,
     report: str | None,
 ) -> None:
@@ -89,7 +96,7 @@ def command(
         allow_fp16=allow_fp16 or None, threads=threads, trials=trials,
         budget=budget, early_stopping=early_stopping, effort=effort, tasks=tasks, records=records, log_dir=log_dir,
         no_reuse=no_reuse or None, dry_run=dry_run or None, seed=seed, jobs=jobs, shape=to_shapes(shapes),
-        output=output, report=report,
+        buckets=buckets, tracker=tracker, key=key, output=output, report=report,
     )  # fmt: skip
     with session.progress() as progress:
         result = api.tune(
@@ -97,7 +104,7 @@ def command(
             trials=trials, budget=budget,
             early_stopping=early_stopping, effort=effort, tasks="all" if only_list else tasks, records=records,
             log_dir=log_dir, reuse=not no_reuse, dry_run=dry_run or only_list, seed=seed, jobs=jobs,
-            shapes=to_shapes(shapes),
+            shapes=to_shapes(shapes), buckets=buckets, tracker=tracker, key=key,
             output=None if only_list else output, page=None if only_list else report, progress=progress,
         )  # fmt: skip
     _finish(session, result, only_list, dry_run)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from sparsetvm.cli.params import Model
+from sparsetvm.cli.params import Model, shape_option, to_shapes
 from sparsetvm.cli.session import Session, common_options, examples, pass_session
 from sparsetvm.errors import VerificationError
 
@@ -20,6 +20,7 @@ from sparsetvm.errors import VerificationError
     help="Largest relative L2 error.  [default: of the manifest; 1e-5 without TF32 and float16]",
 )  # fmt: skip
 @click.option("--seed", type=int, metavar="N", default=0, show_default=True)
+@shape_option
 @click.option("--per-layer", is_flag=True, help="Also compare each layer, with a bound from the length of its sums.")
 @common_options
 @pass_session
@@ -32,6 +33,7 @@ def command(
     tolerance: float | None,
     seed: int,
     per_layer: bool,
+    shapes: tuple[tuple[str, tuple[int, ...]], ...],
 ) -> None:
     """Compare the outputs of MODULE.so with ONNX Runtime on the model. Exit code 5 when they differ."""
     from sparsetvm import api
@@ -44,8 +46,12 @@ def command(
         tolerance=None if tolerance is None else str(tolerance),
         seed=seed,
         per_layer=per_layer,
+        shape=to_shapes(shapes),
     )
-    report = api.verify(module, reference, samples=samples, tolerance=tolerance, seed=seed, per_layer=per_layer)
+    report = api.verify(
+        module, reference, samples=samples, tolerance=tolerance, seed=seed, per_layer=per_layer,
+        shapes=to_shapes(shapes),
+    )  # fmt: skip
 
     def render() -> None:
         from sparsetvm.report.console import print_verify

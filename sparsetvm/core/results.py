@@ -152,7 +152,7 @@ class TaskReport(msgspec.Struct, kw_only=True):
     """One task of a tune. source: tuned, exact, compatible, shipped, default or dense. Times in microseconds.
 
     arithmetic: of the choice, "float32" or "tf32". rank_correlations: after each round, Spearman of the cost model's
-    predictions and the times measured after them.
+    predictions and the times measured after them. reason: why a pruned layer got a dense kernel, else "".
     """
 
     name: str
@@ -168,6 +168,7 @@ class TaskReport(msgspec.Struct, kw_only=True):
     config: str
     arithmetic: str = "float32"
     rank_correlations: list[float | None] = []
+    reason: str = ""
 
 
 class TuneReport(Result, kw_only=True):

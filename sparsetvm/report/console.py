@@ -18,6 +18,7 @@ from sparsetvm.core.results import (
     VerifyReport,
 )
 from sparsetvm.examples import shown_model
+from sparsetvm.frontend.names import display_name
 from sparsetvm.log.maintenance import LogRow, age
 from sparsetvm.report.table import console, factor, make_table, micros, percent, say
 
@@ -52,6 +53,9 @@ def print_tune(report: TuneReport, options: str = "", *, dry: bool = False) -> N
     ]
     columns = ("task", "workload", ">zeros", ">layers", ">dense us", ">best us", ">gain", ">trials", "source")
     out.print(make_table(columns, rows, fold=("task",)))
+    for task in report.tasks:
+        if task.reason:
+            say(out, f"{display_name(task.name)}: {task.reason}")
     timed = [
         (task.count * task.dense_us, task.count * task.best_us)
         for task in report.tasks
