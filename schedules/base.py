@@ -73,6 +73,10 @@ class Template(abc.ABC):
         """Relative L2 error that a kernel of this template may have."""
         return TOLERANCES[self.arithmetic]
 
+    def version_of(self, config: Config) -> int:
+        """The version that records of this config have: another than `version` where only some configs changed."""
+        return self.version
+
     @abc.abstractmethod
     def matches(self, workload: Workload, target: Target) -> bool:
         """True when `kernel` can implement the workload on the target."""

@@ -202,12 +202,13 @@ class ModelBuilder:
         return self.op("Add", scaled, self.const(self.vector(features), "beta"))
 
     def attention(
-        self, x: str, batch: Dim, seq: int, hidden: int, heads: int, *, mask: str = "", sparsity: float = 0.0
+        self, x: str, batch: Dim, seq: Dim, hidden: int, heads: int, *, mask: str = "", sparsity: float = 0.0
     ) -> str:
-        """Multi-head self-attention with its output projection, as torch exports BERT. `batch` may be symbolic."""
+        """Multi-head self-attention with its output projection, as torch exports BERT. Sizes may be symbolic."""
         depth = hidden // heads
-        first = batch if isinstance(batch, int) else 0  # 0 copies the dimension of the input
-        split, merge = self.const([first, seq, heads, depth]), self.const([first, seq, hidden])
+        # 0 copies the dimension of the input.
+        first, second = (size if isinstance(size, int) else 0 for size in (batch, seq))
+        split, merge = self.const([first, second, heads, depth]), self.const([first, second, hidden])
         q, k, v = (self.op("Reshape", self.linear(x, hidden, hidden, sparsity=sparsity), split) for _ in range(3))
         q, v = (self.op("Transpose", t, perm=[0, 2, 1, 3]) for t in (q, v))
         scores = self.op("MatMul", q, self.op("Transpose", k, perm=[0, 2, 3, 1]))
@@ -288,7 +289,7 @@ def mobile_net(
 def bert(
     *,
     batch: Dim = 1,
-    seq: int = 8,
+    seq: Dim = 8,
     hidden: int = 32,
     heads: int = 4,
     layers: int = 1,

@@ -42,7 +42,7 @@ _UNEVEN = 1.07  # slowest warp over the mean
 _ISSUE = 2.0  # clocks of a scheduler for an instruction of the inner loop
 _NORM = 2.26
 _ALIKE = 1.04
-CLUSTERED = {3: 0.95, 4: 0.91, 8: 0.85}  # share of multiprocessors that clusters of so many blocks can use
+CLUSTERED = {4: 0.91, 8: 0.85}  # share of multiprocessors that clusters of so many blocks can use
 _SM_SHARED = 228 << 10
 _SM_REGISTERS = 64 << 10
 _RESERVED = 1 << 10  # shared memory that the system takes from each block
@@ -100,7 +100,7 @@ def estimate(workload: Workload, config: Config, view: Windows, target: Target, 
     entries = tile_rows * row_entries
     x_bytes = chunk * view.phases * view.length * 4
     copied = x_bytes + 8 * entries * 1.15 + 8 * tile_rows
-    partial = tile_rows * nt * 4 * (parts > 1 and chunks == 1)
+    partial = tile_rows * nt * 4 * (parts > 1)
     shared = min(config.int("stages"), chunks) * copied + 8 * tile_rows + partial
     if shared > target.shared:
         return math.inf

@@ -72,7 +72,7 @@ class SpmmRows(Template):
                 *(Ordered("nt", (32, 64, 128)), Ordered("c", (4,)), Ordered("unroll", (4, 8))),
                 # rows 0: as many as let all blocks run at once.
                 *(Ordered("rows", (0, 32, 64, 128)), Ordered("warps", (16, 32))),
-                *(Ordered("parts", (1, 2, 3, 4, 8)), Ordered("slices", (1,))),
+                *(Ordered("parts", (1, 2, 4, 8)), Ordered("slices", (1,))),
                 *(Choice("x", ("rotated", "shared")), Choice("entries", ("direct", "ring"))),
             ),
         )

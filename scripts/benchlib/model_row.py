@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sparsetvm.core.manifest import read_manifest
-from sparsetvm.runtime.module import random_arrays
+from sparsetvm.runtime.arrays import random_arrays
 
 NAMES = {"ort": "onnxruntime"}  # competitor on the command line -> key of the JSON
 _DEEPSPARSE_SECONDS = 3.0

@@ -6,6 +6,7 @@ translates stay Relax operators, which TVM legalises and fuses.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -54,10 +55,7 @@ def emit(
         from sparsetvm.build.emit_cuda import CudaEmission
 
         return CudaEmission(graph, tasks, configs, target).run()
-    emission = Emission(graph, tasks, configs, target)
-    emission.separate = separate
-    emission.in_place = layers_in_place(graph, tasks, configs)
-    return emission.run()
+    return Emission(graph, tasks, configs, target, Library(separate)).run()
 
 
 @dataclass
@@ -69,37 +67,73 @@ class KernelCall:
     constants: list[Any]
 
 
-def _constant(array: np.ndarray) -> Any:
-    """The array with its own dtype: without one given, TVM makes int32 of int64."""
-    return relax.const(array, str(array.dtype))
+class Library:
+    """What the functions of one module share: the Relax builder, kernels by what they compute, and constants.
+
+    separate: packed weights become arguments of the function. weights, weight_variables: those arguments.
+    """
+
+    def __init__(self, separate: bool = False) -> None:
+        self.builder = relax.BlockBuilder()
+        self.kernels: dict[str, Any] = {}
+        self.symbols: dict[object, str] = {}
+        self.separate = separate
+        self.weights: list[np.ndarray] = []
+        self.weight_variables: list[Any] = []
+        self.dropped: list[str] = []  # functions that were only a way to build others
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], Any] = {}
+
+    def constant(self, array: np.ndarray) -> Any:
+        """The array as a Relax constant with its own dtype: without one given, TVM makes int32 of int64.
+
+        Equal arrays become one constant, which the library then holds once.
+        """
+        plain = np.ascontiguousarray(array).reshape(array.shape)  # ascontiguousarray makes one dimension of a scalar
+        key = (str(plain.dtype), plain.shape, hashlib.sha256(plain.data if plain.size else b"").digest())
+        if key not in self._constants:
+            self._constants[key] = relax.const(plain, str(plain.dtype))
+        return self._constants[key]
+
+    def module(self) -> tvm.IRModule:
+        """The module with all kernels."""
+        module = self.builder.finalize()
+        for name in self.dropped:
+            del module[name]
+        for symbol, func in self.kernels.items():
+            module[tvm.ir.GlobalVar(symbol)] = func
+        return module
 
 
 class Emission:
-    """The emission of one graph. `CudaEmission` changes how kernels are called and adds a function."""
+    """The emission of one graph as a function; several may share a library.
 
-    def __init__(self, graph: Graph, tasks: Mapping[str, Task], configs: Mapping[str, Config], target: Target) -> None:
+    `CudaEmission` changes how kernels are called and adds a function.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        tasks: Mapping[str, Task],
+        configs: Mapping[str, Config],
+        target: Target,
+        library: Library | None = None,
+    ) -> None:
         self.graph, self.tasks, self.configs, self.target = graph, tasks, configs, target
-        self.builder = relax.BlockBuilder()
+        self.library = library or Library()
+        self.builder = self.library.builder
+        self.kernels, self.symbols = self.library.kernels, self.library.symbols
         self.exprs: dict[str, Any] = {}
         self.constants: dict[str, Any] = {}
-        self.kernels: dict[str, Any] = {}
-        self.symbols: dict[object, str] = {}
         # Every chunk of the batch calls the same kernels with the same weights.
         self.calls: dict[str, KernelCall | None] = {}
         self.order: list[dict[str, str]] = []
         self.parts = graph.parts()
         self.slices = 0  # of the inputs, that have been taken
-        self.separate = False
-        self.in_place: set[str] = set()
-        self.weights: list[np.ndarray] = []
-        self.weight_variables: list[Any] = []
+        self.in_place = layers_in_place(graph, tasks, configs) if target.kind == "cpu" else set()
 
     def run(self) -> Emitted:
         self.function("main", self.parameters())
-        module = self.builder.finalize()
-        for symbol, func in self.kernels.items():
-            module[tvm.ir.GlobalVar(symbol)] = func
-        return Emitted(module, len(self.kernels), self.order, self.weights)
+        return Emitted(self.library.module(), len(self.kernels), self.order, self.library.weights)
 
     def parameters(self) -> list[Any]:
         """A variable for each input of the model."""
@@ -121,7 +155,7 @@ class Emission:
                     self._part(len(self.parts) - 1, params, chunks)
                 results = [part[0] if len(part) == 1 else self._concat(part) for part in chunks]
                 out = self.builder.emit_output(self.result(results))
-            params += self.weight_variables  # known now; the builder takes this list when the function ends
+            params += self.library.weight_variables  # known now; the builder takes this list when the function ends
             self.builder.emit_func_output(out)
 
     def _part(self, at: int, params: list[Any], chunks: list[list[Any]]) -> None:
@@ -188,8 +222,7 @@ class Emission:
             data = self.graph.constant(name)
             if data is None:
                 raise SparseTvmError(f"value '{name}' is used before it is computed")
-            # ascontiguousarray turns a scalar into one dimension.
-            self.constants[name] = _constant(np.ascontiguousarray(data).reshape(data.shape))
+            self.constants[name] = self.library.constant(data)
         return self.constants[name]
 
     def _node(self, node: Node) -> None:
@@ -214,7 +247,7 @@ class Emission:
         kernel = remainder_kernel(self.graph, node, self.target)
         if kernel is None:
             return None
-        return KernelCall(self._symbol(node, kernel), kernel.inputs, list(map(_constant, kernel.constants)))
+        return KernelCall(self._symbol(node, kernel), kernel.inputs, list(map(self.library.constant, kernel.constants)))
 
     def _symbol(self, node: Node, kernel: RemainderKernel) -> str:
         """The symbol of a kernel, which is built when it is new."""
@@ -240,17 +273,18 @@ class Emission:
         if symbol is None:
             symbol = f"sparsetvm_layer_{len(self.symbols)}{suffix}"
             self.symbols[key] = symbol
-            kernel = chosen.kernel(task.workload, config, packed, self.target, symbol)
+            kernel: Any = chosen.kernel(task.workload, config, packed, self.target, symbol)
             self.kernels[symbol] = kernel.with_attr("tirx.noalias", False) if suffix else kernel
         return KernelCall(symbol, node.inputs, list(map(self._weight, packed.arrays)))
 
     def _weight(self, array: np.ndarray) -> Any:
         """A packed array as a constant, or as a further argument of the function."""
-        if not self.separate:
-            return _constant(array)
-        variable = relax.Var(f"weight_{len(self.weights)}", relax.TensorType(list(array.shape), str(array.dtype)))
-        self.weights.append(array)
-        self.weight_variables.append(variable)
+        library = self.library
+        if not library.separate:
+            return library.constant(array)
+        variable = relax.Var(f"weight_{len(library.weights)}", relax.TensorType(list(array.shape), str(array.dtype)))
+        library.weights.append(array)
+        library.weight_variables.append(variable)
         return variable
 
     def call_layer(self, call: KernelCall, node: Node) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from sparsetvm.core.buckets import MaskInput
 from sparsetvm.core.layout import PLAIN, AnyLayout
 
 SPARSETVM_DOMAIN = "sparsetvm"
@@ -65,7 +66,8 @@ class Graph:
     `chunks` times, on equal slices of dimension 0 of its inputs; shapes are those of one slice. A node "gather" of the
     domain "sparsetvm" makes one tensor of the results of `count` runs of all nodes before it: those behind it run fewer
     times, on larger slices. `float16`: the file has the model in float16, and other runtimes round as that says.
-    `notes`: what passes did that the user should know, one sentence each.
+    `notes`: what passes did that the user should know, one sentence each. `padding`: inputs that are not the model's
+    but say which positions are real.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Graph:
     chunks: int = 1
     float16: bool = False
     notes: list[str] = field(default_factory=list)
+    padding: dict[str, MaskInput] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.output_names = self.output_names or list(self.outputs)

@@ -25,7 +25,8 @@ import msgspec
 import numpy as np
 import onnx
 
-from sparsetvm.build.compile import LayerChoice, compile_graph
+from sparsetvm.build.compile import compile_networks
+from sparsetvm.build.network import LayerChoice, Network
 from sparsetvm.core.arithmetic import Arithmetic
 from sparsetvm.core.config import Config
 from sparsetvm.core.graph import SPARSETVM_DOMAIN, Graph, Node
@@ -70,7 +71,8 @@ def verify_layers(
         raise SparseTvmError("the manifest names no target")
     with tempfile.TemporaryDirectory(prefix="sparsetvm-layers-") as folder:
         library = Path(folder) / "layers.so"
-        compile_graph(graph, prepared.tasks, choices, target, library, {"name": prepared.path.name})
+        networks = [Network(graph, prepared.tasks, choices)]
+        compile_networks(networks, target, library, {"name": prepared.path.name})
         with Module(library, threads=module.threads) as twin:
             model = _ModelValues(reference, module.threads, {layer.y for layer in layers})
             references = [
@@ -111,6 +113,11 @@ def _as_compiled(module: Module, reference: Path) -> tuple[Prepared, dict[str, L
     if target is None:
         raise UsageError(
             f"'{module.path}' has no manifest, which says how each layer was compiled", hint="compile the model again"
+        )
+    if module.dynamic is not None:
+        raise UsageError(
+            f"--per-layer: '{module.path}' has a network for each of its buckets",
+            hint="compile the model with --shape for one size, and verify that",
         )
     prepared = prepare(reference, target, {info.name: info.shape for info in module.inputs})
     recorded = {str(layer["name"]): layer for layer in module.manifest.get("layers", [])}
