@@ -180,8 +180,8 @@ def _even_rows(m: int, columns: int, clusters: int) -> int:
 
 def _cost(shape: _Shape, workload: Workload, target: Target) -> float:
     """Estimated cycles, fitted to 990 measurements of 15 products on an H200 (16 to 1024 positions, 512 to 4096
-    squared; those with parts since blocks send their sums). Of these the config with the least estimate is slower than the
-    fastest measured by 5 % in the median and by 18 % at worst, 512 x 512 left out, which is better off with
+    squared; those with parts since blocks send their sums). Of these the config with the least estimate is slower
+    than the fastest measured by 5 % in the median and by 18 % at worst, 512 x 512 left out, which is better off with
     cuda.spmm_data; estimates of configs near the best are off by 10 % (rms), in the fit itself.
 
     Wavefronts of 128 bytes from L1 or shared memory, bytes from L2 (more of them where a part of X does not fit into
