@@ -51,7 +51,7 @@ def print_tune(report: TuneReport, options: str = "", *, dry: bool = False) -> N
         )
         for task in report.tasks
     ]
-    columns = ("task", "workload", ">zeros", ">layers", ">dense us", ">best us", ">speed-up", ">trials", "source")
+    columns = ("task", "workload", ">zeros", ">layers", ">dense us", ">best us", ">gain", ">trials", "source")
     out.print(make_table(columns, rows, fold=("task",)))
     for task in report.tasks:
         if task.reason:
