@@ -109,11 +109,12 @@ def _pick(node: Node, source: PlaneTiles, out: AnyLayout, target: Target) -> Rem
     if not isinstance(out, PlaneTiles):
         raise TypeError(f"'{node.name}': pixels are picked from plane tiles into plane tiles")
     strides = (int(node.attrs["strides"][0]), int(node.attrs["strides"][1]))
+    tables = kernels.pick_tables(source, out, strides, target)
     return RemainderKernel(
         ("pick", source, out, strides),
-        lambda symbol: kernels.pick_kernel(source, out, target, symbol),
+        lambda symbol: kernels.pick_kernel(source, out, tables, target, symbol),
         list(node.inputs),
-        [kernels.pick_places(source, out, strides)],
+        list(tables),
     )
 
 

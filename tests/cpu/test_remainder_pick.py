@@ -10,7 +10,7 @@ from end_to_end import check_against_onnxruntime
 from models import ModelBuilder
 from remainder_cases import TARGETS, compile_kernel, run_kernel, with_threads
 from sparsetvm.schedules.x86.remainder.gather import gather_kernel
-from sparsetvm.schedules.x86.remainder.pick import pick_kernel, pick_places
+from sparsetvm.schedules.x86.remainder.pick import pick_kernel, pick_tables
 
 from sparsetvm.core.layout import PlaneTiles
 from sparsetvm.core.target import Target, cpu_flags, parse_target
@@ -21,7 +21,8 @@ _RANDOM = np.random.default_rng(0)
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(
-    ("size", "strides", "pads"), [((14, 14), (2, 2), (1, 1)), ((9, 20), (2, 3), (2, 0)), ((7, 7), (1, 2), (1, 3))]
+    ("size", "strides", "pads"),
+    [((14, 14), (2, 2), (1, 1)), ((9, 20), (2, 3), (2, 0)), ((7, 7), (1, 2), (1, 3)), ((56, 56), (2, 2), (1, 1))],
 )
 def test_picked_pixels_are_every_nth(
     size: tuple[int, int], strides: tuple[int, int], pads: tuple[int, int], target: Target
@@ -30,10 +31,10 @@ def test_picked_pixels_are_every_nth(
     expected = np.ascontiguousarray(x[:, :, :: strides[0], :: strides[1]])
     source = PlaneTiles(2, 5, *size, pads[0], target.lanes)
     out = PlaneTiles(2, 5, *expected.shape[2:], pads[1], target.lanes)
-    places = pick_places(source, out, strides)
+    tables = pick_tables(source, out, strides, target)
     for threads in (1, 2):
-        kernel = compile_kernel(pick_kernel(source, out, with_threads(target, threads), "pick"), target)
-        y = run_kernel(kernel, [source.to_physical(x), places], out.physical_shape(()))
+        kernel = compile_kernel(pick_kernel(source, out, tables, with_threads(target, threads), "pick"), target)
+        y = run_kernel(kernel, [source.to_physical(x), *tables], out.physical_shape(()))
         np.testing.assert_array_equal(y, out.to_physical(expected))
 
 
