@@ -270,6 +270,26 @@ void multiply_sparse(float (&d)[COUNT], uint64_t a, uint64_t b, uint32_t chosen,
     }
   }
 }
+// See sp::wgmma_dense.
+template <int COUNT>
+void multiply_dense(float (&d)[COUNT], uint64_t a, uint64_t b) {
+  exchange(~0u, 0);  // the warp's lanes are here together
+  const char* const shared = dynamic_shared();
+  const auto value = [&](uint64_t at) { return half_to_float(*reinterpret_cast<const unsigned short*>(shared + at)); };
+  if (a % 16 || uint32_t(b) % 1024) fail("wgmma: misaligned operand");
+  const int g = lane() / 4, t = lane() % 4;
+  for (int r = 0; r < 2; r++) {
+    const int row = thread.x % 128 / 32 * 16 + 8 * r + g;
+    for (int k = 0; k < 16; k++) {
+      const float weight = value(a + k / 8 * 1024 + row * 16 + k % 8 * 2);
+      for (int j = 0; j < COUNT / 4; j++)
+        for (int e = 0; e < 2; e++) {
+          const int n = 8 * j + 2 * t + e;
+          d[4 * j + 2 * r + e] += weight * value(uint32_t(b) + n / 64 * (b >> 32) + k * 128 + (n % 64 / 8 ^ k % 8) * 16 + n % 8 * 2);
+        }
+    }
+  }
+}
 // See sp::read_columns: lane 8 i + r points to row r of matrix i; lane 4 g + t gets of each its rows 2 t, 2 t + 1, column g.
 inline void read_columns(uint32_t (&b)[4], const void* shared) {
   if (uintptr_t(shared) % 16) fail("ldmatrix: misaligned address");
