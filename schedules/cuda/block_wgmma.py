@@ -43,8 +43,6 @@ class BlockWgmma(Template):
     name = "cuda.block_wgmma"
     version = 1
     arithmetic = "float16"
-    every = False  # column of a panel, or those only that a row of it has
-    shapes: tuple[str, ...] = _SHAPES
 
     def matches(self, workload: Workload, target: Target) -> bool:
         pattern = workload.pattern
@@ -52,56 +50,70 @@ class BlockWgmma(Template):
         return tall and workload.nnz > 0 and reads_boxes(workload, target)
 
     def space(self, workload: Workload, target: Target) -> Space:
-        return Space(self.name, (Choice("shape", self.shapes),))
+        return Space(self.name, (Choice("shape", _SHAPES),))
 
     def default(self, workload: Workload, target: Target) -> Config:
         """The config with the smallest estimate."""
         return self.smallest_estimate(workload, target)
 
     def estimate(self, workload: Workload, config: Config, target: Target) -> float:
-        """As that of block_tiles: bytes from L2 and the chain of a block's steps overlap. Not measured."""
-        g, shape = flat_geometry(workload), _Shape.of(config)
-        if self.every:
-            columns = float(workload.k)
-        else:
-            mean, spread = expected_steps(workload, shape.rows)
-            columns = (mean + spread) * STEP
-        share = max(1.0, -(-workload.m // shape.rows) * -(-g.positions // shape.tn) / target.sms)
-        steps = columns / shape.run
-        traffic = share * 2 * columns * (shape.tn + shape.rows) / _L2_BYTES
-        products = -(-share // shape.resident) * shape.resident * columns * shape.rows * shape.tn / _PRODUCTS
-        chain = -(-share // shape.resident) * steps * _LATENCY / shape.stages
-        stored = share * shape.rows * shape.tn * (2 if workload.layout_out.half else 4) / _STORED
-        return _FIXED + stored + max(traffic, products, chain)
+        mean, spread = expected_steps(workload, Shape.of(config).rows)
+        return wgmma_clocks(workload, config, target, (mean + spread) * STEP)
 
     def pack(
         self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target
     ) -> Packed:
-        shape = _Shape.of(config)
-        packed = wgmma_panels(weight, shape.rows, shape.run, self.every)
-        tiles = packed.tiles.view(np.uint8).ravel()
-        return Packed((packed.heads.ravel(), packed.starts, tiles, bias_array(bias, workload.m)))
+        return pack_wgmma(weight, bias, workload, config)
 
     def kernel(self, workload: Workload, config: Config, packed: Packed, target: Target, symbol: str) -> Any:
-        g, shape = flat_geometry(workload), _Shape.of(config)
-        defines = (
-            *(("SP_ROWS", shape.rows // TILE_ROWS), ("SP_TN", shape.tn), ("SP_STEP", shape.run)),
-            *(("SP_STAGES", shape.stages), ("SP_RESIDENT", shape.resident), ("SP_CLUSTER", 1)),
-            *(("SP_Y_HALF", int(workload.layout_out.half)), *epilogue_defines(workload.epilogue)),
-        )
-        return Launch(
-            "wgmma_panels.cu",
-            "wgmma_panels",
-            defines,
-            (-(-g.positions // shape.tn), -(-workload.m // shape.rows), 1),
-            128 * _GROUPS + (128 if shape.resident == 1 else 32),
-            shape.shared,
-            1,
-            (workload.m, g.positions, g.y_row, g.r_row),
-            overlaps=True,
-            native=True,
-            map=TensorMap(workload.k, g.positions, g.x_row, shape.run),
-        )
+        return wgmma_launch(workload, config)
+
+
+def wgmma_clocks(workload: Workload, config: Config, target: Target, columns: float) -> float:
+    """What to expect of panels with so many columns: bytes from L2, products and the chain of a block's steps overlap.
+    Not measured.
+    """
+    g, shape = flat_geometry(workload), Shape.of(config)
+    share = max(1.0, -(-workload.m // shape.rows) * -(-g.positions // shape.tn) / target.sms)
+    waves = -(-share // shape.resident)
+    traffic = share * 2 * columns * (shape.tn + shape.rows) / _L2_BYTES
+    products = waves * shape.resident * columns * shape.rows * shape.tn / _PRODUCTS
+    chain = waves * columns / shape.run * _LATENCY / shape.stages
+    stored = share * shape.rows * shape.tn * (2 if workload.layout_out.half else 4) / _STORED
+    return _FIXED + stored + max(traffic, products, chain)
+
+
+def pack_wgmma(
+    weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, every: bool = False
+) -> Packed:
+    """What wgmma_panels.cu reads. every: panels have all columns."""
+    shape = Shape.of(config)
+    packed = wgmma_panels(weight, shape.rows, shape.run, every)
+    tiles = packed.tiles.view(np.uint8).ravel()
+    return Packed((packed.heads.ravel(), packed.starts, tiles, bias_array(bias, workload.m)))
+
+
+def wgmma_launch(workload: Workload, config: Config) -> Launch:
+    """The launch of wgmma_panels.cu."""
+    g, shape = flat_geometry(workload), Shape.of(config)
+    defines = (
+        *(("SP_ROWS", shape.rows // TILE_ROWS), ("SP_TN", shape.tn), ("SP_STEP", shape.run)),
+        *(("SP_STAGES", shape.stages), ("SP_RESIDENT", shape.resident), ("SP_CLUSTER", 1)),
+        *(("SP_Y_HALF", int(workload.layout_out.half)), *epilogue_defines(workload.epilogue)),
+    )
+    return Launch(
+        "wgmma_panels.cu",
+        "wgmma_panels",
+        defines,
+        (-(-g.positions // shape.tn), -(-workload.m // shape.rows), 1),
+        128 * _GROUPS + (128 if shape.resident == 1 else 32),
+        shape.shared,
+        1,
+        (workload.m, g.positions, g.y_row, g.r_row),
+        overlaps=True,
+        native=True,
+        map=TensorMap(workload.k, g.positions, g.x_row, shape.run),
+    )
 
 
 def reads_boxes(workload: Workload, target: Target) -> bool:
@@ -113,7 +125,7 @@ def reads_boxes(workload: Workload, target: Target) -> bool:
 
 
 @dataclass(frozen=True)
-class _Shape:
+class Shape:
     """Rows of a panel, positions of a block, columns of a step, stages, blocks of a multiprocessor."""
 
     rows: int
@@ -123,8 +135,8 @@ class _Shape:
     resident: int
 
     @staticmethod
-    def of(config: Config) -> _Shape:
-        return _Shape(*(int(size) for size in config.str("shape").replace("x", "-").split("-")))
+    def of(config: Config) -> Shape:
+        return Shape(*(int(size) for size in config.str("shape").replace("x", "-").split("-")))
 
     @property
     def shared(self) -> int:
