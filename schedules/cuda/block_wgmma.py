@@ -1,10 +1,11 @@
-"""Product of blocks of 64 rows and more on Hopper's tensor cores, many positions: X and W by the copy engine.
+"""Product of large blocks on Hopper's own tensor core instructions, many positions: X and W by the copy engine.
 
     block: a panel of 64 or 128 rows x TN positions:
         a warp: for step of `run` columns that a row of the panel has (STAGES in flight): starts the copies of X and W
         two groups of four warps, 64 rows or half of the positions each: run / 16 instructions m64 x 128 or 256 x k16
 
-Requires: sm_90; a product with X in float16 (`HalfTiled`), a workload with `fp16`, blocks of 64 x 32 and multiples.
+Requires: sm_90; a product with X in float16 (`HalfTiled`), a workload with `fp16`, blocks of 16 rows and more and of 32
+columns or a multiple. Panels of lower blocks are larger than these, and hold the columns of several.
 Weights rounded to float16 and packed by formats/wgmma_panels.py.
 """
 
@@ -32,9 +33,10 @@ from sparsetvm.space.space import Space
 # Rows of a panel x TN - columns of a step - stages - blocks of a multiprocessor.
 _SHAPES = ("64x256-32-5-2", "64x256-64-5-1", "64x256-32-10-1", "64x512-32-6-1", "64x512-64-3-1", "128x256-64-4-1")
 _GROUPS = 2
+_FEWEST_ROWS, _LEAST_RUN = 16, 2 * STEP
 _ALIGNMENT = 1024
 # Clocks; bytes a clock and multiprocessor; multiply-adds a clock of a multiprocessor.
-_FIXED, _L2_BYTES, _PRODUCTS, _STORED, _LATENCY = 5000, 30, 3400, 12, 1775
+_FIXED, _L2_BYTES, _PRODUCTS, _STORED, _LATENCY = 5000, 38, 3400, 12, 1775
 
 
 class BlockWgmma(Template):
@@ -46,8 +48,8 @@ class BlockWgmma(Template):
 
     def matches(self, workload: Workload, target: Target) -> bool:
         pattern = workload.pattern
-        tall = pattern.kind == "block" and not pattern.block[0] % TILE_ROWS and not pattern.block[1] % (2 * STEP)
-        return tall and workload.nnz > 0 and reads_boxes(workload, target)
+        large = pattern.kind == "block" and pattern.block[0] >= _FEWEST_ROWS and not pattern.block[1] % _LEAST_RUN
+        return large and workload.nnz > 0 and reads_boxes(workload, target)
 
     def space(self, workload: Workload, target: Target) -> Space:
         return Space(self.name, (Choice("shape", _SHAPES),))

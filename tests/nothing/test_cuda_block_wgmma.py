@@ -25,7 +25,7 @@ def config(shape: str, name: str = "cuda.block_wgmma") -> Config:
 
 @pytest.mark.parametrize(
     ("block", "m", "k", "n", "shape", "y_half"),
-    [((64, 32), 130, 170, 40, "64x256-32-5-2", True), ((64, 64), 128, 260, 264, "64x512-64-3-1", False)],
+    [((32, 32), 130, 170, 40, "64x256-32-5-2", True), ((64, 64), 128, 260, 264, "64x512-64-3-1", False)],
 )
 def test_blocks_match_float64(block: tuple[int, int], m: int, k: int, n: int, shape: str, y_half: bool) -> None:
     weight = blocks(m, k, block)
@@ -59,14 +59,14 @@ def test_packing_gives_each_panel_its_runs_longest_first() -> None:
         wgmma_panels(np.full((4, 4), 1e5, np.float32), 64, 32)
 
 
-def test_only_tall_blocks_with_x_in_float16_on_hopper_match() -> None:
+def test_only_large_blocks_with_x_in_float16_on_hopper_match() -> None:
     weight = blocks(128, 128, (64, 64))
     workload = half_product(weight, 64, FULL, True, True, named("block", (64, 64), 0.3))
     assert BLOCKS.matches(workload, TARGET)
     for other in (
         half_product(weight, 64, FULL, False, True, workload.pattern),
         msgspec.structs.replace(workload, fp16=False),
-        msgspec.structs.replace(workload, pattern=named("block", (32, 32), 0.3)),
+        msgspec.structs.replace(workload, pattern=named("block", (8, 32), 0.3)),
         msgspec.structs.replace(workload, pattern=named("block", (64, 16), 0.3)),
     ):
         assert not BLOCKS.matches(other, TARGET)
