@@ -22,13 +22,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from sparsetvm.core.manifest import ModelInfo
 from sparsetvm.core.results import (
     BenchReport,
     CompileReport,
     DoctorReport,
     Event,
     InspectReport,
+    LibraryReport,
     PageReport,
     Progress,
     PruneReport,
@@ -71,7 +71,7 @@ def inspect(
     >>> inspect(digits_path(), target="cpu,znver4", threads=1).layers[1].pattern
     'unstructured'
     """
-    from sparsetvm.analysis.layers import inspect_layers
+    from sparsetvm.analysis.layers import expected_of_model, inspect_layers
     from sparsetvm.log.location import log_dir as find_log_dir
     from sparsetvm.log.lookup import RecordIndex
     from sparsetvm.search.what_if import Forecaster, parse_goals
@@ -80,11 +80,15 @@ def inspect(
     where = parse_target(target, threads, allow_tf32, allow_fp16)
     prepared = prepare(model, where, shapes)
     workloads = {name: task.workload for name, task in prepared.tasks.items()}
+    speedup, layers_speedup = expected_of_model(prepared.graph, workloads, where)
     report = InspectReport(
         model=str(model),
         target=str(where),
         layers=inspect_layers(prepared.graph, workloads, where),
         notes=prepared.notes,
+        speedup=speedup,
+        layers_speedup=layers_speedup,
+        threads=where.threads,
     )
     if goals:
         index = RecordIndex.open(find_log_dir(log_dir), list(records))
@@ -92,6 +96,16 @@ def inspect(
         report.what_if = [forecaster.forecast(goal) for goal in goals]
         report.notes = [*report.notes, *index.skipped()]
     return report
+
+
+def inspect_library(path: PathLike) -> LibraryReport:
+    """What is in a compiled library, told by its manifest: layers, kernels, times, inputs, outputs, target.
+
+    The library is not loaded. Raises UsageError without a manifest beside it, ModelError when that is of another one.
+    """
+    from sparsetvm.core.library import describe_library
+
+    return describe_library(Path(path))
 
 
 def tasks(
@@ -295,71 +309,60 @@ def bench(
     target_path: PathLike,
     *,
     against: Sequence[str] = ("ort", "dense"),
-    threads: int = 1,
+    threads: int | None = None,
     seconds: float = 3.0,
+    iterations: int | None = None,
+    warm_up: float = 0.0,
+    percentiles: Sequence[float] = (),
+    instances: int = 1,
     inputs: Mapping[str, Any] | None = None,
     reference_model: PathLike | None = None,
     target: str = "cpu",
+    shapes: Shapes | None = None,
     allow_tf32: bool = False,
     allow_fp16: bool = False,
     per_layer: bool = False,
+    export_times: PathLike | None = None,
+    progress: Progress | None = None,
 ) -> BenchReport:
     """Time a compiled model (or an .onnx file, compiled first) beside competitors, interleaved in one process.
 
     against: "ort" (ONNX Runtime), "openvino" (its default precision), "openvino-f32" and "dense" (our own build of the
-    same model with dense kernels only). target: what an .onnx file is compiled for. On a GPU inputs and outputs stay
-    there, and "ort" and "openvino", which run on the CPU, are left out. per_layer: also the times of our kernels.
+    same model with dense kernels only). threads: None for what the library was compiled for. seconds: for each
+    competitor, or `iterations` runs instead; warm_up: seconds of runs before. percentiles: more than p50, p90 and p99.
+    instances: so many copies of each run at the same time, each with its threads. target, shapes: what an .onnx file is
+    compiled for. On a GPU inputs and outputs stay there, and "ort" and "openvino", which run on the CPU, are left out.
+    per_layer: also the times of our kernels. export_times: a JSON file for every single time.
     """
-    from sparsetvm.runtime.compare import interleave
-    from sparsetvm.runtime.openvino import openvino_run
-    from sparsetvm.runtime.verify import check_signature, onnxruntime_session
+    from sparsetvm.runtime.bench import bench_library
+    from sparsetvm.runtime.compare import BenchPlan
 
-    notes: list[str] = []
-    path = Path(target_path)
+    tell, path = progress or _silent, Path(target_path)
+    if shapes and path.suffix != ".onnx":
+        raise UsageError("--shape: the shapes of a library are fixed", hint="give it to the model that is compiled")
     reference = Path(reference_model) if reference_model else path if path.suffix == ".onnx" else None
     with tempfile.TemporaryDirectory(prefix="sparsetvm-bench-") as folder:
+        library = path
         if path.suffix == ".onnx":
             library = Path(folder) / "model.so"
-            compile(path, library, target=target, threads=threads, allow_tf32=allow_tf32, allow_fp16=allow_fp16)
-        else:
-            library = path
-        module = load(library, threads=threads)
-        if reference is None and against:
-            reference = _recorded_model(module)
-        feed = dict(inputs) if inputs is not None else module.random_inputs()
-        runs: dict[str, Any] = {"ours": module.prepared(feed)}
-        built_for = module.built_for
-        if built_for is not None and built_for.kind == "cuda":
-            if per_layer:
-                raise UsageError("--per-layer: a model on a GPU runs as one CUDA graph", hint="leave it out")
-            left_out = [name for name in against if name != "dense"]
-            against = [name for name in against if name == "dense"]
-            if left_out:
-                notes.append(f"{', '.join(left_out)} left out: on the CPU no competitor of a GPU")
-        if "ort" in against and reference is not None:
-            session = onnxruntime_session(reference, threads)
-            check_signature(session, module, reference)
-            runs["ort"] = lambda: session.run(None, feed)
-        for name in ("openvino", "openvino-f32"):
-            if name in against and reference is not None:
-                runs[name] = openvino_run(reference, threads, feed, float32=name == "openvino-f32")
-        if "dense" in against and reference is not None:
-            shapes = {info.name: info.shape for info in module.inputs}
-            where = built_for if built_for is not None and built_for.kind == "cuda" else parse_target("cpu", threads)
-            runs["dense"] = _dense_module(reference, Path(folder) / "dense.so", where, shapes).prepared(feed)
-        latency = interleave(runs, seconds)
-        layers = module.per_layer(feed, seconds=seconds) if per_layer else []
-        notes.extend(module.notes)
-    ours = latency.pop("ours")
-    return BenchReport(
-        model=str(target_path),
-        threads=threads,
-        latency_ms=ours,
-        against=latency,
-        speedup={name: theirs.median / ours.median for name, theirs in latency.items()},
-        notes=notes,
-        per_layer=layers,
-    )
+            compile(
+                path, library, target=target, threads=threads, shapes=shapes, allow_tf32=allow_tf32,
+                allow_fp16=allow_fp16, progress=tell,
+            )  # fmt: skip
+        return bench_library(
+            library,
+            str(target_path),
+            reference,
+            Path(folder),
+            against=against,
+            threads=threads,
+            plan=BenchPlan(seconds, iterations, warm_up, tuple(percentiles)),
+            instances=instances,
+            inputs=inputs,
+            per_layer=per_layer,
+            export_times=None if export_times is None else Path(export_times),
+            tell=tell,
+        )
 
 
 def prune(
@@ -455,29 +458,12 @@ def _write(prepared: Prepared, target: Target, choices: Any, output: Path, separ
     return compile_graph(prepared.graph, prepared.tasks, choices, target, output, model, separate)
 
 
-def _recorded_model(module: Module) -> Path:
-    from sparsetvm.frontend.recorded import recorded_model
-
-    recorded = module.signature.model if module.signature else ModelInfo()
-    try:
-        return recorded_model(module.path, recorded.name, recorded.sha256)
-    except UsageError as error:
-        raise UsageError(error.message, hint="pass it with --reference MODEL.onnx, or use --against none") from error
-
-
-def _dense_module(model: Path, library: Path, where: Target, shapes: Shapes) -> Module:
-    from sparsetvm.build.choose import choose_dense
-
-    prepared = prepare(model, where, shapes)
-    _write(prepared, where, choose_dense(prepared.tasks, where), library)
-    return load(library, threads=where.threads)
-
-
 __all__ = [
     "bench",
     "compile",
     "doctor",
     "inspect",
+    "inspect_library",
     "load",
     "prune",
     "tasks",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from sparsetvm.cli.params import (
@@ -53,11 +55,16 @@ def command(
 ) -> None:
     """Which layers of MODEL are pruned, how, and what speed-up to expect.
 
-    A layer that would stay dense says why. With --what-if also what patterns would gain, before anyone retrains:
-    nothing is measured, and the prediction says which of its figures come from tuning records.
+    A layer that would stay dense says why, and a sparse one what bounds it. With --what-if also what patterns would
+    gain, before anyone retrains: nothing is measured, and the prediction says which of its figures come from tuning
+    records. MODEL may also be a compiled .so: then its manifest says what is in it.
     """
     from sparsetvm import api
+    from sparsetvm.core.library import is_library
 
+    if is_library(Path(model)):
+        _inspect_library(session, model)
+        return
     goals = [text for text in (what_if or "").split(",") if text]
     if sparsity is not None and not goals:
         raise UsageError(
@@ -77,8 +84,21 @@ def command(
     )
 
     def render() -> None:
-        from sparsetvm.report.console import print_inspect
+        from sparsetvm.report.inspection import print_inspect
 
-        print_inspect(report)
+        print_inspect(report, session.repeated("target", "threads", "allow_tf32", "allow_fp16", "shapes", "log_dir"))
+
+    session.emit(report, render)
+
+
+def _inspect_library(session: Session, path: str) -> None:
+    from sparsetvm import api
+
+    report = api.inspect_library(path)
+
+    def render() -> None:
+        from sparsetvm.report.inspection import print_library
+
+        print_library(report)
 
     session.emit(report, render)

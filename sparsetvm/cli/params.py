@@ -34,6 +34,23 @@ class Duration(click.ParamType):  # type: ignore[type-arg]
         return seconds
 
 
+class Percentiles(click.ParamType):  # type: ignore[type-arg]
+    """ "50,95,99.9" -> (50.0, 95.0, 99.9)."""
+
+    name = "percentiles"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            found = tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"'{value}' are no percentiles; write 50,95,99.9", param, ctx)
+        if not all(0 < part <= 100 for part in found):
+            self.fail(f"'{value}': percentiles lie above 0 and up to 100", param, ctx)
+        return found
+
+
 class Shape(click.ParamType):  # type: ignore[type-arg]
     """ "x=1x3x224x224": the static shape of one input. Converts to (name, dims)."""
 
@@ -63,8 +80,10 @@ class Model(click.ParamType):  # type: ignore[type-arg]
 
             name = text.removeprefix("example:")
             if name not in EXAMPLES:
-                known = ", ".join(f"example:{known}" for known in EXAMPLES)
-                self.fail(f"no shipped model '{text}'{did_you_mean(name, EXAMPLES)}; there is {known}", param, ctx)
+                shown = [f"example:{known}" for known in EXAMPLES]
+                self.fail(
+                    f"no shipped model '{text}'{did_you_mean(text, shown)}; there is {', '.join(shown)}", param, ctx
+                )
             return str(example_path(name))
         if not os.path.isfile(text):
             self.fail(f"'{text}' is no file", param, ctx)

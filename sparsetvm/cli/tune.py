@@ -103,7 +103,8 @@ def _finish(session: Session, report: TuneReport, only_list: bool) -> None:
     def render() -> None:
         from sparsetvm.report.console import print_tasks, print_tune
 
-        print_tasks(report) if only_list else print_tune(report)
+        options = session.repeated("target", "threads", "allow_tf32", "allow_fp16", "shapes", "records", "log_dir")
+        print_tasks(report) if only_list else print_tune(report, options)
 
     session.emit(report, render)
     if report.interrupted:

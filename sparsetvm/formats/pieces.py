@@ -63,6 +63,7 @@ class CodePlan:
     """Row groups x K blocks. rows: registers per group; k_block: columns per block; groups: row groups per piece.
 
     runs: how often a worker runs a piece (once per tile): it spreads the prefetches of the next one over them; 0: none.
+    sums_ahead: a group prefetches the sums that the next group of its piece goes on from (sums in one register only).
     """
 
     rows: int
@@ -71,6 +72,7 @@ class CodePlan:
     rows_first: bool  # pieces ordered rows-outer (True) or K-outer (False)
     clustered: bool = True  # rows of a group share columns (True) or are neighbours in memory (False)
     runs: int = 1
+    sums_ahead: bool = False
 
 
 class Emitter(abc.ABC):
@@ -95,10 +97,12 @@ class Emitter(abc.ABC):
         self._count = 0
         self._weight_base = self.weight_bias
 
-    def group(self, block: np.ndarray, rows: list[int], taps: np.ndarray, first: bool, last: bool) -> None:
+    def group(
+        self, block: np.ndarray, rows: list[int], taps: np.ndarray, first: bool, last: bool, following: list[int]
+    ) -> None:
         """Add a register group: `block` (rows, columns) of weights of the output `rows`, whose columns are at X[taps].
 
-        first, last: whether sums start from the bias, and whether they end here.
+        first, last: whether sums start from the bias, and whether they end here. following: rows to prefetch sums of.
         """
         mask = block != 0
         used = np.flatnonzero(mask.any(1) | first | last).tolist()
@@ -106,6 +110,7 @@ class Emitter(abc.ABC):
         for i in used:
             self.load(rows[i], sums[i], first)
         ahead = self.prefetches([rows[i] for i in used], first, last)
+        ahead += [f"prefetcht0 {self.row_bytes * row}(%rsi)" for row in following if not first]
         for column in np.flatnonzero(mask.any(0)):
             hits = np.flatnonzero(mask[:, column]).tolist()
             self.lines.extend(ahead[:1])
@@ -179,7 +184,9 @@ def assemble(
         for row in range(start, stop, plan.rows):
             rows = order[row : min(row + plan.rows, stop)]
             block = weight[rows, k0 : k0 + plan.k_block]
-            emitter.group(block, rows.tolist(), taps[start // rows_per_group][k0:], first, last)
+            following = order[row + plan.rows : min(row + 2 * plan.rows, stop)] if plan.sums_ahead else rows[:0]
+            tap = taps[start // rows_per_group][k0:]
+            emitter.group(block, rows.tolist(), tap, first, last, following.tolist())
         bodies.append(_Body(_asm_text(emitter.lines), len(emitter.lines), order[start:stop], emitter.weights, last))
     return _finish(bodies, plan.runs)
 

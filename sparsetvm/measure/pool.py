@@ -320,6 +320,7 @@ def _measured(config: Config, reply: Reply, build_seconds: float) -> Measured:
         build_seconds=max(reply.build_seconds, build_seconds),
         remeasured=reply.remeasured,
         conditions=reply.conditions,
+        other_us=reply.other_us,
     )
 
 

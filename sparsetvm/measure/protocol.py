@@ -74,7 +74,7 @@ class Stage(msgspec.Struct, frozen=True, tag=True):
 
 
 class Reply(msgspec.Struct, frozen=True, tag=True):
-    """Result of Run or Build, or of one config of Retime. remeasured, conditions: as in a Record."""
+    """Result of Run or Build, or of one config of Retime. remeasured, conditions, other_us: as in a Record."""
 
     status: Status
     times_us: tuple[float, ...] = ()
@@ -83,6 +83,7 @@ class Reply(msgspec.Struct, frozen=True, tag=True):
     build_seconds: float = 0.0
     remeasured: str = ""
     conditions: Conditions | None = None
+    other_us: float | None = None
 
 
 class Replies(msgspec.Struct, frozen=True, tag=True):

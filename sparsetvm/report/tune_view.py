@@ -15,6 +15,7 @@ from rich.text import Text
 
 from sparsetvm.core.results import Event
 from sparsetvm.errors import printable
+from sparsetvm.report.table import micros
 
 _FRAME = 9  # lines of the view that are no tasks
 _LEAST_ROWS = 3
@@ -144,7 +145,10 @@ class TuneView:
             gain = task.dense / task.best if task.dense and task.best else None
             about = [printable(task.pattern), f"{100 * task.sparsity:.1f} %", str(task.count)] if wide else []
             style = "bold" if task.state == "searching" else "dim" if not task.state else ""
-            times = [_number(task.dense), _number(task.best), "" if gain is None else f"{gain:.2f}x"]
+            times = [
+                *(micros(us) if us else "" for us in (task.dense, task.best)),
+                "" if gain is None else f"{gain:.2f}x",
+            ]
             rest = [] if narrow else [str(task.trials or ""), str(task.failed or ""), printable(task.state)]
             table.add_row(*map(Text, [printable(task.name), *about, *times, *rest]), style=style)
         return table
@@ -174,10 +178,6 @@ def _cut(line: str, width: int) -> Text:
     text = Text(line, style="dim" if line.startswith(("log ", "last ")) else "")
     text.truncate(max(10, width - 1), overflow="ellipsis")
     return text
-
-
-def _number(us: float | None) -> str:
-    return "" if us is None else f"{us:.1f}" if us >= 10 else f"{us:.2f}"
 
 
 def _time(us: float) -> str:

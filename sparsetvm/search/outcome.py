@@ -85,6 +85,7 @@ class RecordMaker:
             time=datetime.now(timezone.utc).isoformat(timespec="microseconds"),
             remeasured=measured.remeasured,
             conditions=measured.conditions,
+            other_us=measured.other_us,
         )
 
 

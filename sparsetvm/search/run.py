@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from sparsetvm.analysis.layers import why_dense
 from sparsetvm.core.record import Record
 from sparsetvm.core.results import Event, Progress, TaskReport, TuneReport
 from sparsetvm.core.target import Target, device_fingerprint
@@ -15,7 +16,7 @@ from sparsetvm.errors import UsageError, did_you_mean
 from sparsetvm.log.journal import append, check_writable, journal_path
 from sparsetvm.log.location import log_dir as find_log_dir
 from sparsetvm.log.lookup import RecordIndex
-from sparsetvm.schedules.base import arithmetic_of
+from sparsetvm.schedules.base import arithmetic_of, ignores_zeros
 from sparsetvm.search.budget import TuneOptions
 from sparsetvm.search.candidates import candidates_of, validator
 from sparsetvm.search.outcome import TaskOutcome, TuningInterrupted
@@ -66,7 +67,7 @@ class TuneRun:
             self.outcomes, interrupted = stopped.outcomes, True
         finally:
             measurer.close()
-        reports = [report_of(outcome) for outcome in self.outcomes]
+        reports = [report_of(outcome, self.target) for outcome in self.outcomes]
         return self._report(reports, time.monotonic() - begun, interrupted)
 
     def _plan(self, tasks: Sequence[Task]) -> dict[str, Any]:
@@ -100,7 +101,7 @@ class TuneRun:
             source = (decision.source if decision.source == "shipped" else decision.kind) if known else "default"
             config = known.config if known else candidates.default
             outcome = TaskOutcome(task, config, source, known.best_us if known else None)  # type: ignore[arg-type]
-            reports.append(report_of(outcome))
+            reports.append(report_of(outcome, self.target))
         return self._report(reports, 0.0, False)
 
     def _report_bad_lines(self) -> None:
@@ -134,9 +135,10 @@ class TuneRun:
         )
 
 
-def report_of(outcome: TaskOutcome) -> TaskReport:
+def report_of(outcome: TaskOutcome, target: Target) -> TaskReport:
     """The row of one outcome."""
-    pattern = outcome.task.workload.pattern
+    pattern, arithmetic = outcome.task.workload.pattern, arithmetic_of(outcome.config.template)
+    stays_dense = pattern.kind != "dense" and ignores_zeros(outcome.config.template) and outcome.best_us
     known = outcome.best_us is not None and outcome.dense_us is not None
     return TaskReport(
         name=outcome.task.name,
@@ -150,8 +152,9 @@ def report_of(outcome: TaskOutcome) -> TaskReport:
         trials=outcome.trials,
         source=outcome.source,
         config=str(outcome.config),
-        arithmetic=arithmetic_of(outcome.config.template),
+        arithmetic=arithmetic,
         rank_correlations=outcome.rank_correlations,
+        reason=why_dense(outcome.task.workload, target, tensor_cores=arithmetic != "float32") if stays_dense else "",
     )
 
 

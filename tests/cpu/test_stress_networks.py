@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from checklib import isolated
 from checklib.isolated import call_isolated
 from checklib.running_error import running_error
 from models import ModelBuilder, random_inputs, run_onnxruntime
@@ -57,17 +58,21 @@ def test_a_failure_is_saved_with_its_inputs(tmp_path: Path) -> None:
 def misbehave(item: str) -> str:
     if item == "crash":
         os.abort()
-    if item == "hang":
+    while item == "hang":
+        pass
+    if item == "stuck":
         time.sleep(60)
     if item == "raise":
         raise ValueError("on purpose")
     return item.upper()
 
 
-def test_crashes_and_hangs_are_outcomes_of_their_items() -> None:
-    items = ["fine", "crash", "raise", "hang", "last"]
-    outcomes = {outcome.item: outcome for outcome in call_isolated(misbehave, items, jobs=2, timeout=20)}
+def test_crashes_and_hangs_are_outcomes_of_their_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolated, "_STUCK", 8)
+    items = iter(["fine", "crash", "raise", "stuck", "hang", "last"])
+    outcomes = {outcome.item: outcome for outcome in call_isolated(misbehave, items, jobs=2, timeout=1)}
     assert (outcomes["fine"].result, outcomes["last"].result) == ("FINE", "LAST")
     assert outcomes["crash"].error == "crash: exit code -6"
     assert "on purpose" in outcomes["raise"].error
-    assert outcomes["hang"].error == "timeout: 20 s"
+    assert outcomes["hang"].error == "timeout: 1 s of CPU time"
+    assert outcomes["stuck"].error == "timeout: 8 s"

@@ -145,7 +145,10 @@ def test_tuning_takes_tensor_cores_for_a_pruned_layer_only_where_they_win(tensor
     assert allowed.config.template.startswith(winner)
     assert strict.config.template.startswith("cuda.spmm")
     assert allowed.dense_us == min(tensor_us, 30.0)
-    assert (report_of(allowed).arithmetic, report_of(strict).arithmetic) == (arithmetic_of(winner), "float32")
+    reports = report_of(allowed, TF32), report_of(strict, STRICT)
+    assert [report.arithmetic for report in reports] == [arithmetic_of(winner), "float32"]
+    assert ("tensor cores win" in reports[0].reason) == (winner == NAME)
+    assert reports[1].reason == ""
 
 
 def test_dense_build_uses_tensor_cores_where_they_are_allowed(tmp_path: Path) -> None:
