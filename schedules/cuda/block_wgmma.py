@@ -100,7 +100,7 @@ def wgmma_launch(workload: Workload, config: Config) -> Launch:
     g, shape = flat_geometry(workload), Shape.of(config)
     defines = (
         *(("SP_ROWS", shape.rows // TILE_ROWS), ("SP_TN", shape.tn), ("SP_STEP", shape.run)),
-        *(("SP_STAGES", shape.stages), ("SP_RESIDENT", shape.resident), ("SP_CLUSTER", 1)),
+        *(("SP_STAGES", shape.stages), ("SP_RESIDENT", shape.resident)),
         *(("SP_Y_HALF", int(workload.layout_out.half)), *epilogue_defines(workload.epilogue)),
     )
     return Launch(

@@ -1,7 +1,7 @@
 // Hopper's own tensor core instructions (sm_90a), also on weights with two non-zeros of every four columns, and copies of
-// tiles of X by the copy engine, to one block or to all blocks of a cluster.
+// tiles of X by the copy engine.
 #pragma once
-#include "cluster.cuh"
+#include "bulk.cuh"
 
 namespace sp {
 
@@ -9,8 +9,8 @@ namespace sp {
 
 using sp_emu::TensorMap;
 using sp_emu::shared_address;
-__device__ __forceinline__ void copy_box(void* shared, const TensorMap* map, int n, int k, Mbarrier* bar, int mask) {
-  sp_emu::copy_box(shared, map, n, k, bar, mask);
+__device__ __forceinline__ void copy_box(void* shared, const TensorMap* map, int n, int k, Mbarrier* bar) {
+  sp_emu::copy_box(shared, map, n, k, bar);
 }
 __device__ __forceinline__ bool one_lane() { return threadIdx.x % 32 == 0; }
 template <int COUNT>
@@ -43,21 +43,14 @@ __device__ __forceinline__ void wgmma_dense(float (&d)[COUNT], uint64_t a, uint6
 struct alignas(64) TensorMap {
   uint64_t opaque[16];
 };
-// Copies the box at column n, row k to the same place of the shared memory of all blocks in `mask`; its bytes count for
-// the current phase of their `bar`. Boxes are 64 float16 wide; 16 bytes number c of row k are stored at number c ^ k % 8.
-__device__ __forceinline__ void copy_box(void* shared, const TensorMap* map, int n, int k, Mbarrier* bar, int mask) {
-  if (SP_CLUSTER > 1)
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster"
-        " [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared_address(shared)),
-        "l"(map), "r"(n), "r"(k), "r"(shared_address(bar)), "h"(static_cast<unsigned short>(mask))
-        : "memory");
-  else
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
-        " [%0], [%1, {%2, %3}], [%4];" ::"r"(shared_address(shared)),
-        "l"(map), "r"(n), "r"(k), "r"(shared_address(bar))
-        : "memory");
+// Copies the box at column n, row k; its bytes count for the current phase of `bar`. Boxes are 64 float16 wide; 16 bytes
+// number c of row k are stored at number c ^ k % 8.
+__device__ __forceinline__ void copy_box(void* shared, const TensorMap* map, int n, int k, Mbarrier* bar) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      " [%0], [%1, {%2, %3}], [%4];" ::"r"(shared_address(shared)),
+      "l"(map), "r"(n), "r"(k), "r"(shared_address(bar))
+      : "memory");
 }
 // True in one lane of a warp that is all here. Copies that the compiler sees behind this are single instructions; behind
 // any other condition it puts each into a loop over the lanes, which takes longer than the copy.

@@ -59,7 +59,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, SP_RESIDENT)
         sp::barrier_expect(full + stage, kX + kW);
         sp::bulk_copy(tiles + stage * kW, w + static_cast<size_t>(step) * kW, kW, full + stage);
         for (int column = 0; column < kTN / 64; column++)
-          sp::copy_box(boxes + stage * kX + column * kBox, &map, p0 + 64 * column, start, full + stage, 1);
+          sp::copy_box(boxes + stage * kX + column * kBox, &map, p0 + 64 * column, start, full + stage);
       }
       __syncwarp();
       if (++stage == kStages) stage = 0, parity ^= 1;

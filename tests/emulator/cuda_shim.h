@@ -234,19 +234,16 @@ struct TensorMap {
 inline uint32_t shared_address(const void* shared) {
   return uint32_t(static_cast<const char*>(shared) - dynamic_shared());
 }
-inline void copy_box(void* shared, const TensorMap* map, int n, int k, Mbarrier* bar, int mask) {
+inline void copy_box(void* shared, const TensorMap* map, int n, int k, Mbarrier* bar) {
   static const char zeros[16] = {};
-  for (int rank = 0; rank < cluster_size; rank++) {
-    if (!(mask >> rank & 1)) continue;
-    char* to = static_cast<char*>(const_cast<void*>(remote(shared, rank)));
-    for (int r = 0; r < map->box_rows; r++)
-      for (int c = 0; c < 8; c++) {
-        const bool inside = k + r < map->rows && n + 8 * c < map->columns;
-        const char* from = inside ? map->matrix + 2 * ((k + r) * long(map->pitch) + n + 8 * c) : zeros;
-        const int line = shared_address(shared) / 128 + r;
-        bulk_copy(to + 128 * r + 16 * (c ^ line % 8), from, 16, static_cast<Mbarrier*>(const_cast<void*>(remote(bar, rank))));
-      }
-  }
+  char* to = static_cast<char*>(shared);
+  for (int r = 0; r < map->box_rows; r++)
+    for (int c = 0; c < 8; c++) {
+      const bool inside = k + r < map->rows && n + 8 * c < map->columns;
+      const char* from = inside ? map->matrix + 2 * ((k + r) * long(map->pitch) + n + 8 * c) : zeros;
+      const int line = shared_address(shared) / 128 + r;
+      bulk_copy(to + 128 * r + 16 * (c ^ line % 8), from, 16, bar);
+    }
 }
 // See sp::wgmma_sparse. a: offset in shared memory; b: the same, and the bytes from box to box above bit 32.
 template <int COUNT>
