@@ -36,7 +36,7 @@ _GROUPS = 2
 _FEWEST_ROWS, _LEAST_RUN = 16, 2 * STEP
 _ALIGNMENT = 1024
 # Clocks; bytes a clock and multiprocessor; multiply-adds a clock of a multiprocessor.
-_FIXED, _L2_BYTES, _PRODUCTS, _STORED, _LATENCY = 5000, 38, 3400, 12, 1775
+_FIXED, _L2_BYTES, _PRODUCTS, _STORED, _LATENCY = 5000, 38, 1800, 12, 1775
 
 
 class BlockWgmma(Template):
@@ -60,7 +60,7 @@ class BlockWgmma(Template):
 
     def estimate(self, workload: Workload, config: Config, target: Target) -> float:
         mean, spread = expected_steps(workload, Shape.of(config).rows)
-        return wgmma_clocks(workload, config, target, (mean + spread) * STEP)
+        return wgmma_clocks(workload, config, target, (mean + spread) * STEP, _L2_BYTES)
 
     def pack(
         self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target
@@ -71,14 +71,14 @@ class BlockWgmma(Template):
         return wgmma_launch(workload, config)
 
 
-def wgmma_clocks(workload: Workload, config: Config, target: Target, columns: float) -> float:
-    """What to expect of panels with so many columns: bytes from L2, products and the chain of a block's steps overlap.
-    Not measured.
+def wgmma_clocks(workload: Workload, config: Config, target: Target, columns: float, l2_bytes: float) -> float:
+    """What to expect of panels with so many columns: bytes from L2 (l2_bytes a clock and multiprocessor), products and
+    the chain of a block's steps overlap.
     """
     g, shape = flat_geometry(workload), Shape.of(config)
     share = max(1.0, -(-workload.m // shape.rows) * -(-g.positions // shape.tn) / target.sms)
     waves = -(-share // shape.resident)
-    traffic = share * 2 * columns * (shape.tn + shape.rows) / _L2_BYTES
+    traffic = share * 2 * columns * (shape.tn + shape.rows) / l2_bytes
     products = waves * shape.resident * columns * shape.rows * shape.tn / _PRODUCTS
     chain = waves * columns / shape.run * _LATENCY / shape.stages
     stored = share * shape.rows * shape.tn * (2 if workload.layout_out.half else 4) / _STORED
