@@ -75,6 +75,10 @@ class Template(abc.ABC):
         """Relative L2 error that a kernel of this template may have."""
         return TOLERANCES[self.arithmetic]
 
+    def version_of(self, config: Config) -> int:
+        """The version that records of this config have: another than `version` where only some configs changed."""
+        return self.version
+
     @abc.abstractmethod
     def matches(self, workload: Workload, target: Target) -> bool:
         """True when `kernel` can implement the workload on the target."""
@@ -94,6 +98,10 @@ class Template(abc.ABC):
     def quick(self, workload: Workload) -> bool:
         """False where building takes far longer than usual: no default, and measured after others only."""
         return True
+
+    def writes_in_place(self, workload: Workload, config: Config) -> bool:
+        """True when the kernel may be given the residual as Y: it reads each element right before it writes it."""
+        return False
 
     @abc.abstractmethod
     def space(self, workload: Workload, target: Target) -> Space:

@@ -47,7 +47,7 @@ _ROUND_SECONDS = 120.0  # then the fuzzer starts anew: with what the others foun
 _EXTRA_ADDRESS_SPACE = 1 << 30  # as in the child that parses models; more is a MemoryError there and here
 _MOST_FINDINGS = 20
 _KEEP_LINES = 400
-_CURRENT = "current"
+_CURRENT, _LOG = "current", "last_round.txt"
 _HANGS = re.compile(r"^Timeout \(.*\)!$", re.MULTILINE)  # of faulthandler
 _COMPARE = (operator.lt, operator.le, operator.eq, operator.ne, operator.gt, operator.ge)  # as bytecode numbers them
 
@@ -117,9 +117,10 @@ class Fuzzing:
                 return
             before = set(folder.iterdir())
             ran = _run_fuzzer(self.outcome.target, min(left, _ROUND_SECONDS), self.memory, self.corpus, folder, known)
+            (folder / _LOG).write_text(ran.log)
             if (folder / _CURRENT).exists() and _HANGS.search(ran.log):
                 (folder / _CURRENT).rename(folder / f"slow-{time.monotonic_ns()}")
-            new = sorted(path for path in set(folder.iterdir()) - before if path.name != _CURRENT)
+            new = sorted(path for path in set(folder.iterdir()) - before if path.name not in (_CURRENT, _LOG))
             with self._lock:
                 executions = self._count(ran, new)
             failures = 0 if executions or new else failures + 1
@@ -206,10 +207,14 @@ def inside(target: str, known: list[str], arguments: list[str], current: Path) -
     atheris._trace_cmp = without_arrays(atheris._trace_cmp)
     run, mutate, seen = targets.TARGETS[target], targets.MUTATORS.get(target), Counter(known)
     signal.signal(signal.SIGPROF, too_slow)
+    armed = 0.0
 
     def one_input(data: bytes) -> None:
+        nonlocal armed
         current.write_bytes(data)
-        faulthandler.dump_traceback_later(_INPUT_HANGS, exit=True)
+        if time.monotonic() > armed + 1:  # it starts a thread
+            faulthandler.dump_traceback_later(_INPUT_HANGS, exit=True)
+            armed = time.monotonic()
         signal.setitimer(signal.ITIMER_PROF, _INPUT_SECONDS)
         try:
             run(data)

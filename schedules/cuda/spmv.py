@@ -51,15 +51,16 @@ class Spmv(Template):
         )
 
     def default(self, workload: Workload, target: Target) -> Config:
-        """Of one token, all of a row on its way to registers where that fits; blocks for all multiprocessors.
+        """Of one token or two, all of a row on its way to registers where that fits; blocks for all multiprocessors.
 
-        Measured on an H200: 512 to 4096 squared, 90 and 95 %, of eight tokens 4096 squared.
+        Measured on an H200: one token, 512 to 4096 squared, 90 and 95 %; more, 1024 and 4096 squared.
         """
-        row = workload.nnz / workload.m
-        lanes = 16 if row >= (_FEW_A_ROW if workload.n == 1 else 2 * 16 * PER_LANE) else 8
-        warps = 16 if workload.m * lanes >= 0.9 * 16 * 32 * target.sms else 8
+        row, few = workload.nnz / workload.m, workload.n <= 2
+        lanes = 16 if row >= _FEW_A_ROW else 8
+        fills = workload.m * lanes >= 0.9 * 16 * 32 * target.sms
+        warps = 16 if fills or (not few and lanes == 16) else 8
         longest = row * min(workload.pattern.row_imbalance, _MOST_IMBALANCE)
-        ahead = next((v for v in (1, 2, 4) if v * lanes * PER_LANE >= longest), 8) if workload.n == 1 else 2
+        ahead = next((v for v in (1, 2, 4) if v * lanes * PER_LANE >= longest), 8) if few else 2
         return Config.of(self.name, lanes=lanes, warps=warps, ahead=ahead)
 
     def pack(

@@ -134,6 +134,10 @@ class PatternCode(Template):
             groups_of="alike" if alike else "neighbours",
         )
 
+    def writes_in_place(self, workload: Workload, config: Config) -> bool:
+        # Of several K blocks all but the last store sums in Y, and the last one adds the residual.
+        return workload.epilogue.residual and config.int("k_block") >= workload.k
+
     def pack(
         self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target
     ) -> Packed:
@@ -148,7 +152,10 @@ class PatternCode(Template):
         rows, groups = config.int("rows"), config.int("groups")
         if by_rows:
             rows, groups = _even_shares(workload.m, rows, groups, target.threads)
-        plan = CodePlan(rows, config.int("k_block"), groups, rows_first, clustered, runs, prefetch == "sums")
+        # Tiles of Planes overlap in memory: there is nothing to bring in.
+        outside = workload.activation_bytes > target.l2 and geometry.x_tile > geometry.lanes
+        x_ahead = geometry.x_tile if prefetch == "sums" and outside else 0
+        plan = CodePlan(rows, config.int("k_block"), groups, rows_first, clustered, runs, prefetch == "sums", x_ahead)
         in_code = epilogue.activation if epilogue.activation in _IN_CODE else "none"
         # Many tiles are much memory, from which a line takes longer than one row group lasts.
         far = geometry.total_tiles >= _FAR_TILES

@@ -18,7 +18,7 @@ from sparsetvm.cli.params import (
     tf32_option,
     to_shapes,
 )
-from sparsetvm.cli.session import Session, common_options, pass_session
+from sparsetvm.cli.session import Session, common_options, examples, pass_session
 from sparsetvm.errors import UsageError, did_you_mean
 
 COMPETITORS = ("ort", "openvino", "openvino-f32", "dense")
@@ -36,13 +36,18 @@ def parse_against(text: str) -> tuple[str, ...]:
     return names
 
 
-@click.command("bench")
+@click.command(
+    "bench",
+    epilog=examples("bench", "model.so --per-layer", "model.so --instances 4 --warm-up 1s --percentiles 95,99.9"),
+)
 @model_argument("path")
 @click.option(
     "--against", default="ort,dense", show_default=True, metavar="NAME,...",
     help="Competitors, timed in turn with ours: ort, openvino, openvino-f32, dense; or none.",
 )  # fmt: skip
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of each instance.  [default: as compiled]")
+@click.option(
+    "--threads", type=click.IntRange(min=1), metavar="N", help="Threads of each instance.  [default: as compiled]"
+)
 @click.option("--instances", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
               help="Copies of each competitor that run at the same time.")  # fmt: skip
 @click.option("--seconds", type=Duration(), help="Time to spend on each competitor.  [default: 3s]")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from sparsetvm.cli.params import (
+    buckets_option,
     fp16_option,
     model_argument,
     shape_option,
@@ -15,17 +17,23 @@ from sparsetvm.cli.params import (
     threads_option,
     to_shapes,
 )
-from sparsetvm.cli.session import Session, common_options, pass_session
+from sparsetvm.cli.session import Session, common_options, examples, pass_session
 from sparsetvm.errors import UsageError
 
 
-@click.command("inspect")
+@click.command(
+    "inspect",
+    epilog=examples(
+        "inspect", "model.onnx --threads 1", "model.onnx --what-if unstructured,block:4x1 --sparsity 0.9", "model.so"
+    ),
+)
 @model_argument()
 @target_option
 @tf32_option
 @fp16_option
 @threads_option
 @shape_option
+@buckets_option
 @click.option(
     "--what-if",
     "what_if",
@@ -48,6 +56,7 @@ def command(
     allow_fp16: bool,
     threads: int | None,
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    buckets: Any,
     what_if: str | None,
     sparsity: float | None,
     records: tuple[str, ...],
@@ -77,6 +86,7 @@ def command(
         allow_fp16=allow_fp16,
         threads=threads,
         shapes=to_shapes(shapes),
+        buckets=buckets,
         what_if=goals,
         sparsity=sparsity,
         records=records,

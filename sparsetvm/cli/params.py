@@ -67,6 +67,22 @@ class Shape(click.ParamType):  # type: ignore[type-arg]
         return name, tuple(int(size) for size in dims.split("x"))
 
 
+class Buckets(click.ParamType):  # type: ignore[type-arg]
+    """ "1,8,64" or "seq=16,128": sizes of the dimension that stays open. Converts to what `buckets=` wants."""
+
+    name = "buckets"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...] | dict[str, tuple[int, ...]]:
+        if isinstance(value, (tuple, dict)):
+            return value
+        from sparsetvm.core.buckets import parse_buckets
+
+        name, sizes = parse_buckets(str(value))
+        return sizes if name is None else {name: sizes}
+
+
 class Model(click.ParamType):  # type: ignore[type-arg]
     """A file that exists, or "example:digits", the model shipped with the package. Converts to a path."""
 
@@ -129,7 +145,10 @@ def fp16_option(command: _Command) -> _Command:
 
 def threads_option(command: _Command) -> _Command:
     return click.option(
-        "--threads", type=click.IntRange(min=1), help="Threads of the compiled code.  [default: cores of this process]"
+        "--threads",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Threads of the compiled code.  [default: cores of this process]",
     )(command)
 
 
@@ -137,6 +156,13 @@ def shape_option(command: _Command) -> _Command:
     return click.option(
         "--shape", "shapes", type=Shape(), multiple=True, metavar="NAME=DIMS",
         help="Fix the shape of an input, e.g. x=1x3x224x224; may be repeated.",
+    )(command)  # fmt: skip
+
+
+def buckets_option(command: _Command) -> _Command:
+    return click.option(
+        "--buckets", type=Buckets(), metavar="[DIM=]SIZES",
+        help="Keep a symbolic dimension open, with kernels for these sizes: 1,8,64 or seq=16,128.",
     )(command)  # fmt: skip
 
 

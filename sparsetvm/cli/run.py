@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sparsetvm.cli.arrays import read_arrays, write_arrays
-from sparsetvm.cli.session import JSON_SCHEMA, Session, common_options, pass_session
+from sparsetvm.cli.session import JSON_SCHEMA, Session, common_options, examples, pass_session
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sparsetvm.runtime.module import Module
 
 
-@click.command("run")
+@click.command("run", epilog=examples("run", "model.so -i in.npz -o out.npz", "model.so --top 5"))
 @click.argument("module", type=click.Path(exists=True, dir_okay=False), metavar="MODULE.so")
 @click.option(
     "-i", "--input", "inputs", type=click.Path(exists=True, dir_okay=False),
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help=".npz for the outputs.  [default: summary only]")
 @click.option("--top", type=click.IntRange(min=1), metavar="N", help="Also the N largest values and their indices.")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads.  [default: as compiled]")
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads.  [default: as compiled]")
 @common_options
 @pass_session
 def command(

@@ -146,6 +146,11 @@ def _saving(command: _Command) -> _Command:
     return run  # type: ignore[return-value]
 
 
+def examples(command: str, *lines: str) -> str:
+    """The last part of a command's help; \\b keeps click from filling the lines."""
+    return "\b\nExamples:\n" + "\n".join(f"  sparsetvm {command} {line}" for line in lines)
+
+
 def common_options(command: _Command) -> _Command:
     """Add -q, -v, --json and --config, which may stand before or after the command's name, and --save-config."""
     command = _saving(command)

@@ -64,6 +64,7 @@ class CodePlan:
 
     runs: how often a worker runs a piece (once per tile): it spreads the prefetches of the next one over them; 0: none.
     sums_ahead: a group prefetches the sums that the next group of its piece goes on from (sums in one register only).
+    x_ahead: floats from the X of a run to that of the next, which the groups of a piece prefetch between them; 0: none.
     """
 
     rows: int
@@ -73,6 +74,7 @@ class CodePlan:
     clustered: bool = True  # rows of a group share columns (True) or are neighbours in memory (False)
     runs: int = 1
     sums_ahead: bool = False
+    x_ahead: int = 0
 
 
 class Emitter(abc.ABC):
@@ -98,19 +100,18 @@ class Emitter(abc.ABC):
         self._weight_base = self.weight_bias
 
     def group(
-        self, block: np.ndarray, rows: list[int], taps: np.ndarray, first: bool, last: bool, following: list[int]
+        self, block: np.ndarray, rows: list[int], taps: np.ndarray, first: bool, last: bool, later: list[str]
     ) -> None:
         """Add a register group: `block` (rows, columns) of weights of the output `rows`, whose columns are at X[taps].
 
-        first, last: whether sums start from the bias, and whether they end here. following: rows to prefetch sums of.
+        first, last: whether sums start from the bias, and whether they end here. later: prefetches for later code.
         """
         mask = block != 0
         used = np.flatnonzero(mask.any(1) | first | last).tolist()
         sums = [self.registers_of(i) for i in range(len(block))]
         for i in used:
             self.load(rows[i], sums[i], first)
-        ahead = self.prefetches([rows[i] for i in used], first, last)
-        ahead += [f"prefetcht0 {self.row_bytes * row}(%rsi)" for row in following if not first]
+        ahead = [*self.prefetches([rows[i] for i in used], first, last), *later]
         for column in np.flatnonzero(mask.any(0)):
             hits = np.flatnonzero(mask[:, column]).tolist()
             self.lines.extend(ahead[:1])
@@ -184,9 +185,17 @@ def assemble(
         for row in range(start, stop, plan.rows):
             rows = order[row : min(row + plan.rows, stop)]
             block = weight[rows, k0 : k0 + plan.k_block]
-            following = order[row + plan.rows : min(row + 2 * plan.rows, stop)] if plan.sums_ahead else rows[:0]
-            tap = taps[start // rows_per_group][k0:]
-            emitter.group(block, rows.tolist(), tap, first, last, following.tolist())
+            following = order[row + plan.rows : min(row + 2 * plan.rows, stop)]
+            tap = taps[start // rows_per_group][k0 : k0 + plan.k_block]
+            later: list[str] = []
+            if plan.sums_ahead and not first:
+                later += [f"prefetcht0 {emitter.row_bytes * at}(%rsi)" for at in following.tolist()]
+            if plan.x_ahead:
+                groups = -(-(stop - start) // plan.rows)
+                lines = np.unique(4 * (tap + plan.x_ahead) // 64 * 64)
+                share = lines[(row - start) // plan.rows :: groups]
+                later += [f"prefetcht1 {at}(%rdi)" for at in share.tolist()]
+            emitter.group(block, rows.tolist(), tap, first, last, later)
         bodies.append(_Body(_asm_text(emitter.lines), len(emitter.lines), order[start:stop], emitter.weights, last))
     return _finish(bodies, plan.runs)
 

@@ -101,7 +101,7 @@ def prepare(request: SetTask) -> Prepared:
     """Load the weights and compute the references."""
     weight = np.load(request.weight, allow_pickle=False)
     bias = None if request.bias is None else np.load(request.bias, allow_pickle=False)
-    references = make_references(request.workload, weight, bias, request.seed)
+    references = make_references(request.workload, weight, bias, request.seed) if request.check else ()
     return Prepared(Task("", request.workload, weight, bias), request.target, request.seed, references)
 
 
@@ -147,7 +147,8 @@ class Session:
         twin: Trial | None = None
         for index, config in enumerate(request.configs):
             self._respond(Stage("build", index))
-            built = self._guarded("compile_error", lambda config=config: self._built(config, None))  # type: ignore[misc]
+            library = request.libraries[index] if request.libraries else None
+            built = self._guarded("compile_error", lambda config=config, library=library: self._built(config, library))  # type: ignore[misc]
             if isinstance(built, Reply):
                 replies.append(built)
                 continue

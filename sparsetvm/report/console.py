@@ -34,7 +34,7 @@ def print_tasks(report: TuneReport) -> None:
     out.print(make_table(columns, rows, fold=("task",)))
 
 
-def print_tune(report: TuneReport, options: str = "") -> None:
+def print_tune(report: TuneReport, options: str = "", *, dry: bool = False) -> None:
     """The tasks, what was measured, and the command to type next, with the options of this one that it needs, too."""
     out = console()
     rows = [
@@ -51,7 +51,7 @@ def print_tune(report: TuneReport, options: str = "") -> None:
         )
         for task in report.tasks
     ]
-    columns = ("task", "workload", ">zeros", ">layers", ">dense us", ">best us", ">speed-up", ">trials", "source")
+    columns = ("task", "workload", ">zeros", ">layers", ">dense us", ">best us", ">gain", ">trials", "source")
     out.print(make_table(columns, rows, fold=("task",)))
     for task in report.tasks:
         if task.reason:
@@ -74,6 +74,8 @@ def print_tune(report: TuneReport, options: str = "") -> None:
     if report.output is not None:
         say(out, f"wrote {report.output}")
         say(out, f"next: sparsetvm bench {shlex.quote(report.output)} --reference {_model(report.model)}")
+    elif dry:
+        say(out, f"next: sparsetvm tune {_model(report.model)}{options} -o model.so")
     else:
         say(out, f"next: sparsetvm compile {_model(report.model)}{options} -o model.so")
 

@@ -5,15 +5,17 @@ After:   convert -> conv2d -> conv2d -> Add -> GlobalAveragePool  (Planes from t
 
 Rules: convolutions, pools and what is element-wise between them use Planes; products of more than a few tokens, layer
 norm and attention between them use Tiled (HalfTiled where all multiply in float16: half_layers.py); everything else is
-plain. All images of one size use the same planes, whose
-zero columns suffice for every convolution of that size: residuals then need no conversion. What only 1x1 convolutions
-and residuals read is stored as PlaneTiles, which has the same grid (not on a GPU).
+plain. All images of one size use the same planes, whose zero columns suffice for every convolution of that size:
+residuals then need no conversion. What only 1x1 convolutions, strided ones too, and residuals read is stored as
+PlaneTiles, which has the same grid (not on a GPU).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+
+import msgspec
 
 from sparsetvm.core.graph import SPARSETVM_DOMAIN, Graph, Node, Value
 from sparsetvm.core.layout import PLAIN, AnyLayout, HalfTiled, Plain, Planes, PlaneTiles, Tiled, narrows
@@ -51,6 +53,7 @@ class _Assignment:
             "conv2d": self._conv,
             "depthwise_conv2d": self._depthwise,
             "attention": self._attention,
+            "gather": self._gather,
         }
         for node in self.graph.nodes:
             rule = rules.get(node.op) if node.domain == SPARSETVM_DOMAIN else None
@@ -134,10 +137,16 @@ class _Assignment:
         """
         if self.target.kind == "cuda" or name in self.graph.outputs or not self.consumers[name]:
             return False
-        return all(
-            user.is_op("conv2d", domain=SPARSETVM_DOMAIN) and (user.inputs[0] != name or user.attrs["conv"].pointwise)
-            for user in self.consumers[name]
-        )
+        return all(self._reads_tiles(user, name) for user in self.consumers[name])
+
+    def _reads_tiles(self, user: Node, name: str) -> bool:
+        """True when a node can read the value, an image, as plane tiles."""
+        if user.is_op("conv2d", domain=SPARSETVM_DOMAIN):
+            return user.inputs[0] != name or bool(user.attrs["conv"].pointwise)
+        # Zero columns that a pick writes come from zero columns that it reads.
+        padded = self._planes(self.graph.values[name]).pad > 0
+        passed_on = user.is_op("gather", domain=SPARSETVM_DOMAIN) or (is_pick(user) and padded)
+        return passed_on and self._read_by_tiles(user.outputs[0])
 
     def _attention(self, node: Node) -> bool:
         shape = self.graph.values[node.inputs[0]].shape
@@ -147,6 +156,13 @@ class _Assignment:
             self._as(name, tiled) if at < 3 else self._as(name, PLAIN) for at, name in enumerate(node.inputs)
         ]
         return self._set(node, tiled)
+
+    def _gather(self, node: Node) -> bool:
+        """Slices are gathered as they are; in all layouts of images the batch is outermost."""
+        layout = self.graph.values[node.inputs[0]].layout
+        if isinstance(layout, Planes | PlaneTiles):
+            layout = msgspec.structs.replace(layout, batch=layout.batch * int(node.attrs["count"]))
+        return self._set(node, layout)
 
     def _planes(self, value: Value) -> Planes:
         batch, channels, height, width = value.shape
@@ -158,6 +174,8 @@ class _Assignment:
         if first is None or first.dtype != "float32":
             return False
         out = self.graph.values[node.outputs[0]]
+        if is_pick(node) and isinstance(first.layout, PlaneTiles) and self._reads_tiles(node, first.name):
+            return self._set(node, _tiles_of(self._planes(out)))
         if node.is_op(*_POOLS) and len(first.shape) == 4 and pool_fits(node) and len(node.outputs) == 1:
             node.inputs = [self._as(node.inputs[0], self._planes(first))]
             return self._set(node, self._planes(out))
@@ -224,6 +242,18 @@ def pool_fits(node: Node) -> bool:
         and attrs.get("auto_pad", "NOTSET") in ("NOTSET", "VALID")
         and all(int(d) == 1 for d in dilations)
         and all(int(p) < int(k) for p, k in zip(pads, [*kernel, *kernel], strict=True))
+    )
+
+
+def is_pick(node: Node) -> bool:
+    """True for a pool of one pixel, which takes every n-th one."""
+    attrs = node.attrs
+    return (
+        node.is_op("AveragePool")
+        and list(attrs["kernel_shape"]) == [1, 1]
+        and bool(attrs.get("strides"))
+        and not any(attrs.get("pads") or ())
+        and pool_fits(node)
     )
 
 

@@ -8,19 +8,21 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from sparsetvm.build.choose import choose_dense
-from sparsetvm.build.compile import compile_graph
+from sparsetvm.build.families import dense_networks, write_library
 from sparsetvm.core.files import write_whole
 from sparsetvm.core.manifest import ModelInfo
 from sparsetvm.core.results import JSON_SCHEMA, BenchReport, Event, Progress
 from sparsetvm.core.target import parse_target
 from sparsetvm.errors import UsageError
 from sparsetvm.frontend.recorded import recorded_model
-from sparsetvm.rewrite.prepare import prepare
+from sparsetvm.rewrite.prepare_buckets import prepare_family
+from sparsetvm.runtime.arrays import shape_of, size_of_shapes
 from sparsetvm.runtime.compare import BenchPlan, Run, Timed, interleave, latency_of
 from sparsetvm.runtime.module import Module
 from sparsetvm.runtime.openvino import openvino_runs
 from sparsetvm.runtime.verify import check_signature, onnxruntime_session
+
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 def bench_library(
@@ -34,6 +36,7 @@ def bench_library(
     plan: BenchPlan,
     instances: int = 1,
     inputs: Mapping[str, Any] | None = None,
+    shapes: Shapes | None = None,
     per_layer: bool = False,
     export_times: Path | None = None,
     tell: Progress,
@@ -42,20 +45,21 @@ def bench_library(
 
     name: for the report. reference: the ONNX file, None for the one that the manifest names. folder: for our dense
     build. threads: of each instance, None for what the library was compiled for. instances: so many of each competitor
-    run at the same time. export_times: a JSON file for all times.
+    run at the same time. shapes: sizes of a model with an open dimension, its largest bucket when None.
+    export_times: a JSON file for all times.
     """
     with ExitStack() as stack:
         modules = [stack.enter_context(Module(library, threads=threads)) for _ in range(instances)]
         module = modules[0]
         notes = list(module.notes)
-        feed = dict(inputs) if inputs is not None else module.random_inputs()
+        feed = dict(inputs) if inputs is not None else module.random_inputs(size=size_of_shapes(module, shapes))
         against = _fitting(module, against, instances, per_layer, notes)
         runs: dict[str, list[Run]] = {"ours": [each.prepared(feed) for each in modules]}
         for competitor in against:
             model = _recorded(module) if reference is None else reference
             tell(Event(kind="start", message=f"loading {competitor}"))
             if competitor == "dense":
-                dense = _dense_library(module, model, folder / "dense.so")
+                dense = _dense_library(module, model, folder / "dense.so", feed)
                 loaded = [stack.enter_context(Module(dense, threads=module.threads)) for _ in range(instances)]
                 runs[competitor] = [each.prepared(feed) for each in loaded]
             else:
@@ -109,13 +113,12 @@ def _other_runtime(name: str, module: Module, model: Path, feed: Mapping[str, An
     return [run_of(session) for session in sessions]
 
 
-def _dense_library(module: Module, model: Path, output: Path) -> Path:
-    """Our own build of the same model with dense kernels only."""
+def _dense_library(module: Module, model: Path, output: Path, feed: Mapping[str, Any]) -> Path:
+    """Our own build of the same model with dense kernels only, for the shapes of `feed`."""
     built_for = module.built_for
     where = built_for if built_for is not None and built_for.kind == "cuda" else parse_target("cpu", module.threads)
-    prepared = prepare(model, where, {info.name: info.shape for info in module.inputs})
-    about = {"name": prepared.path.name, "sha256": prepared.digest}
-    compile_graph(prepared.graph, prepared.tasks, choose_dense(prepared.tasks, where), where, output, about)
+    family = prepare_family(model, where, {name: shape_of(array) for name, array in feed.items()})
+    write_library(family, dense_networks(family, where), where, output)
     return output
 
 

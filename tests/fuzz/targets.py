@@ -173,8 +173,12 @@ def mutate_model(data: bytes, rng: random.Random) -> bytes:
     messages += [attribute for node in graph.node for attribute in node.attribute]
     if not messages:
         return data
+    try:
+        names = [value for node in graph.node for value in (*node.input, *node.output)]
+    except UnicodeDecodeError:
+        return data
     for _ in range(rng.choice((1, 1, 2, 4))):
-        _change(rng.choice(messages), rng, [value for node in graph.node for value in (*node.input, *node.output)])
+        _change(rng.choice(messages), rng, names)
     if rng.random() < 0.1:
         graph.node.add().CopyFrom(rng.choice(graph.node)) if graph.node else None
     if rng.random() < 0.1 and len(graph.node) > 1:

@@ -28,5 +28,15 @@ def test_groups_prefetch_the_sums_of_the_next_group() -> None:
     assert second == set(range(ROWS, 24))  # nobody prefetches the first group's
 
 
+def test_groups_of_a_piece_share_the_prefetches_of_the_next_tile() -> None:
+    weight = np.random.default_rng(0).standard_normal((24, 64)).astype(np.float32)
+    epilog = Epilog(residual=False, residual_stride=LANES, activation="none", mask=False)
+    plan = CodePlan(ROWS, 32, 64, rows_first=True, clustered=False, runs=0, x_ahead=1000 * LANES)
+    pieces, _ = emit_pieces(weight, (np.arange(64) * LANES,), 24, LANES, LANES, plan, epilog)
+    for first_column, piece in zip((0, 32), pieces, strict=True):
+        lines = [int(at) // BYTES for at in re.findall(r"prefetcht1 (\d+)\(%rdi\)", piece.code)]
+        assert sorted(lines) == list(range(1000 + first_column, 1000 + first_column + 32))
+
+
 def test_sums_are_not_prefetched_unasked() -> None:
     assert prefetched_sums(sums_ahead=False) == [set(), set()]

@@ -29,7 +29,7 @@ def final(template: str, time_us: float, **knobs: int) -> Record:
     choice = CANDIDATES.choice(template)
     assert choice is not None
     config: Config = choice.default.replace(**knobs)
-    found = record(time_us, workload=WORKLOAD, config=config, stage="final", template_version=choice.version)
+    found = record(time_us, workload=WORKLOAD, config=config, stage="final", template_version=choice.version_of(config))
     return msgspec.structs.replace(found, space=choice.space.fingerprint)
 
 

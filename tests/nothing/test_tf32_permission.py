@@ -95,9 +95,10 @@ def test_tensor_cores_make_sparse_kernels_less_worth_it() -> None:
 def record(workload: Workload, config: Config, us: float) -> Record:
     found = candidates_of(workload, TF32).choice(config.template) or candidates_of(pruned(True), TF32).choice(NAME)
     assert found is not None
+    version = found.version_of(config if config.template == found.name else found.default)
     return Record(
         workload=workload, config=config, status="ok", device=device_fingerprint(TF32),
-        toolchain=toolchain_fingerprint(), template_version=found.version, space=found.space.fingerprint,
+        toolchain=toolchain_fingerprint(), template_version=version, space=found.space.fingerprint,
         times_us=(us,), stage="final", run="r", time="2026-01-02T03:04:05Z",
     )  # fmt: skip
 
