@@ -43,6 +43,7 @@ from sparsetvm.runtime.module import Module
 
 Shapes = Mapping[str, tuple[int, ...]]
 PathLike = str | Path
+Calibration = Mapping[str, Any] | Literal["random"] | None
 
 
 def inspect(
@@ -133,6 +134,7 @@ def tune(
     page: PathLike | None = None,
     allow_tf32: bool = False,
     allow_fp16: bool = False,
+    calibrate: Calibration = None,
     progress: Progress | None = None,
 ) -> TuneReport:
     """Search the fastest config of every layer on this device and append every measurement to the tuning log.
@@ -140,6 +142,8 @@ def tune(
     budget: seconds; trials: measurements in all; effort: "quick", "default" or "max" when neither is given. tasks:
     "all" or names and numbers ("2,5-7,layer"). With `output` the model is compiled afterwards. Ctrl-C ends the search
     early; the report then has `interrupted` set and everything measured is in the log. page: an HTML report to write.
+    calibrate: sample inputs (name -> array of the input's shape or (samples, *shape)), or "random": the model runs on
+    them to count the zeros that its layers read, and kernels that skip those compete. Compile with the same ones.
     progress: called with an Event (core/results.py) for each step, in this thread; an exception that it raises ends the
     call. reuse: False ignores the log. records: more logs to read; log_dir: the one to write.
 
@@ -166,7 +170,7 @@ def tune(
         check_can_write(Path(output))  # fail before the search, not after it
     options = TuneOptions(effort, trials, budget, early_stopping, reuse, uuid.uuid4().hex[:12])
     _ = options.preset
-    prepared = prepare(model, where, shapes)
+    prepared = _prepare(model, where, shapes, calibrate, tell)
     for note in prepared.notes:
         tell(Event(kind="note", message=note))
 
@@ -204,12 +208,14 @@ def compile(
     weights: Literal["embed", "separate"] = "embed",
     allow_tf32: bool = False,
     allow_fp16: bool = False,
+    calibrate: Calibration = None,
     progress: Progress | None = None,
 ) -> CompileReport:
     """Compile an ONNX model into the library `output` and its manifest, with the best known config of every layer.
 
     require_tuned: raise NoCandidateError naming the layers that no record covers, instead of using default configs.
-    Nothing is measured. weights: "separate" writes packed weights to a file beside the library, which processes share.
+    Nothing is measured. calibrate: as in `tune`.
+    weights: "separate" writes packed weights to a file beside the library, which processes share.
 
     >>> import pathlib, tempfile
     >>> import numpy as np
@@ -229,7 +235,7 @@ def compile(
     tell = progress or _silent
     where = parse_target(target, threads, allow_tf32, allow_fp16)
     check_can_write(Path(output))
-    prepared = prepare(model, where, shapes)
+    prepared = _prepare(model, where, shapes, calibrate, tell)
     index = open_index(log_dir, records)
     for note in [*prepared.notes, *index.skipped()]:
         tell(Event(kind="note", message=note))
@@ -410,6 +416,17 @@ def doctor() -> DoctorReport:
     from sparsetvm.report.doctor import run_doctor
 
     return run_doctor()
+
+
+def _prepare(
+    model: PathLike, target: Target, shapes: Shapes | None, calibrate: Calibration, tell: Progress
+) -> Prepared:
+    prepared = prepare(model, target, shapes)
+    if calibrate is not None:
+        from sparsetvm.runtime.calibrate import calibrate_tasks
+
+        calibrate_tasks(prepared, target, shapes, None if isinstance(calibrate, str) else calibrate, tell)
+    return prepared
 
 
 def _write_report(run: Any, prepared: Prepared, target: Target, name: str, output: Path) -> None:

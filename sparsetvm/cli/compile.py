@@ -8,6 +8,7 @@ from typing import Literal
 import click
 
 from sparsetvm.cli.params import (
+    calibrate_option,
     fp16_option,
     model_argument,
     record_options,
@@ -15,6 +16,7 @@ from sparsetvm.cli.params import (
     target_option,
     tf32_option,
     threads_option,
+    to_calibration,
     to_shapes,
 )
 from sparsetvm.cli.session import Session, common_options, pass_session
@@ -38,6 +40,7 @@ def _print_cc_args(ctx: click.Context, _: click.Parameter, kind: str | None) -> 
 @threads_option
 @record_options
 @shape_option
+@calibrate_option
 @click.option(
     "--print-cc-args", type=click.Choice(["cpu", "cuda"]), is_flag=False, flag_value="cpu", is_eager=True,
     expose_value=False, callback=_print_cc_args, metavar="[cpu|cuda]",
@@ -63,6 +66,7 @@ def command(
     log_dir: str | None,
     no_reuse: bool,
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    calibrate: str | None,
     require_tuned: bool,
     weights: Literal["embed", "separate"],
 ) -> None:
@@ -76,13 +80,13 @@ def command(
         "compile", model=model, output=output, target=target, allow_tf32=allow_tf32 or None,
         allow_fp16=allow_fp16 or None, threads=threads,
         records=records, log_dir=log_dir, no_reuse=no_reuse or None, shape=to_shapes(shapes),
-        require_tuned=require_tuned or None,
+        calibrate=calibrate, require_tuned=require_tuned or None,
     )  # fmt: skip
     with session.progress() as progress:
         report = api.compile(
             model, output, target=target, allow_tf32=allow_tf32, allow_fp16=allow_fp16, threads=threads,
             records=records, log_dir=log_dir, shapes=to_shapes(shapes), reuse=not no_reuse,
-            require_tuned=require_tuned, weights=weights, progress=progress,
+            require_tuned=require_tuned, weights=weights, calibrate=to_calibration(calibrate), progress=progress,
         )  # fmt: skip
 
     def render() -> None:

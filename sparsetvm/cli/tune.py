@@ -8,6 +8,7 @@ import click
 
 from sparsetvm.cli.params import (
     Duration,
+    calibrate_option,
     fp16_option,
     model_argument,
     record_options,
@@ -15,6 +16,7 @@ from sparsetvm.cli.params import (
     target_option,
     tf32_option,
     threads_option,
+    to_calibration,
     to_shapes,
 )
 from sparsetvm.cli.session import Session, common_options, pass_session
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--jobs", type=click.IntRange(min=1), help="Processes that build candidates.")
 @shape_option
+@calibrate_option
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Also compile to this .so.")
 @click.option("--report", type=click.Path(dir_okay=False), help="Also write an HTML report to this file.")
 @common_options
@@ -70,6 +73,7 @@ def command(
     seed: int,
     jobs: int | None,
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    calibrate: str | None,
     output: str | None,
     report: str | None,
 ) -> None:
@@ -85,7 +89,7 @@ def command(
         allow_fp16=allow_fp16 or None, threads=threads, trials=trials,
         budget=budget, early_stopping=early_stopping, effort=effort, tasks=tasks, records=records, log_dir=log_dir,
         no_reuse=no_reuse or None, dry_run=dry_run or None, seed=seed, jobs=jobs, shape=to_shapes(shapes),
-        output=output, report=report,
+        calibrate=calibrate, output=output, report=report,
     )  # fmt: skip
     with session.progress() as progress:
         result = api.tune(
@@ -93,7 +97,7 @@ def command(
             trials=trials, budget=budget,
             early_stopping=early_stopping, effort=effort, tasks="all" if only_list else tasks, records=records,
             log_dir=log_dir, reuse=not no_reuse, dry_run=dry_run or only_list, seed=seed, jobs=jobs,
-            shapes=to_shapes(shapes),
+            shapes=to_shapes(shapes), calibrate=to_calibration(calibrate),
             output=None if only_list else output, page=None if only_list else report, progress=progress,
         )  # fmt: skip
     _finish(session, result, only_list)
