@@ -490,15 +490,4 @@ def _dense_module(model: Path, library: Path, where: Target, shapes: Shapes) -> 
     return load(library, threads=where.threads)
 
 
-__all__ = [
-    "bench",
-    "compile",
-    "doctor",
-    "inspect",
-    "load",
-    "prune",
-    "tasks",
-    "tune",
-    "verify",
-    "write_report",
-]
+__all__ = ["bench", "compile", "doctor", "inspect", "load", "prune", "tasks", "tune", "verify", "write_report"]

@@ -206,7 +206,7 @@ def test_tune_passes_every_option_on(run, api, tmp_path):
     line = (
         "tune m.onnx --target cpu,znver4 --threads 2 --trials 9 --budget 1h30m --early-stopping 5 --effort quick "
         "--tasks conv1,3-5 --records more.jsonl --log-dir logs --no-reuse --dry-run --seed 7 --jobs 2 "
-        "--shape x=1x3x8x8 --shape y:0=4 -o out.so --report r.html --allow-tf32 --allow-fp16"
+        "--shape x=1x3x8x8 --shape y:0=4 -o out.so --report r.html --allow-tf32 --allow-fp16 --calibrate random"
     )
     assert run(line).exit_code == 0
     args, kwargs = api.calls["tune"]
@@ -216,7 +216,7 @@ def test_tune_passes_every_option_on(run, api, tmp_path):
         "target": "cpu,znver4", "threads": 2, "trials": 9, "budget": 5400.0, "early_stopping": 5, "effort": "quick",
         "tasks": "conv1,3-5", "records": ("more.jsonl",), "log_dir": "logs", "reuse": False, "dry_run": True, "seed": 7,
         "jobs": 2, "shapes": {"x": (1, 3, 8, 8), "y:0": (4,)}, "output": "out.so",
-        "page": "r.html", "allow_tf32": True, "allow_fp16": True,
+        "page": "r.html", "allow_tf32": True, "allow_fp16": True, "calibrate": "random",
     }  # fmt: skip
 
 
