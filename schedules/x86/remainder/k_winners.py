@@ -20,6 +20,7 @@ from tvm.tirx.script import builder as B
 from sparsetvm.core.target import Target
 
 _BITS, _SIGN = 0x7FFFFFFF, -(1 << 31)
+_CHAINS = 4
 
 
 def k_winners_kernel(
@@ -99,18 +100,32 @@ class _Row:
 
     def _count(self, bound: tir.Buffer, *, strictly: bool) -> tir.Buffer:
         """How many keys are above `bound`, or reach it, a cell of one int32."""
-        total = B.alloc_buffer((self.lanes,), "int32", scope="local")
-        everywhere = tirx.Ramp(0, 1, self.lanes)
-        B.buffer_store(total, self._ints(0), [everywhere])
-        with B.serial(self.vectors) as i:
-            keys, limit = self.keys[tirx.Ramp(i * self.lanes, 1, self.lanes)], tirx.Broadcast(bound[0], self.lanes)
+        chains = min(_CHAINS, self.vectors)
+        # Of scope "global", as small buffers that shall become registers must be: see tir.py.
+        totals = [B.alloc_buffer((1,), f"int32x{self.lanes}", scope="global") for _ in range(chains)]
+        limit = tirx.Broadcast(bound[0], self.lanes)
+
+        def add(total: tir.Buffer, vector: tir.Expr) -> None:
+            keys = self.keys[tirx.Ramp(vector * self.lanes, 1, self.lanes)]
             reached = keys > limit if strictly else keys >= limit
-            one = tirx.Select(reached, self._ints(1), self._ints(0))
-            B.buffer_store(total, total[everywhere] + one, [everywhere])
+            B.buffer_store(total, total[0] + tirx.Select(reached, self._ints(1), self._ints(0)), [0])
+
+        for total in totals:
+            B.buffer_store(total, self._ints(0), [0])
+        with B.serial(self.vectors // chains) as i:
+            for chain, total in enumerate(totals):
+                add(total, i * chains + chain)
+        for rest in range(self.vectors // chains * chains, self.vectors):
+            add(totals[0], rest)
+        total = totals[0][0]
+        for other in totals[1:]:
+            total = total + other[0]
+        spread = B.alloc_buffer((self.lanes,), "int32", scope="local")
+        B.buffer_store(spread, total, [tirx.Ramp(0, 1, self.lanes)])
         count = B.alloc_buffer((1,), "int32", scope="local")
         B.buffer_store(count, tir.i32(0), [0])
         for lane in range(self.lanes):
-            B.buffer_store(count, count[0] + total[lane], [0])
+            B.buffer_store(count, count[0] + spread[lane], [0])
         return count
 
     def _keep(self, kth: tir.Buffer) -> None:
