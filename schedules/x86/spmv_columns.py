@@ -30,7 +30,8 @@ from sparsetvm.space.space import Space
 
 _HEIGHTS = (1, 4, 8, 16)
 _AHEAD = 12  # blocks
-_WORTH_IT = 0.2  # activation density below which it beats the lookup kernel on random patterns
+# Activation density below which it beats the lookup kernel: on random patterns, and where an entry has several rows.
+_WORTH_IT, _WORTH_IT_IN_BLOCKS = 0.2, 0.5
 
 
 class SpmvColumns(Template):
@@ -47,7 +48,8 @@ class SpmvColumns(Template):
 
     def preferred(self, workload: Workload, target: Target) -> bool:
         density = workload.activation_density
-        return isinstance(density, float) and density <= _WORTH_IT
+        limit = _WORTH_IT if _heights(workload) == (1,) else _WORTH_IT_IN_BLOCKS
+        return isinstance(density, float) and density <= limit
 
     def space(self, workload: Workload, target: Target) -> Space:
         return Space(self.name, (Ordered("height", _heights(workload)), Ordered("entries", (4, 8, 16))))

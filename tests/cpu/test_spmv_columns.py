@@ -42,6 +42,8 @@ def test_only_workloads_of_known_density_match() -> None:
 
 def test_few_activations_make_it_the_default_and_many_do_not() -> None:
     sparse = workload_for(random_weight(64, 64, 0.1), 1, PLAIN)
+    blocks = workload_for(random_weight(64, 64, 0.1, block=8), 1, PLAIN, block=8)
+    assert COLUMNS.preferred(msgspec.structs.replace(blocks, activation_density=3 / 8), AVX512)
     half = msgspec.structs.replace(sparse, activation_density=3 / 8)
     assert COLUMNS.preferred(sparse, AVX512)
     assert not COLUMNS.preferred(half, AVX512)
