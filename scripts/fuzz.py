@@ -1,12 +1,14 @@
 """Fuzz one part of sparsetvm for a given time, guided by coverage.
 
     pip install atheris
-    python scripts/fuzz.py loader --seconds 3600 [--memory 2048] [--out fuzz_out] [--json OUT.json]
+    python scripts/fuzz.py loader --seconds 3600 [--jobs 1] [--memory 2048] [--out fuzz_out] [--json OUT.json]
 
 TARGET is loader, analysis, log or target (tests/fuzz/targets.py). What raises anything but the project's own errors,
-takes longer than 20 seconds or more memory than allowed is a finding: its input is kept in `--out`, one for each place
-where an error comes from, and the fuzzer goes on. New inputs that reach new code are kept in `--out` too, so that the
-next run goes on from there. Prints executions, findings and peak memory; exit code 1 when there is a finding.
+takes more than 20 seconds of CPU time or more memory than allowed is a finding: its input is kept in `--out`, one for
+each place where an error comes from, and the fuzzer goes on. New inputs that reach new code are kept in `--out` too, so
+that the next run goes on from there; --jobs processes share them. Prints executions, the CPU time that they took (not
+that of starting), findings and peak memory, and writes --json after each round of two minutes; exit code 1 when there
+is a finding.
 
     python scripts/fuzz.py loader --repeat fuzz_out/loader/crash-...    # one input, with its traceback
 """
@@ -14,75 +16,149 @@ next run goes on from there. Prints executions, findings and peak memory; exit c
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
+import operator
 import os
 import random
 import re
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
 
 ROOT = Path(__file__).parents[1]
 CORPUS = ROOT / "tests" / "fuzz" / "corpus"
 NAMES = ("loader", "analysis", "log", "target")
-_INPUT_SECONDS = 20
-_EXTRA_ADDRESS_SPACE = 2 << 30  # what one input may allocate at once; more is a MemoryError, as in the limited child
+_INPUT_SECONDS = 20  # CPU time of one input
+_INPUT_HANGS = 300  # seconds, however busy the machine is
+_NEVER = 1 << 20  # for libFuzzer's own alarm: it prints, and so may wait for itself where the input allocates memory
+_ROUND_SECONDS = 120.0  # then the fuzzer starts anew: with what the others found, and nothing is lost when it is killed
+_EXTRA_ADDRESS_SPACE = 1 << 30  # as in the child that parses models; more is a MemoryError there and here
 _MOST_FINDINGS = 20
 _KEEP_LINES = 400
+_CURRENT, _LOG = "current", "last_round.txt"
+_HANGS = re.compile(r"^Timeout \(.*\)!$", re.MULTILINE)  # of faulthandler
+_COMPARE = (operator.lt, operator.le, operator.eq, operator.ne, operator.gt, operator.ge)  # as bytecode numbers them
 
 
 @dataclass
 class Outcome:
-    """executions: inputs run. findings: place of each error -> the first input that reached it."""
+    """executions: inputs run. cpu_seconds: time that took, of all processes. findings: place of each error -> the first
+    input that reached it.
+    """
 
     target: str
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     executions: int = 0
     peak_memory_mb: int = 0
     corpus: int = 0
     findings: dict[str, str] = field(default_factory=dict)
 
-
-def fuzz(target: str, seconds: float, memory: int, out: Path) -> Outcome:
-    """Run the fuzzer again after each finding until the time is over."""
-    begun, outcome, failures = time.monotonic(), Outcome(target), 0
-    corpus, crashes = out / target / "corpus", out / target
-    corpus.mkdir(parents=True, exist_ok=True)
-    while (left := seconds - (time.monotonic() - begun)) >= 1 and len(outcome.findings) < _MOST_FINDINGS:
-        before = set(crashes.glob("*-*"))
-        log = _run_fuzzer(target, left, memory, corpus, crashes, list(outcome.findings))
-        ran = _figure(log, r"stat::number_of_executed_units:\s+(\d+)") or _figure(log, r"^#(\d+)")
-        outcome.executions += ran
-        outcome.peak_memory_mb = max(outcome.peak_memory_mb, _figure(log, r"stat::peak_rss_mb:\s+(\d+)"))
-        new = sorted(set(crashes.glob("*-*")) - before)
-        if new:
-            outcome.findings.setdefault(_place(log), str(new[0]))
-            print(f"finding: {_place(log)}\n  {new[0]}", flush=True)
-        elif not ran:
-            failures += 1
-            if failures == 3:
-                sys.exit(f"the fuzzer does not start:\n{log[-3000:]}")
-    outcome.seconds = time.monotonic() - begun
-    outcome.corpus = len(list(corpus.iterdir()))
-    return outcome
+    def __str__(self) -> str:
+        return (
+            f"{self.target}: {self.executions} executions in {self.cpu_seconds:.0f} s of CPU time "
+            f"({self.seconds:.0f} s), {len(self.findings)} findings, peak memory {self.peak_memory_mb} MB, "
+            f"{self.corpus} inputs that reach new code"
+        )
 
 
-def _run_fuzzer(target: str, seconds: float, memory: int, corpus: Path, crashes: Path, known: list[str]) -> str:
-    """One run of libFuzzer, until a finding or the end of the time; the end of what it printed."""
-    options = [f"-max_total_time={int(seconds)}", f"-rss_limit_mb={memory}", f"-timeout={_INPUT_SECONDS}"]
-    options += [f"-artifact_prefix={crashes}{os.sep}", "-print_final_stats=1", "-len_control=20"]
+@dataclass
+class Round:
+    """One run of libFuzzer: the end of what it printed, its CPU time without that of starting, its largest memory."""
+
+    log: str
+    cpu_seconds: float
+    peak_memory_mb: int
+
+
+class Fuzzing:
+    """Fuzzers of one target side by side. The outcome is written to `json_path` after each round of each."""
+
+    def __init__(self, target: str, seconds: float, memory: int, out: Path, json_path: Path | None = None) -> None:
+        self.outcome, self.memory, self.json_path = Outcome(target), memory, json_path
+        self.corpus, self.findings = out / target / "corpus", out / target
+        self.corpus.mkdir(parents=True, exist_ok=True)
+        self.begun = time.monotonic()
+        self.end = self.begun + seconds
+        self.errors: list[str] = []
+        self._lock = threading.Lock()
+
+    def run(self, jobs: int) -> Outcome:
+        """Fuzz until the time is over. Exits when the fuzzer does not start."""
+        threads = [threading.Thread(target=self._fuzz, args=(self.findings / f"job-{job}",)) for job in range(jobs)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if self.errors:
+            sys.exit(f"the fuzzer does not start:\n{self.errors[0]}")
+        return self.outcome
+
+    def _fuzz(self, folder: Path) -> None:
+        """Run the fuzzer again after each round and each finding; `folder`: where this one leaves inputs."""
+        folder.mkdir(exist_ok=True)
+        failures = 0
+        while (left := self.end - time.monotonic()) >= 1 and failures < 3:
+            with self._lock:
+                known = list(self.outcome.findings)
+            if len(known) >= _MOST_FINDINGS:
+                return
+            before = set(folder.iterdir())
+            ran = _run_fuzzer(self.outcome.target, min(left, _ROUND_SECONDS), self.memory, self.corpus, folder, known)
+            (folder / _LOG).write_text(ran.log)
+            if (folder / _CURRENT).exists() and _HANGS.search(ran.log):
+                (folder / _CURRENT).rename(folder / f"slow-{time.monotonic_ns()}")
+            new = sorted(path for path in set(folder.iterdir()) - before if path.name not in (_CURRENT, _LOG))
+            with self._lock:
+                executions = self._count(ran, new)
+            failures = 0 if executions or new else failures + 1
+        if failures:
+            self.errors.append(ran.log[-3000:])
+
+    def _count(self, ran: Round, new: list[Path]) -> int:
+        outcome = self.outcome
+        executions = _figure(ran.log, r"stat::number_of_executed_units:\s+(\d+)") or _figure(ran.log, r"^#(\d+)")
+        outcome.executions += executions
+        outcome.cpu_seconds += ran.cpu_seconds
+        outcome.seconds = time.monotonic() - self.begun
+        outcome.peak_memory_mb = max(outcome.peak_memory_mb, ran.peak_memory_mb)
+        outcome.corpus = len(list(self.corpus.iterdir()))
+        if new and _place(ran.log) not in outcome.findings:
+            outcome.findings[_place(ran.log)] = str(new[0])
+            new[0].with_name(new[0].name + ".txt").write_text(ran.log)
+            print(f"finding: {_place(ran.log)}\n  {new[0]}", flush=True)
+        if self.json_path is not None:
+            self.json_path.write_text(json.dumps(asdict(outcome), indent=2) + "\n")
+        return executions
+
+
+def _run_fuzzer(target: str, seconds: float, memory: int, corpus: Path, findings: Path, known: list[str]) -> Round:
+    """One run of libFuzzer, until a finding or the end of the time."""
+    options = [f"-max_total_time={int(seconds)}", f"-rss_limit_mb={memory}", f"-timeout={_NEVER}"]
+    options += [f"-artifact_prefix={findings}{os.sep}", "-print_final_stats=1", "-len_control=20"]
     options += [f"-max_len={_targets().MAX_BYTES[target]}", str(corpus), str(CORPUS / target)]
-    command = [sys.executable, __file__, target, "--inside", json.dumps([known, options])]
+    command = [sys.executable, __file__, target, "--inside", json.dumps([known, options, str(findings / _CURRENT)])]
     with tempfile.TemporaryFile() as log:
-        subprocess.run(command, stdout=log, stderr=log, check=False, env={**os.environ, "PYTHONPATH": _import_path()})
+        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": _import_path()})
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
         log.seek(0)
         lines = log.read().decode(errors="replace").splitlines()
-    return "\n".join(lines[-_KEEP_LINES:])
+    started = next((float(line.split()[1]) for line in lines if line.startswith("STARTED ")), 0.0)
+    text = "\n".join(lines[-_KEEP_LINES:])
+    return Round(text, max(used.ru_utime + used.ru_stime - started, 0.0), used.ru_maxrss >> 10)
 
 
 def _import_path() -> str:
@@ -95,6 +171,9 @@ def _figure(log: str, pattern: str) -> int:
 
 def _place(log: str) -> str:
     """The error and the last line of our own code below it, or what libFuzzer calls it."""
+    if _HANGS.search(log):
+        lines = re.findall(r'^  File ".*/([^/]+)", line (\d+) in', log[log.index("Timeout (") :], re.MULTILINE)
+        return "hangs at " + ":".join(lines[0] if lines else ["an unknown place"])
     marked = re.findall(r"^PLACE (.*)$", log, re.MULTILINE)
     summary = re.findall(r"^SUMMARY: (.*)$", log, re.MULTILINE)
     return marked[-1] if marked else summary[-1] if summary else "crash without a message"
@@ -111,22 +190,41 @@ def place_of(error: BaseException) -> str:
     return f"{type(error).__name__} at {place}"
 
 
-def inside(target: str, known: list[str], arguments: list[str]) -> None:
-    """The process that fuzzes: everything that is imported below is instrumented."""
+class TooSlow(BaseException):
+    """Not an Exception: what is fuzzed must not catch it."""
+
+
+def too_slow(*_: object) -> NoReturn:
+    raise TooSlow
+
+
+def inside(target: str, known: list[str], arguments: list[str], current: Path) -> None:
+    """The process that fuzzes: everything that is imported below is instrumented. current: where the input lies."""
     import atheris
 
     with atheris.instrument_imports(include=["sparsetvm"]):
         targets = _targets()
+    atheris._trace_cmp = without_arrays(atheris._trace_cmp)
     run, mutate, seen = targets.TARGETS[target], targets.MUTATORS.get(target), Counter(known)
+    signal.signal(signal.SIGPROF, too_slow)
+    armed = 0.0
 
     def one_input(data: bytes) -> None:
+        nonlocal armed
+        current.write_bytes(data)
+        if time.monotonic() > armed + 1:  # it starts a thread
+            faulthandler.dump_traceback_later(_INPUT_HANGS, exit=True)
+            armed = time.monotonic()
+        signal.setitimer(signal.ITIMER_PROF, _INPUT_SECONDS)
         try:
             run(data)
-        except Exception as error:
+        except (Exception, TooSlow) as error:
             place = place_of(error)
             if place not in seen:  # one finding for each place: the others would hide what is still to be found
                 print(f"PLACE {place}", flush=True)
                 raise
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
 
     def mutator(data: bytes, most: int, seed: int) -> bytes:
         rng = random.Random(seed)
@@ -135,7 +233,19 @@ def inside(target: str, known: list[str], arguments: list[str]) -> None:
 
     limit_memory()
     atheris.Setup([sys.argv[0], *arguments], one_input, custom_mutator=mutator)
+    print(f"STARTED {time.process_time()}", flush=True)
     atheris.Fuzz()
+
+
+def without_arrays(trace: Callable[..., object]) -> Callable[..., object]:
+    """Atheris never frees the result of a comparison that it traces (3.0 and 3.1): those of arrays fill the memory."""
+
+    def trace_scalars(left: object, right: object, how: int, *rest: object) -> object:
+        if isinstance(left, np.ndarray) or isinstance(right, np.ndarray):
+            return _COMPARE[how](left, right)
+        return trace(left, right, how, *rest)
+
+    return trace_scalars
 
 
 def limit_memory() -> None:
@@ -155,6 +265,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("target", choices=NAMES)
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--jobs", type=int, default=1, help="fuzzers side by side")
     parser.add_argument("--memory", type=int, default=2048, help="MB of resident memory that are a finding")
     parser.add_argument("--out", type=Path, default=Path("fuzz_out"))
     parser.add_argument("--json", type=Path, help="write the outcome")
@@ -162,7 +273,8 @@ def main() -> int:
     parser.add_argument("--inside", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.inside is not None:
-        inside(options.target, *json.loads(options.inside))
+        known, arguments, current = json.loads(options.inside)
+        inside(options.target, known, arguments, Path(current))
         return 0
     if options.repeat is not None:
         _targets().TARGETS[options.target](options.repeat.read_bytes())
@@ -172,12 +284,8 @@ def main() -> int:
         import atheris  # noqa: F401
     except ImportError:
         sys.exit("the fuzzer is not installed: pip install atheris")
-    outcome = fuzz(options.target, options.seconds, options.memory, options.out)
-    print(f"{outcome.target}: {outcome.executions} executions in {outcome.seconds:.0f} s", end=", ")
-    print(f"{len(outcome.findings)} findings, peak memory {outcome.peak_memory_mb} MB", end=", ")
-    print(f"{outcome.corpus} inputs that reach new code")
-    if options.json is not None:
-        options.json.write_text(json.dumps(asdict(outcome), indent=2) + "\n")
+    outcome = Fuzzing(options.target, options.seconds, options.memory, options.out, options.json).run(options.jobs)
+    print(outcome)
     return 1 if outcome.findings else 0
 
 

@@ -31,6 +31,7 @@ from sparsetvm.schedules.cuda.panels import (
     supports_panels,
 )
 
+from sparsetvm.core.arithmetic import Arithmetic
 from sparsetvm.core.config import Config
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
@@ -52,7 +53,8 @@ class BlockMma(Template):
 
     name = "cuda.block_mma"
     version = 1
-    arithmetic = "float16"
+    arithmetic: Arithmetic = "float16"
+    w_bytes = 2  # of a number of W: float16, or TF32
 
     def matches(self, workload: Workload, target: Target) -> bool:
         return target.kind == "cuda" and supports_panels(workload) and shares_columns(workload) and workload.nnz > 0
@@ -69,13 +71,13 @@ class BlockMma(Template):
         positions, float16 in memory), off by 15 % (rms); the config it names is 15 % slower than the fastest on
         average, 43 % at worst. Bytes from L2 and the chain of a warp's steps overlap, stores and sums come on top.
         """
-        g, shape = flat_geometry(workload), _Shape.of(config, workload)
+        g, shape = flat_geometry(workload), _Shape.of(config, workload, self.w_bytes)
         mean, spread = expected_steps(workload, shape.tm)
         blocks = -(-workload.m // (shape.tm * shape.panels)) * -(-g.positions // shape.tn) * g.batch
         share = blocks / target.sms
         resident = max(1, _REGISTERS // (shape.registers * 32 * shape.warps))
         waves = max(1.0, share / resident)
-        traffic = share * shape.panels * mean * 16 * (shape.tn * shape.x_bytes + shape.tm * 2) / L2_BYTES
+        traffic = share * shape.panels * mean * 16 * (shape.tn * shape.x_bytes + shape.tm * shape.w_bytes) / L2_BYTES
         chain = waves * (mean + 1.5 * spread) / shape.slices * (_STEP + _LATENCY / shape.depth)
         sums = _FINISHED * shape.warps * shape.tm * shape.tn * min(share, resident)
         stored = share * shape.panels * shape.tm * shape.tn * shape.y_bytes / STORED
@@ -85,15 +87,15 @@ class BlockMma(Template):
     def pack(
         self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target
     ) -> Packed:
-        return pack_panels(weight, bias, workload, config)
+        return pack_panels(weight, bias, workload, config, w_bytes=self.w_bytes)
 
     def kernel(self, workload: Workload, config: Config, packed: Packed, target: Target, symbol: str) -> Any:
-        g, shape = flat_geometry(workload), _Shape.of(config, workload)
+        g, shape = flat_geometry(workload), _Shape.of(config, workload, self.w_bytes)
         defines = (
             *(("SP_TM", shape.tm), ("SP_J", shape.j), ("SP_G", shape.tn // (8 * shape.j)), ("SP_PANELS", shape.panels)),
             *(("SP_SLICES", shape.slices), ("SP_DEPTH", shape.depth), ("SP_RUN", run_of(workload))),
             *(("SP_X_HALF", int(workload.layout_in.half)), ("SP_Y_HALF", int(workload.layout_out.half))),
-            *epilogue_defines(workload.epilogue),
+            *(("SP_TF32", int(self.w_bytes == 4)), *epilogue_defines(workload.epilogue)),
         )
         panels = -(-workload.m // shape.tm)
         return Launch(
@@ -110,11 +112,12 @@ class BlockMma(Template):
 
 
 def pack_panels(
-    weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, every: bool = False
-) -> Packed:
-    """What block_mma.cu reads. every: panels have all columns."""
-    shape, taps = _Shape.of(config, workload), flat_geometry(workload).taps[0]
-    packed = panel_steps(weight, shape.tm, run_of(workload), shape.panels, every)
+    weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, every: bool = False,
+    w_bytes: int = 2,
+) -> Packed:  # fmt: skip
+    """What block_mma.cu reads. every: panels have all columns. w_bytes: of a number of W."""
+    shape, taps = _Shape.of(config, workload, w_bytes), flat_geometry(workload).taps[0]
+    packed = panel_steps(weight, shape.tm, run_of(workload), shape.panels, every, tf32=w_bytes == 4)
     starts = taps[packed.starts].astype(np.int32).ravel()
     fragments = packed.fragments.view(np.uint32).ravel()
     return Packed((packed.heads.ravel(), starts, fragments, bias_array(bias, workload.m)))
@@ -133,9 +136,10 @@ class _Shape:
     run: int
     x_bytes: int
     y_bytes: int
+    w_bytes: int
 
     @staticmethod
-    def of(config: Config, workload: Workload) -> _Shape:
+    def of(config: Config, workload: Workload, w_bytes: int) -> _Shape:
         """The shape of a config: as many steps in flight as there are registers for, then as many panels, slices."""
         tm, tn = (int(size) for size in config.str("tile").split("x"))
         panels, slices = (int(count) for count in config.str("warps").split("-"))
@@ -143,7 +147,7 @@ class _Shape:
         j = next(j for j in (8, 4, 2) if positions % j == 0 and 8 * j <= tn)
         x_bytes, y_bytes = (2 if layout.half else 4 for layout in (workload.layout_in, workload.layout_out))
         depth = config.int("depth")
-        shape = _Shape(tm, tn, panels, slices, depth, j, run_of(workload), x_bytes, y_bytes)
+        shape = _Shape(tm, tn, panels, slices, depth, j, run_of(workload), x_bytes, y_bytes, w_bytes)
         while shape.registers > shape.available:
             if depth > 1:
                 depth -= 1
@@ -151,7 +155,7 @@ class _Shape:
                 panels //= 2
             else:
                 slices //= 2
-            shape = _Shape(tm, tn, panels, slices, depth, j, shape.run, x_bytes, y_bytes)
+            shape = _Shape(tm, tn, panels, slices, depth, j, shape.run, x_bytes, y_bytes, w_bytes)
         return shape
 
     @property
@@ -161,7 +165,7 @@ class _Shape:
     @property
     def registers(self) -> int:
         """What a thread needs: sums, steps in flight (X, W, where X begins), pairs of rows."""
-        step = self.tn * self.x_bytes // 8 + self.tm // 4 + (4 if self.run == 1 else 2)
+        step = self.tn * self.x_bytes // 8 + self.tm * self.w_bytes // 8 + (4 if self.run == 1 else 2)
         return self.tm * self.tn // 32 + self.depth * step + _MISCELLANEOUS
 
     @property

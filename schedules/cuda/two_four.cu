@@ -99,7 +99,12 @@ extern "C" __global__ void SP_CLUSTER_DIMS __launch_bounds__(kThreads, 1)
                               sp::wgmma_boxes(from + 32 * 128, kBox), chosen[d][i]);
         sp::wgmma_commit();
         sp::wgmma_wait<1>();  // the step before has been multiplied: its stage is free
-        if (first + d > 0 && mine < kCluster) sp::barrier_arrive_at(empty + before, mine);
+        if (first + d > 0 && mine < kCluster) {
+          if (kCluster > 1)
+            sp::barrier_arrive_at(empty + before, mine);
+          else
+            sp::barrier_arrive(empty + before);
+        }
         before = stage;
         if (++stage == kStages) stage = 0, parity ^= 1;
       }

@@ -5,10 +5,10 @@ from __future__ import annotations
 import click
 
 from sparsetvm.cli.params import model_argument
-from sparsetvm.cli.session import Session, common_options, pass_session
+from sparsetvm.cli.session import Session, common_options, examples, pass_session
 
 
-@click.command("prune")
+@click.command("prune", epilog=examples("prune", "model.onnx --sparsity 0.9 --pattern block:4x1 -o pruned.onnx"))
 @model_argument()
 @click.option(
     "--sparsity", type=click.FloatRange(0, 1, max_open=True),

@@ -22,6 +22,7 @@ from sparsetvm.frontend.infer import check_node, infer_outputs
 from sparsetvm.frontend.lower import lower
 from sparsetvm.frontend.names import UniqueNames, display_name, display_shape
 from sparsetvm.frontend.noop import passes_through
+from sparsetvm.frontend.operands import check_operands
 from sparsetvm.frontend.parts import Lowered
 from sparsetvm.frontend.support import is_supported, unsupported_error
 
@@ -185,6 +186,7 @@ class GraphImporter:
         for value in outputs:
             _check_size(value, display_name(value.name), shown)
         _check_types(node, inputs, outputs, shown)
+        check_operands(node.op_type, inputs, outputs, attrs, shown)
         self.values.update((value.name, value) for value in outputs)
         self.nodes.append(Node(layer, node.op_type, list(node.input), list(node.output), attrs, "", (layer,)))
         return True

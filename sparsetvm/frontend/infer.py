@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import onnx
@@ -97,8 +98,10 @@ def _infer_model(
         [tensor_proto(value.data, name) for name, value in small.items() if value.data is not None],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    # onnx makes up a symbol for each element of a vector of integers, whatever its size.
+    data_prop = all(math.prod(inputs[name].shape) <= _MAX_SHAPE_DATA for name in names)
     try:
-        inferred = shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+        inferred = shape_inference.infer_shapes(model, strict_mode=True, data_prop=data_prop)
     except (shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError) as error:
         return {}, _first_line(error)
     return {info.name: info.type for info in inferred.graph.output if info.HasField("type")}, ""

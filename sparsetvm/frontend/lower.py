@@ -17,6 +17,7 @@ from sparsetvm.core.graph import Value
 from sparsetvm.errors import ModelError
 from sparsetvm.frontend.expand_function import expanded
 from sparsetvm.frontend.lower_resize import resize, upsample
+from sparsetvm.frontend.names import display_name
 from sparsetvm.frontend.parts import Lowered
 from sparsetvm.frontend.shapes import dtype_name
 
@@ -40,6 +41,11 @@ def lower(
     except ModelError as error:
         error.layer = layer
         raise
+    # Rules compute with attributes and constants of the file before anything has compared them.
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        what = f"not a valid {node.op_type}: {display_name(str(error), 200)}"
+        hint = "check the model with onnx.checker.check_model(path, full_check=True)"
+        raise ModelError(what, layer=layer, hint=hint) from error
 
 
 def _function(parts: Lowered) -> bool:

@@ -20,6 +20,9 @@ _TVM_COORDINATES = ("half_pixel", "asymmetric", "align_corners", "pytorch_half_p
 _HINT = "export the model with another interpolation"
 
 
+_MAX_SIZE = 1 << 20  # of an axis; indices and weights are made for each element
+
+
 @dataclass
 class _Axis:
     """How one axis is resized: `scale` as the operator has it, which may differ from size_out / size_in."""
@@ -119,6 +122,10 @@ def _resample(parts: Lowered, axes: list[_Axis]) -> bool:
     last = parts.x
     rank = len(parts.value(0).shape)
     mode = _text(parts, "mode", "nearest")
+    for axis in axes:
+        if not 0 <= axis.size_out <= _MAX_SIZE or not 0 < axis.scale < math.inf:
+            what = f"{parts.node.op_type} of axis {axis.axis} from {axis.size_in} to {axis.size_out} elements"
+            raise ModelError(what, hint="check the scales or sizes that it was exported with")
     for number, axis in enumerate(axes):
         out = parts.y if number == len(axes) - 1 else ""
         at = _coordinates(parts, axis)

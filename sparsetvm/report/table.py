@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sparsetvm.errors import printable
 from sparsetvm.frontend.names import display_name
 
 COLUMNS = 100
@@ -18,6 +19,11 @@ def console() -> Console:
     """stdout, 100 columns at most; plain text when it is no terminal (rich obeys NO_COLOR)."""
     out = Console(soft_wrap=False, highlight=False)
     return out if out.is_terminal and out.width <= COLUMNS else Console(width=COLUMNS, soft_wrap=False, highlight=False)
+
+
+def say(out: Console, text: str) -> None:
+    """A line of text below a table; control characters of names cannot reach the terminal."""
+    out.print(Text(printable(text)), soft_wrap=True)
 
 
 _NAME_WIDTH = 14
@@ -55,4 +61,5 @@ def factor(speedup: float | None) -> str:
 
 
 def micros(us: float | None) -> str:
-    return "-" if us is None else f"{us:.1f}"
+    """Three digits and more: 0.14, 3.73, 812.0."""
+    return "-" if us is None else f"{us:.1f}" if us >= 10 else f"{us:.2f}"

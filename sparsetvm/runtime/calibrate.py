@@ -12,14 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from sparsetvm.build.compile import LayerChoice, compile_graph
+from sparsetvm.build.compile import compile_networks
+from sparsetvm.build.network import LayerChoice, Network
 from sparsetvm.core.graph import Graph
 from sparsetvm.core.results import Event, Progress
 from sparsetvm.core.target import Target
 from sparsetvm.errors import UsageError, did_you_mean
 from sparsetvm.rewrite.activation_density import uses_density
 from sparsetvm.rewrite.expose import expose, logical
-from sparsetvm.rewrite.prepare import Prepared, prepare
+from sparsetvm.rewrite.prepare import prepare
+from sparsetvm.rewrite.prepare_buckets import Family
 from sparsetvm.rewrite.workloads import layer_nodes, make_tasks
 from sparsetvm.runtime.module import Module
 from sparsetvm.search.candidates import candidates_of
@@ -28,14 +30,17 @@ _RANDOM_SAMPLES = 8
 _HINT = "give every input an array of its shape, or of samples of its shape: (samples, *shape)"
 
 
-def calibrate_tasks(
-    prepared: Prepared,
+def calibrate_family(
+    family: Family,
     target: Target,
     shapes: Mapping[str, tuple[int, ...]] | None,
     inputs: Mapping[str, Any] | None,
     tell: Progress,
 ) -> None:
-    """Give the tasks of `prepared` the densities that `measure_densities` finds."""
+    """Give the tasks of the model the densities that `measure_densities` finds. Raises UsageError with buckets."""
+    if family.sizes:
+        raise UsageError("--calibrate does not go with --buckets yet", hint="fix the size with --shape to calibrate")
+    prepared = family.largest
     densities = measure_densities(prepared.path, target, shapes, inputs)
     found = ", ".join(f"{name} {density:.0%}" for name, density in densities.items())
     tell(Event(kind="note", message=f"non-zeros in the inputs of layers: {found or 'no layer has a use for them'}"))
@@ -74,7 +79,8 @@ def measure_densities(
     counts = dict.fromkeys(read, 0.0)
     with tempfile.TemporaryDirectory(prefix="sparsetvm-calibrate-") as folder:
         library = Path(folder) / "model.so"
-        compile_graph(graph, prepared.tasks, choices, target, library, {"name": model.name, "sha256": prepared.digest})
+        networks = [Network(graph, prepared.tasks, choices)]
+        compile_networks(networks, target, library, {"name": model.name, "sha256": prepared.digest})
         with Module(library, threads=target.threads) as module:
             if samples is None:
                 samples = [module.random_inputs(seed + number) for number in range(_RANDOM_SAMPLES)]
@@ -87,7 +93,7 @@ def measure_densities(
 
 
 def _logical(graph: Graph, name: str, physical: np.ndarray) -> np.ndarray:
-    return logical(graph.values[name], physical, graph.chunks)
+    return logical(graph.values[name], physical, graph.runs(name))
 
 
 def _samples(graph: Graph, inputs: Mapping[str, Any]) -> list[dict[str, np.ndarray]]:

@@ -7,9 +7,10 @@ The function `main_static` of the library writes its outputs where they are want
 from __future__ import annotations
 
 import ctypes
+import functools
 import threading
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -23,22 +24,52 @@ _DEVICE_TYPE = 2  # kDLCUDA
 gpu_lock = threading.RLock()
 
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _names_the_gpu(call: Callable[_P, _R]) -> Callable[_P, _R]:
+    """A method that raises EnvironmentProblem for what CUDA reports: a GPU that is gone, full or broken by a kernel."""
+
+    @functools.wraps(call)
+    def checked(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return call(*args, **kwargs)
+        except RuntimeError as error:  # what TVM raises for it
+            lines = [line.strip() for line in str(error).splitlines() if "CUDA" in line]
+            if not lines:
+                raise
+            hint = "look at nvidia-smi, then start this process again: CUDA lets it use the GPU no more"
+            raise EnvironmentProblem(f"the GPU fails while the model runs: {lines[-1]}", hint=hint) from error
+
+    return checked
+
+
 class CudaRun:
     """Runs one loaded library on a GPU.
 
     machine: TVM's virtual machine of the library. device: number of the GPU. Call everything under `gpu_lock`.
     """
 
-    def __init__(self, machine: Any, device: int, inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo]) -> None:
+    @_names_the_gpu
+    def __init__(
+        self,
+        machine: Any,
+        device: int,
+        inputs: Sequence[TensorInfo],
+        outputs: Sequence[TensorInfo],
+        function: str = STATIC_MAIN,
+    ) -> None:
         import tvm
 
         self._number = device
         self._device = tvm.cuda(device)
-        self._function = machine[STATIC_MAIN]
+        self._function = machine[function]
         self._inputs = [tvm.runtime.empty(info.shape, info.dtype, self._device) for info in inputs]
         self._outputs = [tvm.runtime.empty(info.shape, info.dtype, self._device) for info in outputs]
         self._infos = list(inputs)
 
+    @_names_the_gpu
     def __call__(self, arrays: Sequence[Any]) -> tuple[Any, ...]:
         """Copy in, run, copy out: numpy arrays, or tensors on the GPU when all of `arrays` are there."""
         self.load(arrays)
@@ -47,6 +78,7 @@ class CudaRun:
             return tuple(self._fresh(output) for output in self._outputs)
         return tuple(np.array(output.numpy()) for output in self._outputs)
 
+    @_names_the_gpu
     def load(self, arrays: Sequence[Any]) -> None:
         """Copy the inputs to the GPU."""
         self._use_device()
@@ -56,11 +88,13 @@ class CudaRun:
             else:
                 tensor.copyfrom(np.ascontiguousarray(array))
 
+    @_names_the_gpu
     def launch(self) -> None:
         """Start a run on the inputs that are there, without waiting for it."""
         self._use_device()
         self._function(*self._inputs, *self._outputs)
 
+    @_names_the_gpu
     def wait(self) -> None:
         """Until all runs have ended."""
         self._device.sync()

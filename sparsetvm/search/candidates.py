@@ -37,11 +37,11 @@ def _unknown(config: Config) -> float | None:
 class TemplateChoice:
     """One template of the union: its space for the workload and its config without tuning.
 
-    preferred, quick, estimate: as in Template, for this workload.
+    version_of, preferred, quick, estimate: as in Template, for this workload.
     """
 
     name: str
-    version: int
+    version_of: Callable[[Config], int]
     dense: bool
     space: Space
     default: Config
@@ -165,7 +165,7 @@ def _stays_dense(choices: Sequence[TemplateChoice], workload: Workload, target: 
 
 def _choice(t: Template, workload: Workload, target: Target) -> TemplateChoice:
     return TemplateChoice(
-        t.name, t.version, t.dense, t.space(workload, target), t.default(workload, target),
+        t.name, t.version_of, t.dense, t.space(workload, target), t.default(workload, target),
         t.preferred(workload, target), t.quick(workload), lambda config: t.estimate(workload, config, target),
     )  # fmt: skip
 
@@ -184,9 +184,9 @@ def validator(candidates: Candidates) -> Valid:
         choice = candidates.choice(config.template)
         return (
             choice is not None
-            and choice.version == version
             and space in ("", choice.space.fingerprint)
             and choice.space.contains(config)
+            and choice.version_of(config) == version
         )
 
     return valid

@@ -73,6 +73,14 @@ def test_full_disk_while_compiling_is_an_environment_problem_and_leaves_nothing(
     assert left(folder) == []
 
 
+def test_folders_that_nobody_can_write_are_environment_and_log_problems(folder):
+    """/proc, since rights stop no administrator."""
+    check(sparsetvm(folder, "compile", "m.onnx", "-o", "/proc/m.so"), 4, "cannot write '/proc/m.so'", "next step")
+    words = ["tune", "m.onnx", "--trials", "1", "--threads", "1", "--log-dir", "/proc/log"]
+    check(sparsetvm(folder, *words), 7, "cannot write tuning logs to /proc/log", "--log-dir")
+    assert left(folder) == []
+
+
 def test_two_tunes_of_one_model_at_once_keep_all_records(folder):
     words = [
         "tune",

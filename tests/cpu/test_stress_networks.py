@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from checklib import isolated
 from checklib.isolated import call_isolated
 from checklib.running_error import running_error
 from models import ModelBuilder, random_inputs, run_onnxruntime
@@ -19,6 +20,7 @@ from sparsetvm.frontend.load import load_model
 
 pytestmark = pytest.mark.skipif("avx2" not in cpu_flags(), reason="needs AVX2")
 WITH_AVERAGE = 14  # a network with an average pool
+UNDERFLOWS = 853  # one whose softmax has outputs of 1e-69
 
 
 @pytest.mark.parametrize("first", range(0, 24, 6))
@@ -49,6 +51,11 @@ def test_bound_holds_for_float32_and_is_of_use(tmp_path: Path) -> None:
     assert bound.max() < 1e-3
 
 
+def test_softmax_that_underflows_stays_within_its_bound() -> None:
+    """Found as network 853: exp ends at exp(-87), where float64 goes on to 1e-69."""
+    assert check_network(UNDERFLOWS)["of_bound"] <= 1.0
+
+
 def test_a_failure_is_saved_with_its_inputs(tmp_path: Path) -> None:
     save_failure(tmp_path / "failed", 3, "what went wrong")
     assert {path.name for path in (tmp_path / "failed").iterdir()} == {"3.onnx", "3.npz", "3.txt"}
@@ -57,17 +64,21 @@ def test_a_failure_is_saved_with_its_inputs(tmp_path: Path) -> None:
 def misbehave(item: str) -> str:
     if item == "crash":
         os.abort()
-    if item == "hang":
+    while item == "hang":
+        pass
+    if item == "stuck":
         time.sleep(60)
     if item == "raise":
         raise ValueError("on purpose")
     return item.upper()
 
 
-def test_crashes_and_hangs_are_outcomes_of_their_items() -> None:
-    items = ["fine", "crash", "raise", "hang", "last"]
-    outcomes = {outcome.item: outcome for outcome in call_isolated(misbehave, items, jobs=2, timeout=20)}
+def test_crashes_and_hangs_are_outcomes_of_their_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolated, "_STUCK", 8)
+    items = iter(["fine", "crash", "raise", "stuck", "hang", "last"])
+    outcomes = {outcome.item: outcome for outcome in call_isolated(misbehave, items, jobs=2, timeout=1)}
     assert (outcomes["fine"].result, outcomes["last"].result) == ("FINE", "LAST")
     assert outcomes["crash"].error == "crash: exit code -6"
     assert "on purpose" in outcomes["raise"].error
-    assert outcomes["hang"].error == "timeout: 20 s"
+    assert outcomes["hang"].error == "timeout: 1 s of CPU time"
+    assert outcomes["stuck"].error == "timeout: 8 s"

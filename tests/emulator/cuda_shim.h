@@ -66,6 +66,7 @@ void mbarrier_arrive(Mbarrier* bar, int bytes);  // `bytes` more are to come
 void mbarrier_arrive_copied(Mbarrier* bar);      // once the thread's cp.async are done
 void mbarrier_wait(Mbarrier* bar, int parity);
 void bulk_copy(void* to, const void* from, int bytes, Mbarrier* bar);
+void store_later(void* to, const float* values, int count, Mbarrier* bar);  // st.async
 [[noreturn]] void fail(const char* message);
 }  // namespace sp_emu
 

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import log_samples
 import numpy as np
+import onnx
 from models import ModelBuilder, bert, conv_net, mlp, mobile_net
 from onnx import TensorProto, helper, numpy_helper, parser
+from onnx.backend.test.case.node import collect_testcases
 
 from sparsetvm.core.layout import Planes
 from sparsetvm.core.workload import ConvGeometry, Epilogue, Workload
@@ -71,6 +73,26 @@ def _float16() -> ModelBuilder:
     return builder.output("y")
 
 
+def operators() -> dict[str, bytes]:
+    """The smallest node test of each operator that ONNX has, its inputs behind the first made constant."""
+    with np.errstate(all="ignore"):
+        cases = collect_testcases(None)
+    found: dict[str, bytes] = {}
+    for case in cases:
+        nodes = case.model.graph.node if case.model is not None else []
+        if len(nodes) != 1 or not case.data_sets:
+            continue
+        model = onnx.ModelProto()
+        model.CopyFrom(case.model)
+        for info, array in list(zip(model.graph.input, case.data_sets[0][0], strict=False))[1:]:
+            if isinstance(array, np.ndarray) and array.size <= 64:
+                model.graph.initializer.append(numpy_helper.from_array(array, info.name))
+        name, content = f"op_{nodes[0].op_type}", model.SerializeToString()
+        if len(content) < 2048 and len(content) < len(found.get(name, bytes(2048))):
+            found[name] = content
+    return found
+
+
 def weights() -> dict[str, bytes]:
     rng = np.random.default_rng(0)
     found = {}
@@ -113,7 +135,12 @@ def targets() -> dict[str, bytes]:
 
 
 if __name__ == "__main__":
-    for target, files in {"loader": models(), "analysis": weights(), "log": logs(), "target": targets()}.items():
+    for target, files in {
+        "loader": models() | operators(),
+        "analysis": weights(),
+        "log": logs(),
+        "target": targets(),
+    }.items():
         (CORPUS / target).mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             (CORPUS / target / name).write_bytes(content)

@@ -32,7 +32,7 @@ from sparsetvm.log.export import export
 from sparsetvm.log.journal import read_records
 from sparsetvm.log.line import checksum
 from sparsetvm.log.lookup import RecordIndex
-from sparsetvm.log.maintenance import check, list_records, merge
+from sparsetvm.log.maintenance import age, check, list_records, merge
 from sparsetvm.rewrite.pipeline import rewrite
 from sparsetvm.rewrite.workloads import make_tasks
 
@@ -109,7 +109,8 @@ def fuzz_log(data: bytes) -> None:
             index.seeds(workload, 4, _DEVICE)
             index.training(workload, _DEVICE)
             workload.describe()
-        list_records(result.records)
+        for row in list_records(result.records):
+            age(row.newest)
         export(result.records, folder / "out.csv")
         export(result.records, folder / "out.json", "t4")
         compact(folder)
@@ -172,8 +173,12 @@ def mutate_model(data: bytes, rng: random.Random) -> bytes:
     messages += [attribute for node in graph.node for attribute in node.attribute]
     if not messages:
         return data
+    try:
+        names = [value for node in graph.node for value in (*node.input, *node.output)]
+    except UnicodeDecodeError:
+        return data
     for _ in range(rng.choice((1, 1, 2, 4))):
-        _change(rng.choice(messages), rng, [value for node in graph.node for value in (*node.input, *node.output)])
+        _change(rng.choice(messages), rng, names)
     if rng.random() < 0.1:
         graph.node.add().CopyFrom(rng.choice(graph.node)) if graph.node else None
     if rng.random() < 0.1 and len(graph.node) > 1:

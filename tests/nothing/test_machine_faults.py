@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from sparsetvm.log.compact import compact
 from sparsetvm.log.export import export
 from sparsetvm.log.journal import append, check_writable, read_records
 from sparsetvm.log.lookup import RecordIndex
-from sparsetvm.log.maintenance import check, keep, merge
+from sparsetvm.log.maintenance import age, check, keep, merge
 from sparsetvm.measure import nvcc
 
 BIG = 1 << 20  # larger than anything that pytest writes meanwhile
@@ -202,6 +203,39 @@ def test_times_before_those_of_older_records_change_no_rule():
     assert found.record is not None
     assert found.record.config in (CONFIG, OTHER_CONFIG)
     assert found.record.stage == "final"
+
+
+def test_records_of_the_future_are_listed_as_recent_ones():
+    """The clock was ahead when they were written."""
+    assert age("9999-12-31T23:59:59Z") == "just now"
+    assert age("0001-01-01T00:00:00+23:59").endswith(" d")
+
+
+def test_no_duration_is_told_by_the_clock_that_can_jump():
+    """Limits, budgets and times are those of a monotonic clock; the time of day only says when a record was written."""
+    source = Path(__file__).parents[2]
+    for folder in ("sparsetvm", "schedules"):
+        for path in (source / folder).rglob("*.py"):
+            assert not re.search(r"\btime\.time(_ns)?\(|from time import time\b", path.read_text()), path
+    tells = [path.name for path in (source / "sparsetvm").rglob("*.py") if "datetime.now" in path.read_text()]
+    assert sorted(tells) == ["maintenance.py", "outcome.py"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["prune", "m.onnx", "--sparsity", "0.9", "-o"], ["inspect", "m.onnx", "--json"], ["log", "merge", "log", "-o"],
+     ["log", "export", "log", "-o"]], ids=" ".join,
+)  # fmt: skip
+def test_folder_that_nobody_can_write_is_named_with_the_next_step(words, tmp_path, monkeypatch):
+    """/proc, since rights stop no administrator."""
+    monkeypatch.chdir(tmp_path)
+    mlp().save(tmp_path / "m.onnx")
+    append(tmp_path / "log" / "cpu-a.jsonl", record())
+    result = CliRunner().invoke(cli, [*words, "/proc/out.json"])
+    assert result.exit_code in (2, 4, 7), result.output
+    assert "/proc/out.json" in result.stderr
+    assert "next step" in result.stderr
+    assert "bug in sparsetvm" not in result.stderr
 
 
 @pytest.mark.parametrize(

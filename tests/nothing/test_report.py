@@ -6,7 +6,7 @@ import pytest
 
 from sparsetvm.core import results
 from sparsetvm.core.results import Event
-from sparsetvm.report import console
+from sparsetvm.report import console, inspection
 from sparsetvm.report.progress import LineProgress, LiveProgress, NoProgress, describe, make_progress
 
 
@@ -27,7 +27,7 @@ LONG = "/backbone/stage_4/block_2/branch/convolution_3x3/Conv_" + "x" * 60
 
 
 def test_inspect_fits_100_columns_and_keeps_long_names_whole(capsys):
-    console.print_inspect(inspect_report([(LONG, 0.9, "sparse", "")]))
+    inspection.print_inspect(inspect_report([(LONG, 0.9, "sparse", "")]))
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 100
     assert LONG in "".join(line.split(" ")[0] for line in lines)
@@ -35,7 +35,7 @@ def test_inspect_fits_100_columns_and_keeps_long_names_whole(capsys):
 
 def test_inspect_says_each_reason_once(capsys):
     why = "43 % sparse, break-even here is about 60 %"
-    console.print_inspect(
+    inspection.print_inspect(
         inspect_report([("a", 0.43, "dense", why), ("b", 0.43, "dense", why), ("c", 0.9, "sparse", "")])
     )
     out = capsys.readouterr().out
@@ -46,14 +46,14 @@ def test_inspect_says_each_reason_once(capsys):
 
 
 def test_inspect_of_a_dense_model_suggests_no_tuning(capsys):
-    console.print_inspect(inspect_report([("a", 0.0, "dense", "no zeros")]))
+    inspection.print_inspect(inspect_report([("a", 0.0, "dense", "no zeros")]))
     out = capsys.readouterr().out
     assert "0 of 1 layers would run sparse" in out
     assert "next:" not in out
 
 
 def test_names_with_markup_are_printed_as_they_are(capsys):
-    console.print_inspect(inspect_report([("[red]layer[/red]", 0.9, "sparse", "")]))
+    inspection.print_inspect(inspect_report([("[red]layer[/red]", 0.9, "sparse", "")]))
     assert "[red]layer[/red]" in capsys.readouterr().out
 
 
