@@ -2,11 +2,11 @@
 
     python scripts/make_models.py DIR [NAME...] [--sparsity 0.9] [--batch 1 | --open]
 
-NAME: resnet50, mobilenet_v1, bert_1l, bert_4l, mlp (all when none is given). --open leaves the batch open, of the berts
-the number of tokens: see docs/buckets.md. Weights are He-scaled Gaussians from a fixed seed;
-the smallest of each layer are zero and the rest is scaled up, so that activations keep their range. Accuracy means
-nothing here: the networks measure speed on the layer shapes that people prune. First convolutions, depthwise
-convolutions and the classifier of MobileNet stay dense, as is usual.
+NAME: resnet50, mobilenet_v1, bert_1l, bert_4l, mlp, speech_commands, speech_commands_k_winners (all when none is
+given). --open leaves the batch open, of the berts the number of tokens: see docs/buckets.md. Weights are He-scaled
+Gaussians from a fixed seed; the smallest of each layer are zero and the rest is scaled up, so that activations keep
+their range. Accuracy means nothing here: the networks measure speed on the layer shapes that people prune. First
+convolutions, depthwise convolutions and the classifiers of MobileNet and speech_commands stay dense, as is usual.
 """
 
 from __future__ import annotations
@@ -173,12 +173,56 @@ def mlp(path: Path, batch: Size, sparsity: float) -> None:
     net.save(path, {"x": (batch, 784)}, net.linear(x, (2048, 10)), (batch, 10))
 
 
+def speech_commands(path: Path, batch: Size, sparsity: float, *, k_winners: bool = False) -> None:
+    """The network for Google Speech Commands of Hunter et al., "Two Sparsities Are Better Than One" (2021).
+
+    A 32 x 32 spectrogram, two 5 x 5 convolutions of 64 channels with max pooling, 1500 hidden units, 12 words: 2.5
+    million parameters, nearly all in the hidden layer. The second convolution and the hidden layer are pruned.
+    k_winners: instead of ReLU, the largest 9.5 % of all pooled values of the first convolution stay, 12.5 % of those
+    of the second, 10 % of the hidden units (what Numenta's code has for this data set).
+    """
+    net = Network(sparsity)
+
+    def activate(x: str, shape: tuple[Size, ...], density: float) -> str:
+        if not k_winners:
+            return net.node("Relu", x)
+        n = math.prod(shape[1:])
+        flat = x if len(shape) == 2 else net.node("Reshape", x, net.constant(np.array([-1, n])))
+        values, at = f"top{len(net.nodes)}", f"at{len(net.nodes)}"
+        count = net.constant(np.array([round(density * n)]))
+        net.nodes.append(helper.make_node("TopK", [flat, count], [values, at], values, axis=1))
+        open_ = isinstance(batch, str)
+        zeros = (
+            net.node("ConstantOfShape", net.node("Shape", flat)) if open_ else net.constant(np.zeros((batch, n), "f4"))
+        )
+        kept = net.node("ScatterElements", zeros, at, values, axis=1)
+        return kept if len(shape) == 2 else net.node("Reshape", kept, net.constant(np.array([-1, *shape[1:]])))
+
+    def conv(x: str, channels: tuple[int, int], pool: int, *, pruned: bool) -> str:
+        weight = net.weight((channels[1], channels[0], 5, 5), channels[0] * 25, pruned=pruned)
+        bias = (net.rng.standard_normal(channels[1]) * 0.05).astype(np.float32)
+        y = net.node("Conv", x, net.constant(weight), net.constant(bias), kernel_shape=[5, 5])
+        return net.node("MaxPool", y, kernel_shape=[pool, pool], strides=[pool, pool])
+
+    x = activate(conv("x", (1, 64), 2, pruned=False), (batch, 64, 14, 14), 0.095)
+    x = activate(conv(x, (64, 64), 2, pruned=True), (batch, 64, 5, 5), 0.125)
+    x = activate(net.linear(net.node("Flatten", x, axis=1), (1600, 1500)), (batch, 1500), 0.1)
+    net.save(path, {"x": (batch, 1, 32, 32)}, net.linear(x, (1500, 12), pruned=False), (batch, 12))
+
+
+def speech_commands_k_winners(path: Path, batch: Size, sparsity: float) -> None:
+    """`speech_commands` with sparse activations."""
+    speech_commands(path, batch, sparsity, k_winners=True)
+
+
 NETWORKS = {
     "resnet50": resnet50,
     "mobilenet_v1": mobilenet_v1,
     "bert_1l": functools.partial(bert, layers=1),
     "bert_4l": bert,
     "mlp": mlp,
+    "speech_commands": speech_commands,
+    "speech_commands_k_winners": speech_commands_k_winners,
 }
 
 

@@ -38,11 +38,12 @@ from sparsetvm.core.results import (
 from sparsetvm.core.target import Target, device_fingerprint, parse_target
 from sparsetvm.core.task import Task
 from sparsetvm.rewrite.prepare import Prepared
-from sparsetvm.rewrite.prepare_buckets import Buckets, prepare_family
+from sparsetvm.rewrite.prepare_buckets import Buckets, Family, prepare_family
 from sparsetvm.runtime.module import Module
 
 Shapes = Mapping[str, tuple[int, ...]]
 PathLike = str | Path
+Calibration = Mapping[str, Any] | Literal["random"] | None
 
 
 def inspect(
@@ -154,6 +155,7 @@ def tune(
     page: PathLike | None = None,
     allow_tf32: bool = False,
     allow_fp16: bool = False,
+    calibrate: Calibration = None,
     buckets: Buckets | None = None,
     tracker: str | None = None,
     key: str | None = None,
@@ -164,6 +166,8 @@ def tune(
     budget: seconds; trials: measurements in all; effort: "quick", "default" or "max" when neither is given. tasks:
     "all" or names and numbers ("2,5-7,layer"). With `output` the model is compiled afterwards. Ctrl-C ends the search
     early; the report then has `interrupted` set and everything measured is in the log. page: an HTML report to write.
+    calibrate: sample inputs (name -> array of the input's shape or (samples, *shape)), or "random": the model runs on
+    them to count the zeros that its layers read, and kernels that skip those compete. Compile with the same ones.
     progress: called with an Event (core/results.py) for each step, in this thread; an exception that it raises ends the
     call. reuse: False ignores the log. records: more logs to read; log_dir: the one to write.
     buckets: as in `compile`; the layers of every bucket are tuned. tracker, key: measure on the workers of a fleet
@@ -194,6 +198,7 @@ def tune(
         check_can_write(Path(output))  # fail before the search, not after it
     options = TuneOptions(effort, trials, budget, early_stopping, reuse, uuid.uuid4().hex[:12]).checked()
     family = prepare_family(model, where, shapes, buckets)
+    _calibrate(family, where, shapes, calibrate, tell)
     for note in family.notes:
         tell(Event(kind="note", message=note))
 
@@ -229,6 +234,7 @@ def compile(
     weights: Literal["embed", "separate"] = "embed",
     allow_tf32: bool = False,
     allow_fp16: bool = False,
+    calibrate: Calibration = None,
     buckets: Buckets | None = None,
     progress: Progress | None = None,
 ) -> CompileReport:
@@ -236,6 +242,7 @@ def compile(
 
     require_tuned: raise NoCandidateError naming the layers that no record covers, instead of using default configs.
     Nothing is measured. weights: "separate" writes packed weights to a file beside the library, which processes share.
+    calibrate: as in `tune`.
     buckets: sizes of the model's symbolic dimension, which then keeps its size open: (1, 8, 64), or {"seq": (16, 128)}
     where there are several; docs/buckets.md tells how runs of other sizes are put together.
 
@@ -259,6 +266,7 @@ def compile(
     where = parse_target(target, threads, allow_tf32, allow_fp16)
     check_can_write(Path(output))
     family = prepare_family(model, where, shapes, buckets)
+    _calibrate(family, where, shapes, calibrate, tell)
     index = open_index(log_dir, records)
     for note in [*family.notes, *index.skipped()]:
         tell(Event(kind="note", message=note))
@@ -434,6 +442,13 @@ def doctor() -> DoctorReport:
     return run_doctor()
 
 
+def _calibrate(family: Family, target: Target, shapes: Shapes | None, calibrate: Calibration, tell: Progress) -> None:
+    if calibrate is not None:
+        from sparsetvm.runtime.calibrate import calibrate_family
+
+        calibrate_family(family, target, shapes, None if isinstance(calibrate, str) else calibrate, tell)
+
+
 def _write_report(run: Any, prepared: Prepared, target: Target, name: str, output: Path) -> None:
     """The page about a run that has just ended: all that the log knows of its tasks on this device."""
     from sparsetvm.report.html.write import write_page
@@ -464,15 +479,6 @@ def _silent(_: Event) -> None:
 
 
 __all__ = [
-    "bench",
-    "compile",
-    "doctor",
-    "inspect",
-    "inspect_library",
-    "load",
-    "prune",
-    "tasks",
-    "tune",
-    "verify",
+    "bench", "compile", "doctor", "inspect", "inspect_library", "load", "prune", "tasks", "tune", "verify",
     "write_report",
-]
+]  # fmt: skip

@@ -9,7 +9,8 @@ The model and its constants come from measurements of the kernels on Zen 4, Zen 
   meanwhile code and weights (16 bytes per non-zero) come from the outer caches, prefetched, once per call;
 - pattern in data: 60 % of the FMA rate, 8 bytes per non-zero; 80 % and 5 bytes for blocks of 4 and more rows; the
   faster of the two counts;
-- N = 1: register look-up over padded index lists (5 bytes per padded non-zero) with AVX-512, plain CSR without;
+- N = 1: register look-up over padded index lists (5 bytes per padded non-zero) with AVX-512, plain CSR without; where X
+  is known to hold many zeros, a store per entry of the columns that are left;
 - both read and write their activations once, and a call costs something.
 Threads divide both times alike and are left out. Of tuned layers with 16 or more columns it is 15 % off in the mean on
 a Zen 5 and 23 % on a Xeon; products of one token may be off by a factor of 3. Tuning decides, not this.
@@ -36,6 +37,7 @@ _CODE_BYTES = 16.0  # code and weight of one non-zero
 _DATA_EFFICIENCY = 0.60
 _DATA_BYTES = 8.0
 _STRIP_ROWS, _STRIP_EFFICIENCY, _STRIP_BYTES = 4, 0.80, 5.0
+_COLUMN_CYCLES = 1.7  # per entry of the column of an activation that is not zero: a store, and what else is in its way
 _CSR_CYCLES = 1.15  # per non-zero of an N = 1 product without register look-up
 _CALL_CYCLES = 500.0
 _FEW_COLUMNS = 4  # fewer: look-up or CSR per column, not vectors over columns
@@ -91,7 +93,11 @@ def _spmv_cycles(workload: Workload, target: Target) -> float:
     if target.isa == "avx2":
         return max(_CSR_CYCLES * nnz, stream_cycles(6.0 * nnz))
     padding = 1.0 + 0.04 * math.pow(density, -0.6)
-    return stream_cycles(5.0 * padding * nnz)
+    lookup = stream_cycles(5.0 * padding * nnz)
+    height = workload.pattern.block[0] if workload.pattern.kind == "block" else 1
+    # Known to hold many zeros, X is read by columns: entries of up to 16 rows.
+    columns = workload.active * nnz * _COLUMN_CYCLES / math.gcd(height, 16)
+    return lookup if workload.active == 1.0 else min(lookup, columns)
 
 
 def _code_parts(workload: Workload, target: Target) -> dict[str, float]:

@@ -207,6 +207,16 @@ def _unary(graph: Graph, node: Node, target: Target) -> RemainderKernel | None:
     )
 
 
+def _k_winners(graph: Graph, node: Node, target: Target) -> RemainderKernel:
+    kernels = _schedules(target, "k_winners")
+    source, k, ties = graph.values[node.inputs[0]], int(node.attrs["k"]), node.attrs["ties"]
+    return RemainderKernel(
+        ("k_winners", source.shape, k, ties),
+        lambda symbol: kernels.k_winners_kernel(source.shape, k, ties, target, symbol),
+        [source.name],
+    )
+
+
 _Rule = Callable[[Graph, Node, Target], RemainderKernel | None]
 _RULES: dict[str, _Rule] = {
     "sparsetvm.convert": _convert,
@@ -218,6 +228,7 @@ _RULES: dict[str, _Rule] = {
     "LayerNormalization": _layer_norm,
     "Softmax": _softmax,
     "sparsetvm.attention": _attention,
+    "sparsetvm.k_winners": _k_winners,
     "Add": _binary,
     "Mul": _binary,
     "Cast": _cast,

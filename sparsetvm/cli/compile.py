@@ -9,6 +9,7 @@ import click
 
 from sparsetvm.cli.params import (
     buckets_option,
+    calibrate_option,
     fp16_option,
     model_argument,
     record_options,
@@ -16,6 +17,7 @@ from sparsetvm.cli.params import (
     target_option,
     tf32_option,
     threads_option,
+    to_calibration,
     to_shapes,
 )
 from sparsetvm.cli.session import Session, common_options, examples, pass_session
@@ -47,6 +49,7 @@ def _print_cc_args(ctx: click.Context, _: click.Parameter, kind: str | None) -> 
 @record_options
 @shape_option
 @buckets_option
+@calibrate_option
 @click.option(
     "--print-cc-args", type=click.Choice(["cpu", "cuda"]), is_flag=False, flag_value="cpu", is_eager=True,
     expose_value=False, callback=_print_cc_args, metavar="[cpu|cuda]",
@@ -73,6 +76,7 @@ def command(
     no_reuse: bool,
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
     buckets: Any,
+    calibrate: str | None,
     require_tuned: bool,
     weights: Literal["embed", "separate"],
 ) -> None:
@@ -86,13 +90,13 @@ def command(
         "compile", model=model, output=output, target=target, allow_tf32=allow_tf32 or None,
         allow_fp16=allow_fp16 or None, threads=threads,
         records=records, log_dir=log_dir, no_reuse=no_reuse or None, shape=to_shapes(shapes), buckets=buckets,
-        require_tuned=require_tuned or None,
+        calibrate=calibrate, require_tuned=require_tuned or None,
     )  # fmt: skip
     with session.progress() as progress:
         report = api.compile(
             model, output, target=target, allow_tf32=allow_tf32, allow_fp16=allow_fp16, threads=threads,
             records=records, log_dir=log_dir, shapes=to_shapes(shapes), buckets=buckets, reuse=not no_reuse,
-            require_tuned=require_tuned, weights=weights, progress=progress,
+            require_tuned=require_tuned, weights=weights, calibrate=to_calibration(calibrate), progress=progress,
         )  # fmt: skip
 
     def render() -> None:

@@ -159,6 +159,20 @@ def shape_option(command: _Command) -> _Command:
     )(command)  # fmt: skip
 
 
+def calibrate_option(command: _Command) -> _Command:
+    return click.option(
+        "--calibrate", metavar="FILE.npz|random",
+        help="Sample inputs: kernels that skip zero activations compete where these leave many.",
+    )(command)  # fmt: skip
+
+
+def to_calibration(text: str | None) -> Any:
+    """The value of `--calibrate` as `calibrate=` wants it."""
+    from sparsetvm.cli.arrays import read_arrays
+
+    return text if text in (None, "random") else read_arrays(text)
+
+
 def buckets_option(command: _Command) -> _Command:
     return click.option(
         "--buckets", type=Buckets(), metavar="[DIM=]SIZES",

@@ -9,6 +9,7 @@ import click
 from sparsetvm.cli.params import (
     Duration,
     buckets_option,
+    calibrate_option,
     fp16_option,
     model_argument,
     record_options,
@@ -16,6 +17,7 @@ from sparsetvm.cli.params import (
     target_option,
     tf32_option,
     threads_option,
+    to_calibration,
     to_shapes,
 )
 from sparsetvm.cli.session import Session, common_options, examples, pass_session
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
 @click.option("--key", metavar="NAME", help="Which workers of the fleet.")
 @shape_option
 @buckets_option
+@calibrate_option
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Also compile to this .so.")
 @click.option("--report", type=click.Path(dir_okay=False), help="Also write an HTML report to this file.")
 @common_options
@@ -79,6 +82,7 @@ def command(
     jobs: int | None,
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
     buckets: Any,
+    calibrate: str | None,
     tracker: str | None,
     key: str | None,
     output: str | None,
@@ -96,7 +100,7 @@ def command(
         allow_fp16=allow_fp16 or None, threads=threads, trials=trials,
         budget=budget, early_stopping=early_stopping, effort=effort, tasks=tasks, records=records, log_dir=log_dir,
         no_reuse=no_reuse or None, dry_run=dry_run or None, seed=seed, jobs=jobs, shape=to_shapes(shapes),
-        buckets=buckets, tracker=tracker, key=key, output=output, report=report,
+        buckets=buckets, calibrate=calibrate, tracker=tracker, key=key, output=output, report=report,
     )  # fmt: skip
     with session.progress() as progress:
         result = api.tune(
@@ -104,7 +108,7 @@ def command(
             trials=trials, budget=budget,
             early_stopping=early_stopping, effort=effort, tasks="all" if only_list else tasks, records=records,
             log_dir=log_dir, reuse=not no_reuse, dry_run=dry_run or only_list, seed=seed, jobs=jobs,
-            shapes=to_shapes(shapes), buckets=buckets, tracker=tracker, key=key,
+            shapes=to_shapes(shapes), calibrate=to_calibration(calibrate), buckets=buckets, tracker=tracker, key=key,
             output=None if only_list else output, page=None if only_list else report, progress=progress,
         )  # fmt: skip
     _finish(session, result, only_list, dry_run)

@@ -160,6 +160,8 @@ def _workload_problem(workload: Workload) -> str:
         return "the pattern's density or empty rows are out of range"
     if not (math.isfinite(pattern.row_imbalance) and pattern.row_imbalance >= 0):
         return "the pattern's row imbalance is out of range"
+    if not 0 < workload.active <= 1:
+        return "the activation density is out of range"
     if not (math.isfinite(workload.epilogue.low) and math.isfinite(workload.epilogue.high)):
         return "a bound of the epilogue is not a number"
     if not all(map(_layout_ok, (workload.layout_in, workload.layout_out, workload.residual_layout))):

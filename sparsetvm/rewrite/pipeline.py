@@ -11,6 +11,7 @@ from sparsetvm.rewrite.assign_layouts import assign_layouts
 from sparsetvm.rewrite.canonical import canonicalize
 from sparsetvm.rewrite.fuse_attention import fuse_attention
 from sparsetvm.rewrite.fuse_epilogues import fuse_epilogues
+from sparsetvm.rewrite.fuse_k_winners import fuse_k_winners
 from sparsetvm.rewrite.make_layers import make_layers
 from sparsetvm.rewrite.mask_padding import mask_padding
 from sparsetvm.rewrite.remove_dead_channels import remove_dead_channels
@@ -29,6 +30,8 @@ def rewrite(graph: Graph, target: Target, masks: Sequence[Mask] = ()) -> Graph:
     canonicalize(graph)
     mask_padding(graph, masks)
     fuse_attention(graph, target)
+    if target.kind == "cpu":
+        fuse_k_winners(graph)
     make_layers(graph)
     remove_dead_channels(graph)
     reveal_blocks(graph, target.kind)

@@ -215,7 +215,9 @@ def validator(candidates: Candidates) -> Valid:
 def known_dense(
     index: RecordIndex, workload: Workload, candidates: Candidates, device: DeviceFingerprint
 ) -> Record | None:
-    """The best record of a dense config of this shape: the pattern does not matter to dense kernels."""
+    """The best record of a dense config of this shape: neither the pattern nor zeros of X matter to dense
+    kernels.
+    """
     family, sizes = _without_pattern(workload), (workload.m, workload.k, workload.n)
     usable = [
         record
@@ -230,4 +232,4 @@ def known_dense(
 
 
 def _without_pattern(workload: Workload) -> Workload:
-    return msgspec.structs.replace(workload, pattern=_NO_PATTERN)
+    return msgspec.structs.replace(workload, pattern=_NO_PATTERN, activation_density=msgspec.UNSET)

@@ -209,7 +209,7 @@ def test_tune_passes_every_option_on(run, api, tmp_path):
         "tune m.onnx --target cpu,znver4 --threads 2 --trials 9 --budget 1h30m --early-stopping 5 --effort quick "
         "--tasks conv1,3-5 --records more.jsonl --log-dir logs --no-reuse --dry-run --seed 7 --jobs 2 "
         "--shape x=1x3x8x8 --shape y:0=4 -o out.so --report r.html --allow-tf32 --allow-fp16 "
-        "--buckets n=1,8 --tracker here:9190 --key gpu"
+        "--buckets n=1,8 --tracker here:9190 --key gpu --calibrate random"
     )
     assert run(line).exit_code == 0
     args, kwargs = api.calls["tune"]
@@ -220,7 +220,7 @@ def test_tune_passes_every_option_on(run, api, tmp_path):
         "tasks": "conv1,3-5", "records": ("more.jsonl",), "log_dir": "logs", "reuse": False, "dry_run": True, "seed": 7,
         "jobs": 2, "shapes": {"x": (1, 3, 8, 8), "y:0": (4,)}, "output": "out.so",
         "page": "r.html", "allow_tf32": True, "allow_fp16": True, "buckets": {"n": (1, 8)}, "tracker": "here:9190",
-        "key": "gpu",
+        "key": "gpu", "calibrate": "random",
     }  # fmt: skip
 
 
