@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _TEMPLATES: dict[str, tuple[str, str]] = {
     "x86.pattern_code": ("sparsetvm.schedules.x86.pattern_code", "PatternCode"),
     "x86.pattern_data": ("sparsetvm.schedules.x86.pattern_data", "PatternData"),
+    "x86.spmv_columns": ("sparsetvm.schedules.x86.spmv_columns", "SpmvColumns"),
     "x86.spmv_lookup": ("sparsetvm.schedules.x86.spmv_lookup", "SpmvLookup"),
     "x86.spmv_csr": ("sparsetvm.schedules.x86.spmv_csr", "SpmvCsr"),
     "x86.dense_gemv": ("sparsetvm.schedules.x86.dense_gemv", "DenseGemv"),
@@ -41,9 +42,12 @@ _TEMPLATES: dict[str, tuple[str, str]] = {
     "cuda.spmm_code": ("sparsetvm.schedules.cuda.spmm_code", "SpmmCode"),
     "cuda.block_tiles": ("sparsetvm.schedules.cuda.block_tiles", "BlockTiles"),
     "cuda.block_mma": ("sparsetvm.schedules.cuda.block_mma", "BlockMma"),
+    "cuda.block_wgmma": ("sparsetvm.schedules.cuda.block_wgmma", "BlockWgmma"),
+    "cuda.block_tf32": ("sparsetvm.schedules.cuda.block_tf32", "BlockTf32"),
     "cuda.two_four": ("sparsetvm.schedules.cuda.two_four", "TwoFour"),
     "cuda.dense_gemv": ("sparsetvm.schedules.cuda.dense_gemv", "DenseGemv"),
     "cuda.dense_tf32": ("sparsetvm.schedules.cuda.dense_tf32", "DenseTf32"),
+    "cuda.dense_wgmma": ("sparsetvm.schedules.cuda.dense_wgmma", "DenseWgmma"),
     "cuda.dense_fp16": ("sparsetvm.schedules.cuda.dense_fp16", "DenseFp16"),
     "cuda.dense": ("sparsetvm.schedules.cuda.dense", "Dense"),
 }
@@ -72,6 +76,10 @@ class Template(abc.ABC):
         """Relative L2 error that a kernel of this template may have."""
         return TOLERANCES[self.arithmetic]
 
+    def version_of(self, config: Config) -> int:
+        """The version that records of this config have: another than `version` where only some configs changed."""
+        return self.version
+
     @abc.abstractmethod
     def matches(self, workload: Workload, target: Target) -> bool:
         """True when `kernel` can implement the workload on the target."""
@@ -91,6 +99,10 @@ class Template(abc.ABC):
     def quick(self, workload: Workload) -> bool:
         """False where building takes far longer than usual: no default, and measured after others only."""
         return True
+
+    def writes_in_place(self, workload: Workload, config: Config) -> bool:
+        """True when the kernel may be given the residual as Y: it reads each element right before it writes it."""
+        return False
 
     @abc.abstractmethod
     def space(self, workload: Workload, target: Target) -> Space:

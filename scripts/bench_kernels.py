@@ -45,6 +45,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--n", type=int_list, default=[], metavar="N,...", help="only these columns of X")
     parser.add_argument("--sparsity", type=float_list, default=[], metavar="S,...", help="only these, e.g. 0.9,0.95")
     parser.add_argument(
+        "--case", type=texts, default=[], metavar="TEXT,...", help="only cases whose names contain one, e.g. 32x32,2:4"
+    )
+    parser.add_argument(
         "--limit",
         "--sample",
         type=positive,
@@ -74,6 +77,10 @@ def positive(text: str) -> int:
 
 def int_list(text: str) -> list[int]:
     return [int(part) for part in text.split(",") if part]
+
+
+def texts(text: str) -> list[str]:
+    return [part for part in text.split(",") if part]
 
 
 def float_list(text: str) -> list[float]:
@@ -189,6 +196,7 @@ def main() -> int:
                 sparsities=args.sparsity,
                 limit=args.limit,
                 model=args.model,
+                parts=args.case,
             )
         ]
         result, interrupted = bench(args, cases, names, target)

@@ -1,6 +1,6 @@
 """Tune (if needed), compile, verify and time whole models beside the runtimes that people use.
 
-    python scripts/bench_models.py --models DIR|FILE... [--threads 1] [--budget 5m] [--against ort,openvino]
+    python scripts/bench_models.py --models DIR|FILE... [--threads 1] [--budget 5m|0] [--against ort,openvino]
         [--deepsparse-python ENV/bin/python] [--json OUT.json]
 
     python scripts/bench_models.py --models DIR|FILE... --target cuda [--allow-tf32] [--allow-fp16]
@@ -80,7 +80,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--allow-tf32", action="store_true", help="on a GPU, let our dense kernels use tensor cores")
     parser.add_argument("--allow-fp16", action="store_true", help="on a GPU, let ours multiply in float16")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--budget", default="5m", help="time to tune each model; what the log knows is not tuned again")
+    parser.add_argument(
+        "--budget", default="5m", help="time to tune each model, beside what the log knows; 0: compile only"
+    )
     parser.add_argument(
         "--against", help="ort, openvino, dense, or none; on a GPU torch, dense or none (default: ort, or torch)"
     )

@@ -1,11 +1,12 @@
 """Write into tuning_logs/ what a tuning log knows best: per task the fastest sparse and the fastest dense config.
 
-    python scripts/ship_records.py LOG.jsonl... [--out tuning_logs]
+    python scripts/ship_records.py LOG.jsonl... [--keep] [--out tuning_logs]
 
 Only times of final rounds count (searches time a config once), and only configs of the templates as they are now. A
 task whose fastest config is of a template that has changed since is left out: what is left of it would be taken for the
 best. Of tasks that differ in nothing but the positions of the non-zeros one is enough: records of the others are reused
-by the rules of docs/tuning.md.
+by the rules of docs/tuning.md. With --keep, what is shipped for the same devices stays where the logs say nothing
+better, so that logs of several machines or people can be shipped one after another.
 """
 
 from __future__ import annotations
@@ -58,12 +59,19 @@ def selected(records: list[Record]) -> list[Record]:
     return chosen
 
 
-def ship(logs: list[Path], out: Path) -> dict[Path, int]:
-    """Replace the shipped records of every device in `logs`; returns the number of records per file."""
+def ship(logs: list[Path], out: Path, keep: bool = False) -> dict[Path, int]:
+    """Replace the shipped records of every device in `logs`; returns the number of records per file.
+
+    keep: those that are shipped already compete with the new ones.
+    """
     by_device: dict[DeviceFingerprint, list[Record]] = {}
     for path in logs:
         for record in read_records(path).records:
             by_device.setdefault(record.device, []).append(record)
+    if keep:
+        for path in {journal_path(out, device) for device in by_device}:
+            for record in read_records(path).records if path.exists() else []:
+                by_device.setdefault(record.device, []).append(record)
     written: dict[Path, int] = {}
     for device, records in by_device.items():
         path = journal_path(out, device)
@@ -81,8 +89,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("logs", nargs="+", type=Path, metavar="LOG.jsonl")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "tuning_logs")
+    parser.add_argument("--keep", action="store_true", help="shipped records of these devices compete with the logs'")
     args = parser.parse_args()
-    for path, count in ship(args.logs, args.out).items():
+    for path, count in ship(args.logs, args.out, args.keep).items():
         print(f"{path}: {count} records, {path.stat().st_size >> 10} KiB")
 
 

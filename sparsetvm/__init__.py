@@ -15,7 +15,19 @@ from typing import TYPE_CHECKING, Any
 from sparsetvm.core.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from sparsetvm.api import bench, compile, doctor, inspect, load, prune, tasks, tune, verify, write_report
+    from sparsetvm.api import (
+        bench,
+        compile,
+        doctor,
+        inspect,
+        inspect_library,
+        load,
+        prune,
+        tasks,
+        tune,
+        verify,
+        write_report,
+    )
     from sparsetvm.errors import SparseTvmError
 
 __all__ = [
@@ -25,6 +37,7 @@ __all__ = [
     "compile",
     "doctor",
     "inspect",
+    "inspect_library",
     "load",
     "prune",
     "tasks",

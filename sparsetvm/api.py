@@ -22,13 +22,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from sparsetvm.core.manifest import ModelInfo
 from sparsetvm.core.results import (
     BenchReport,
     CompileReport,
     DoctorReport,
     Event,
     InspectReport,
+    LibraryReport,
     PageReport,
     Progress,
     PruneReport,
@@ -37,12 +37,13 @@ from sparsetvm.core.results import (
 )
 from sparsetvm.core.target import Target, device_fingerprint, parse_target
 from sparsetvm.core.task import Task
-from sparsetvm.errors import UsageError
-from sparsetvm.rewrite.prepare import Prepared, prepare
+from sparsetvm.rewrite.prepare import Prepared
+from sparsetvm.rewrite.prepare_buckets import Buckets, Family, prepare_family
 from sparsetvm.runtime.module import Module
 
 Shapes = Mapping[str, tuple[int, ...]]
 PathLike = str | Path
+Calibration = Mapping[str, Any] | Literal["random"] | None
 
 
 def inspect(
@@ -57,6 +58,7 @@ def inspect(
     records: Sequence[PathLike] = (),
     log_dir: PathLike | None = None,
     allow_fp16: bool = False,
+    buckets: Buckets | None = None,
 ) -> InspectReport:
     """Which layers of an ONNX model are pruned, how, and what that is expected to gain on `target`.
 
@@ -65,26 +67,32 @@ def inspect(
     dense kernels round the factors of products to TF32; allow_fp16: let any kernel round them to float16, which layers
     of float16 models may do anyway. These six mean the same everywhere below. what_if: patterns as
     `prune` takes them ("block:4x1@0.9"; `sparsity` where one says none); the report's `what_if` then says what each
-    would gain and cost, by records of the log where there are some for such layers, else by the roofline.
+    would gain and cost, by records of the log where there are some for such layers, else by the roofline. buckets: as
+    in `compile`; the layers are those of the largest one.
 
     >>> from sparsetvm.examples import digits_path
     >>> inspect(digits_path(), target="cpu,znver4", threads=1).layers[1].pattern
     'unstructured'
     """
-    from sparsetvm.analysis.layers import inspect_layers
+    from sparsetvm.analysis.layers import expected_of_model, inspect_layers
     from sparsetvm.log.location import log_dir as find_log_dir
     from sparsetvm.log.lookup import RecordIndex
     from sparsetvm.search.what_if import Forecaster, parse_goals
 
     goals = parse_goals(what_if, sparsity)
     where = parse_target(target, threads, allow_tf32, allow_fp16)
-    prepared = prepare(model, where, shapes)
+    family = prepare_family(model, where, shapes, buckets)
+    prepared = family.largest
     workloads = {name: task.workload for name, task in prepared.tasks.items()}
+    speedup, layers_speedup = expected_of_model(prepared.graph, workloads, where)
     report = InspectReport(
         model=str(model),
         target=str(where),
         layers=inspect_layers(prepared.graph, workloads, where),
-        notes=prepared.notes,
+        notes=[*family.notes, *family.describe()],
+        speedup=speedup,
+        layers_speedup=layers_speedup,
+        threads=where.threads,
     )
     if goals:
         index = RecordIndex.open(find_log_dir(log_dir), list(records))
@@ -92,6 +100,16 @@ def inspect(
         report.what_if = [forecaster.forecast(goal) for goal in goals]
         report.notes = [*report.notes, *index.skipped()]
     return report
+
+
+def inspect_library(path: PathLike) -> LibraryReport:
+    """What is in a compiled library, told by its manifest: layers, kernels, times, inputs, outputs, target.
+
+    The library is not loaded. Raises UsageError without a manifest beside it, ModelError when that is of another one.
+    """
+    from sparsetvm.core.library import describe_library
+
+    return describe_library(Path(path))
 
 
 def tasks(
@@ -102,14 +120,18 @@ def tasks(
     shapes: Shapes | None = None,
     allow_tf32: bool = False,
     allow_fp16: bool = False,
+    buckets: Buckets | None = None,
 ) -> list[Task]:
     """The tuning tasks of a model, in execution order, each once however many layers share it.
+
+    buckets: as in `compile`.
 
     >>> from sparsetvm.examples import digits_path
     >>> [task.workload.describe() for task in tasks(digits_path(), target="cpu,znver4", threads=1)][-1]
     'matmul 10x30 n=1'
     """
-    return prepare(model, parse_target(target, threads, allow_tf32, allow_fp16), shapes).unique_tasks()
+    where = parse_target(target, threads, allow_tf32, allow_fp16)
+    return prepare_family(model, where, shapes, buckets).unique_tasks()
 
 
 def tune(
@@ -133,6 +155,10 @@ def tune(
     page: PathLike | None = None,
     allow_tf32: bool = False,
     allow_fp16: bool = False,
+    calibrate: Calibration = None,
+    buckets: Buckets | None = None,
+    tracker: str | None = None,
+    key: str | None = None,
     progress: Progress | None = None,
 ) -> TuneReport:
     """Search the fastest config of every layer on this device and append every measurement to the tuning log.
@@ -140,8 +166,12 @@ def tune(
     budget: seconds; trials: measurements in all; effort: "quick", "default" or "max" when neither is given. tasks:
     "all" or names and numbers ("2,5-7,layer"). With `output` the model is compiled afterwards. Ctrl-C ends the search
     early; the report then has `interrupted` set and everything measured is in the log. page: an HTML report to write.
+    calibrate: sample inputs (name -> array of the input's shape or (samples, *shape)), or "random": the model runs on
+    them to count the zeros that its layers read, and kernels that skip those compete. Compile with the same ones.
     progress: called with an Event (core/results.py) for each step, in this thread; an exception that it raises ends the
     call. reuse: False ignores the log. records: more logs to read; log_dir: the one to write.
+    buckets: as in `compile`; the layers of every bucket are tuned. tracker, key: measure on the workers of a fleet
+    ("host:port" of a TVM tracker, docs/fleet.md) instead of this machine; their device is the target then.
 
     >>> from sparsetvm.examples import digits_path
     >>> import tempfile
@@ -151,39 +181,39 @@ def tune(
     (0, ['conv1', 'conv2', 'conv3', 'fc1', 'fc2'])
     """
     from sparsetvm.build.compile import check_can_write
-    from sparsetvm.measure.nvcc import find_compiler
-    from sparsetvm.measure.pool import Measurer, default_jobs
+    from sparsetvm.build.families import choose_networks, write_library
+    from sparsetvm.measure.place import find_place
     from sparsetvm.search.budget import TuneOptions
     from sparsetvm.search.run import TuneRun
 
     begun = time.monotonic()
     warnings: list[str] = []
     tell = _collect(warnings, progress or _silent)
-    where = parse_target(target, threads, allow_tf32, allow_fp16)
-    if where.kind == "cuda" and not dry_run:
-        find_compiler()  # fail before the search, not in every candidate
+    place = find_place(
+        target, threads, allow_tf32, allow_fp16, tracker=tracker, key=key, jobs=jobs, seed=seed, progress=tell,
+        measures=not dry_run,
+    )  # fmt: skip
+    where = place.target
     if output is not None:
         check_can_write(Path(output))  # fail before the search, not after it
-    options = TuneOptions(effort, trials, budget, early_stopping, reuse, uuid.uuid4().hex[:12])
-    _ = options.preset
-    prepared = prepare(model, where, shapes)
-    for note in prepared.notes:
+    options = TuneOptions(effort, trials, budget, early_stopping, reuse, uuid.uuid4().hex[:12]).checked()
+    family = prepare_family(model, where, shapes, buckets)
+    _calibrate(family, where, shapes, calibrate, tell)
+    for note in family.notes:
         tell(Event(kind="note", message=note))
 
-    def open_measurer(repeats: int) -> Measurer:
-        return Measurer(where, jobs=jobs or default_jobs(where), repeats=repeats, seed=seed, progress=tell)
-
     run = TuneRun(
-        str(prepared.path), prepared.unique_tasks(), where, options, records, log_dir, seed, open_measurer, tell
-    )
+        str(family.largest.path), family.unique_tasks(), where, options, records, log_dir, seed, place.open_measurer,
+        tell, place.device,
+    )  # fmt: skip
     report = run.dry(tasks) if dry_run else run.tune(tasks)
     if output is not None and not dry_run and not report.interrupted:
-        choices = _choices(prepared, where, run.index, reuse=True, outcomes=run.outcomes)
         tell(Event(kind="compile", message=f"compiling {output}"))
-        _write(prepared, where, choices, Path(output))
+        networks = choose_networks(family, where, run.index, place.device, outcomes=run.outcomes)
+        write_library(family, networks, where, Path(output))
         report.output = str(output)
     if page is not None and not dry_run:
-        _write_report(run, prepared, where, options.run, Path(page))
+        _write_report(run, family.largest, where, options.run, Path(page))
     report.seconds = time.monotonic() - begun
     report.warnings = warnings
     tell(Event(kind="end", message="done"))
@@ -204,12 +234,17 @@ def compile(
     weights: Literal["embed", "separate"] = "embed",
     allow_tf32: bool = False,
     allow_fp16: bool = False,
+    calibrate: Calibration = None,
+    buckets: Buckets | None = None,
     progress: Progress | None = None,
 ) -> CompileReport:
     """Compile an ONNX model into the library `output` and its manifest, with the best known config of every layer.
 
     require_tuned: raise NoCandidateError naming the layers that no record covers, instead of using default configs.
     Nothing is measured. weights: "separate" writes packed weights to a file beside the library, which processes share.
+    calibrate: as in `tune`.
+    buckets: sizes of the model's symbolic dimension, which then keeps its size open: (1, 8, 64), or {"seq": (16, 128)}
+    where there are several; docs/buckets.md tells how runs of other sizes are put together.
 
     >>> import pathlib, tempfile
     >>> import numpy as np
@@ -224,31 +259,34 @@ def compile(
     """
     from sparsetvm.build.choose import open_index, require_records
     from sparsetvm.build.compile import check_can_write
+    from sparsetvm.build.families import choose_networks, named_layers, write_library
 
     begun = time.monotonic()
     tell = progress or _silent
     where = parse_target(target, threads, allow_tf32, allow_fp16)
     check_can_write(Path(output))
-    prepared = prepare(model, where, shapes)
+    family = prepare_family(model, where, shapes, buckets)
+    _calibrate(family, where, shapes, calibrate, tell)
     index = open_index(log_dir, records)
-    for note in [*prepared.notes, *index.skipped()]:
+    for note in [*family.notes, *index.skipped()]:
         tell(Event(kind="note", message=note))
-    choices = _choices(prepared, where, index, reuse=reuse)
+    networks = choose_networks(family, where, index, device_fingerprint(where), reuse=reuse)
     if require_tuned:
-        require_records(prepared.tasks, choices)
+        for network in networks:
+            require_records(network.tasks, network.choices)
     tell(Event(kind="compile", message=f"compiling {output}"))
-    manifest = _write(prepared, where, choices, Path(output), weights == "separate")
+    manifest = write_library(family, networks, where, Path(output), separate=weights == "separate")
     layers = [
         {
             "name": name,
-            "workload": prepared.tasks[name].workload.describe(),
+            "workload": task.workload.describe(),
             "config": str(choice.config),
             "arithmetic": choice.arithmetic,
             "source": choice.source,
             "why": choice.why,
             "best_us": choice.best_us,
         }
-        for name, choice in choices.items()
+        for name, (task, choice) in named_layers(family, networks).items()
     ]
     return CompileReport(
         model=str(model),
@@ -277,89 +315,81 @@ def verify(
     tolerance: float | None = None,
     seed: int = 0,
     per_layer: bool = False,
+    shapes: Shapes | None = None,
 ) -> VerifyReport:
     """Compare a compiled model with ONNX Runtime on random inputs; `passed` says whether all errors are in bounds.
 
     tolerance: on the relative L2 error. None for that of the manifest: 1e-5, more with TF32 layers, 1e-2 for float16.
-    per_layer: also compile the model again, to compare each layer (runtime/verify_layers.py).
+    per_layer: also compile the model again, to compare each layer (runtime/verify_layers.py). shapes: the sizes to run
+    of a model with an open dimension; all buckets and sizes between them when None.
     """
     from sparsetvm.runtime.verify import verify_module
 
     with load(module_path) as module:
         return verify_module(
-            module, Path(reference), samples=samples, tolerance=tolerance, seed=seed, per_layer=per_layer
-        )
+            module, Path(reference), samples=samples, tolerance=tolerance, seed=seed, per_layer=per_layer,
+            shapes=shapes,
+        )  # fmt: skip
 
 
 def bench(
     target_path: PathLike,
     *,
     against: Sequence[str] = ("ort", "dense"),
-    threads: int = 1,
+    threads: int | None = None,
     seconds: float = 3.0,
+    iterations: int | None = None,
+    warm_up: float = 0.0,
+    percentiles: Sequence[float] = (),
+    instances: int = 1,
     inputs: Mapping[str, Any] | None = None,
     reference_model: PathLike | None = None,
     target: str = "cpu",
+    shapes: Shapes | None = None,
     allow_tf32: bool = False,
     allow_fp16: bool = False,
     per_layer: bool = False,
+    export_times: PathLike | None = None,
+    progress: Progress | None = None,
 ) -> BenchReport:
     """Time a compiled model (or an .onnx file, compiled first) beside competitors, interleaved in one process.
 
     against: "ort" (ONNX Runtime), "openvino" (its default precision), "openvino-f32" and "dense" (our own build of the
-    same model with dense kernels only). target: what an .onnx file is compiled for. On a GPU inputs and outputs stay
-    there, and "ort" and "openvino", which run on the CPU, are left out. per_layer: also the times of our kernels.
+    same model with dense kernels only). threads: None for what the library was compiled for. seconds: for each
+    competitor, or `iterations` runs instead; warm_up: seconds of runs before. percentiles: more than p50, p90 and p99.
+    instances: so many copies of each run at the same time, each with its threads. target, shapes: what an .onnx file is
+    compiled for; shapes of a library with an open dimension are the sizes to run (its largest bucket when None). On a
+    GPU inputs and outputs stay there, and "ort" and "openvino", which run on the CPU, are left out. per_layer: also the
+    times of our kernels. export_times: a JSON file for every single time.
     """
-    from sparsetvm.runtime.compare import interleave
-    from sparsetvm.runtime.openvino import openvino_run
-    from sparsetvm.runtime.verify import check_signature, onnxruntime_session
+    from sparsetvm.runtime.bench import bench_library
+    from sparsetvm.runtime.compare import BenchPlan
 
-    notes: list[str] = []
-    path = Path(target_path)
+    tell, path = progress or _silent, Path(target_path)
     reference = Path(reference_model) if reference_model else path if path.suffix == ".onnx" else None
     with tempfile.TemporaryDirectory(prefix="sparsetvm-bench-") as folder:
+        library = path
         if path.suffix == ".onnx":
             library = Path(folder) / "model.so"
-            compile(path, library, target=target, threads=threads, allow_tf32=allow_tf32, allow_fp16=allow_fp16)
-        else:
-            library = path
-        module = load(library, threads=threads)
-        if reference is None and against:
-            reference = _recorded_model(module)
-        feed = dict(inputs) if inputs is not None else module.random_inputs()
-        runs: dict[str, Any] = {"ours": module.prepared(feed)}
-        built_for = module.built_for
-        if built_for is not None and built_for.kind == "cuda":
-            if per_layer:
-                raise UsageError("--per-layer: a model on a GPU runs as one CUDA graph", hint="leave it out")
-            left_out = [name for name in against if name != "dense"]
-            against = [name for name in against if name == "dense"]
-            if left_out:
-                notes.append(f"{', '.join(left_out)} left out: on the CPU no competitor of a GPU")
-        if "ort" in against and reference is not None:
-            session = onnxruntime_session(reference, threads)
-            check_signature(session, module, reference)
-            runs["ort"] = lambda: session.run(None, feed)
-        for name in ("openvino", "openvino-f32"):
-            if name in against and reference is not None:
-                runs[name] = openvino_run(reference, threads, feed, float32=name == "openvino-f32")
-        if "dense" in against and reference is not None:
-            shapes = {info.name: info.shape for info in module.inputs}
-            where = built_for if built_for is not None and built_for.kind == "cuda" else parse_target("cpu", threads)
-            runs["dense"] = _dense_module(reference, Path(folder) / "dense.so", where, shapes).prepared(feed)
-        latency = interleave(runs, seconds)
-        layers = module.per_layer(feed, seconds=seconds) if per_layer else []
-        notes.extend(module.notes)
-    ours = latency.pop("ours")
-    return BenchReport(
-        model=str(target_path),
-        threads=threads,
-        latency_ms=ours,
-        against=latency,
-        speedup={name: theirs.median / ours.median for name, theirs in latency.items()},
-        notes=notes,
-        per_layer=layers,
-    )
+            compile(
+                path, library, target=target, threads=threads, shapes=shapes, allow_tf32=allow_tf32,
+                allow_fp16=allow_fp16, progress=tell,
+            )  # fmt: skip
+        return bench_library(
+            library,
+            str(target_path),
+            reference,
+            Path(folder),
+            against=against,
+            threads=threads,
+            plan=BenchPlan(seconds, iterations, warm_up, tuple(percentiles)),
+            instances=instances,
+            inputs=inputs,
+            shapes=shapes if library is path else None,
+            per_layer=per_layer,
+            export_times=None if export_times is None else Path(export_times),
+            tell=tell,
+        )
 
 
 def prune(
@@ -412,13 +442,20 @@ def doctor() -> DoctorReport:
     return run_doctor()
 
 
+def _calibrate(family: Family, target: Target, shapes: Shapes | None, calibrate: Calibration, tell: Progress) -> None:
+    if calibrate is not None:
+        from sparsetvm.runtime.calibrate import calibrate_family
+
+        calibrate_family(family, target, shapes, None if isinstance(calibrate, str) else calibrate, tell)
+
+
 def _write_report(run: Any, prepared: Prepared, target: Target, name: str, output: Path) -> None:
     """The page about a run that has just ended: all that the log knows of its tasks on this device."""
     from sparsetvm.report.html.write import write_page
     from sparsetvm.report.sources import add_untold, tell_model
     from sparsetvm.report.story import Story, tasks_of
 
-    workloads, device = {task.workload for task in prepared.tasks.values()}, device_fingerprint(target)
+    workloads, device = {task.workload for task in prepared.tasks.values()}, run.device
     known = [r for r in run.index.records() if r.workload in workloads and r.device.model == device.model]
     story = Story(f"tuning run {name}", tasks_of(known))
     add_untold(story, prepared.unique_tasks(), device)
@@ -441,47 +478,7 @@ def _silent(_: Event) -> None:
     pass
 
 
-def _choices(prepared: Prepared, target: Target, index: Any, *, reuse: bool, outcomes: Sequence[Any] = ()) -> Any:
-    from sparsetvm.build.choose import choose
-
-    return choose(prepared.tasks, target, index, device_fingerprint(target), reuse=reuse, outcomes=outcomes)
-
-
-def _write(prepared: Prepared, target: Target, choices: Any, output: Path, separate: bool = False) -> Path:
-    """Compile to `output`; returns the path of the manifest."""
-    from sparsetvm.build.compile import compile_graph
-
-    model = {"name": prepared.path.name, "sha256": prepared.digest}
-    return compile_graph(prepared.graph, prepared.tasks, choices, target, output, model, separate)
-
-
-def _recorded_model(module: Module) -> Path:
-    from sparsetvm.frontend.recorded import recorded_model
-
-    recorded = module.signature.model if module.signature else ModelInfo()
-    try:
-        return recorded_model(module.path, recorded.name, recorded.sha256)
-    except UsageError as error:
-        raise UsageError(error.message, hint="pass it with --reference MODEL.onnx, or use --against none") from error
-
-
-def _dense_module(model: Path, library: Path, where: Target, shapes: Shapes) -> Module:
-    from sparsetvm.build.choose import choose_dense
-
-    prepared = prepare(model, where, shapes)
-    _write(prepared, where, choose_dense(prepared.tasks, where), library)
-    return load(library, threads=where.threads)
-
-
 __all__ = [
-    "bench",
-    "compile",
-    "doctor",
-    "inspect",
-    "load",
-    "prune",
-    "tasks",
-    "tune",
-    "verify",
+    "bench", "compile", "doctor", "inspect", "inspect_library", "load", "prune", "tasks", "tune", "verify",
     "write_report",
-]
+]  # fmt: skip

@@ -202,12 +202,13 @@ class ModelBuilder:
         return self.op("Add", scaled, self.const(self.vector(features), "beta"))
 
     def attention(
-        self, x: str, batch: Dim, seq: int, hidden: int, heads: int, *, mask: str = "", sparsity: float = 0.0
+        self, x: str, batch: Dim, seq: Dim, hidden: int, heads: int, *, mask: str = "", sparsity: float = 0.0
     ) -> str:
-        """Multi-head self-attention with its output projection, as torch exports BERT. `batch` may be symbolic."""
+        """Multi-head self-attention with its output projection, as torch exports BERT. Sizes may be symbolic."""
         depth = hidden // heads
-        first = batch if isinstance(batch, int) else 0  # 0 copies the dimension of the input
-        split, merge = self.const([first, seq, heads, depth]), self.const([first, seq, hidden])
+        # 0 copies the dimension of the input.
+        first, second = (size if isinstance(size, int) else 0 for size in (batch, seq))
+        split, merge = self.const([first, second, heads, depth]), self.const([first, second, hidden])
         q, k, v = (self.op("Reshape", self.linear(x, hidden, hidden, sparsity=sparsity), split) for _ in range(3))
         q, v = (self.op("Transpose", t, perm=[0, 2, 1, 3]) for t in (q, v))
         scores = self.op("MatMul", q, self.op("Transpose", k, perm=[0, 2, 3, 1]))
@@ -257,6 +258,19 @@ def conv_net(
     return b.output("logits")
 
 
+def shrinking_net(*, batch: Dim = 1, seed: int = 0) -> ModelBuilder:
+    """A convolution at 12x12, then a residual block and a classifier at 3x3, whose weights outweigh its images.
+
+    Input "x" (batch, 4, 12, 12), output of shape (batch, 5). A node at 12x12 has 6,912 bytes of tensors per sample.
+    """
+    b = ModelBuilder("shrinking", seed=seed)
+    x = b.relu(b.conv(b.input("x", (batch, 4, 12, 12)), 4, 8))
+    small = b.op("MaxPool", x, kernel_shape=[4, 4], strides=[4, 4], out="small")
+    y = b.op("Add", b.conv(b.relu(b.conv(small, 8, 8, sparsity=0.5)), 8, 8, sparsity=0.5), small)
+    y = b.op("Flatten", b.op("GlobalAveragePool", y), axis=1)
+    return b.output(b.gemm(y, 8, 5))
+
+
 def mobile_net(
     *, batch: Dim = 1, size: int = 12, width: int = 16, sparsity: float = 0.8, opset: int = 13, seed: int = 0
 ) -> ModelBuilder:
@@ -275,7 +289,7 @@ def mobile_net(
 def bert(
     *,
     batch: Dim = 1,
-    seq: int = 8,
+    seq: Dim = 8,
     hidden: int = 32,
     heads: int = 4,
     layers: int = 1,

@@ -1,8 +1,10 @@
-// Product of a weight whose rows share columns (blocks, column vectors) on tensor cores: factors in float16, sums float32.
+// Product of a weight whose rows share columns (blocks, column vectors) on tensor cores: factors in float16 or TF32, sums
+// in float32.
 //   SP_TM (16, 32, 64), SP_J (2, 4, 8), SP_G: a warp owns a panel of SP_TM rows and 8 * SP_J * SP_G positions.
 //   SP_PANELS, SP_SLICES: panels of a block, warps that share the columns of each. SP_DEPTH: steps in flight.
 //   SP_RUN (16, 8, 1): columns of a step lie in runs of so many.
-//   SP_X_HALF, SP_Y_HALF: whether X, and Y with the residual, are float16 in memory; else float32.
+//   SP_X_HALF, SP_Y_HALF: whether X, and Y with the residual, are float16 in memory; else float32. SP_TF32: factors are
+//   TF32, two instructions for 16 columns; X is float32 in memory then.
 // A step is 16 columns of a panel: W of them in fragments, and where their rows of X begin. A warp reads both straight
 // into registers, SP_DEPTH steps ahead; the rows that warps of one block share come from L1. An instruction's position n
 // is J * n + j of 8 * J neighbours, j the number of one of J instructions: so a lane reads J neighbours of four rows, and
@@ -13,6 +15,8 @@
 
 constexpr int kTM = SP_TM, kJ = SP_J, kG = SP_G, kPanels = SP_PANELS, kSlices = SP_SLICES, kDepth = SP_DEPTH;
 constexpr int kTN = 8 * kJ * kG, kThreads = 32 * kPanels * kSlices;
+constexpr int kProducts = SP_TF32 ? 2 : 1;  // instructions for 16 columns
+static_assert(!SP_TF32 || !SP_X_HALF, "TF32 is what float32 is rounded to");
 
 using X = sp::Element<SP_X_HALF>;
 using Y = sp::Element<SP_Y_HALF>;
@@ -26,7 +30,7 @@ using Starts = int4;
 #endif
 
 struct Step {
-  uint4 w[kTM / 16];
+  uint4 w[kTM / 16][kProducts];
   uint32_t x[kG][4][X::words<kJ>()];
 };
 
@@ -42,7 +46,8 @@ __device__ __forceinline__ Starts starts_of(const int* offsets, int step, int qu
 
 __device__ __forceinline__ void read_w(Step& to, const uint4* w, int step) {
 #pragma unroll
-  for (int i = 0; i < kTM / 16; i++) to.w[i] = sp::stream4(w + (step * (kTM / 16) + i) * 32);
+  for (int i = 0; i < kTM / 16 * kProducts; i++)
+    to.w[i / kProducts][i % kProducts] = sp::stream4(w + (step * (kTM / 16 * kProducts) + i) * 32);
 }
 
 // x: the lane's place in the first row of a run (of 8 or 16 columns: rows 2 t, 2 t + 1 and those 8 further on).
@@ -66,14 +71,28 @@ __device__ __forceinline__ void multiply(float (&sums)[kTM / 16][kG][kJ][4], con
   for (int group = 0; group < kG; group++)
 #pragma unroll
     for (int j = 0; j < kJ; j++) {
+#if SP_TF32
+#pragma unroll
+      for (int c = 0; c < 2; c++) {
+        const uint32_t first = sp::to_tf32(__uint_as_float(step.x[group][2 * c][j]));
+        const uint32_t second = sp::to_tf32(__uint_as_float(step.x[group][2 * c + 1][j]));
+#pragma unroll
+        for (int i = 0; i < kTM / 16; i++) {
+          const uint4 w = step.w[i][c];
+          const float a[4] = {__uint_as_float(w.x), __uint_as_float(w.y), __uint_as_float(w.z), __uint_as_float(w.w)};
+          sp::mma_tf32(sums[i][group][j], a, first, second);
+        }
+      }
+#else
       const uint32_t low = X::pair(step.x[group][0], step.x[group][1], j), high = X::pair(step.x[group][2], step.x[group][3], j);
 #pragma unroll
-      for (int i = 0; i < kTM / 16; i++) sp::mma_half(sums[i][group][j], step.w[i], low, high);
+      for (int i = 0; i < kTM / 16; i++) sp::mma_half(sums[i][group][j], step.w[i][0], low, high);
+#endif
     }
 }
 
 // heads: of each panel its first row, first step, number of steps, 0. offsets: where the rows of X of a step begin.
-// w: steps x (kTM / 16) x 32 lanes x 16 bytes. Scalars as in dense_block.cuh; panels: how many there are.
+// w: steps x (kTM / 16) x kProducts x 32 lanes x 16 bytes. Scalars as in dense_block.cuh; panels: how many there are.
 extern "C" __global__ void __launch_bounds__(kThreads)
     block_mma(const X::type* __restrict__ x, SP_RESIDUAL_OF(Y::type) const int4* __restrict__ heads,
               const int* __restrict__ offsets, const uint4* __restrict__ w, const float* __restrict__ bias,

@@ -65,22 +65,7 @@ class BlockMma(Template):
         return self.smallest_estimate(workload, target)
 
     def estimate(self, workload: Workload, config: Config, target: Target) -> float:
-        """Fitted to 527 times on an H200 (2048 x 2048 and 4096 x 4096, blocks of 64 x 64 to 8 x 1, 16 to 1024
-        positions, float16 in memory), off by 15 % (rms); the config it names is 15 % slower than the fastest on
-        average, 43 % at worst. Bytes from L2 and the chain of a warp's steps overlap, stores and sums come on top.
-        """
-        g, shape = flat_geometry(workload), _Shape.of(config, workload)
-        mean, spread = expected_steps(workload, shape.tm)
-        blocks = -(-workload.m // (shape.tm * shape.panels)) * -(-g.positions // shape.tn) * g.batch
-        share = blocks / target.sms
-        resident = max(1, _REGISTERS // (shape.registers * 32 * shape.warps))
-        waves = max(1.0, share / resident)
-        traffic = share * shape.panels * mean * 16 * (shape.tn * shape.x_bytes + shape.tm * 2) / L2_BYTES
-        chain = waves * (mean + 1.5 * spread) / shape.slices * (_STEP + _LATENCY / shape.depth)
-        sums = _FINISHED * shape.warps * shape.tm * shape.tn * min(share, resident)
-        stored = share * shape.panels * shape.tm * shape.tn * shape.y_bytes / STORED
-        both: float = (traffic**_OVERLAP + chain**_OVERLAP) ** (1 / _OVERLAP)
-        return FIXED + stored + sums + both
+        return panel_clocks(workload, config, target)
 
     def pack(
         self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target
@@ -88,33 +73,60 @@ class BlockMma(Template):
         return pack_panels(weight, bias, workload, config)
 
     def kernel(self, workload: Workload, config: Config, packed: Packed, target: Target, symbol: str) -> Any:
-        g, shape = flat_geometry(workload), _Shape.of(config, workload)
-        defines = (
-            *(("SP_TM", shape.tm), ("SP_J", shape.j), ("SP_G", shape.tn // (8 * shape.j)), ("SP_PANELS", shape.panels)),
-            *(("SP_SLICES", shape.slices), ("SP_DEPTH", shape.depth), ("SP_RUN", run_of(workload))),
-            *(("SP_X_HALF", int(workload.layout_in.half)), ("SP_Y_HALF", int(workload.layout_out.half))),
-            *epilogue_defines(workload.epilogue),
-        )
-        panels = -(-workload.m // shape.tm)
-        return Launch(
-            "block_mma.cu",
-            "block_mma",
-            defines,
-            (-(-panels // shape.panels), -(-g.positions // shape.tn), g.batch),
-            32 * shape.warps,
-            4 * shape.warps * shape.tm * (shape.tn + 4) if shape.slices > 1 else 0,
-            1,
-            panel_scalars(g, workload.m, panels),
-            overlaps=True,
-        )
+        return panel_launch(workload, config)
+
+
+def panel_clocks(workload: Workload, config: Config, target: Target, w_bytes: int = 2) -> float:
+    """What to expect; w_bytes: of a number of W, 2 in float16 and 4 in TF32.
+
+    Fitted to 527 times on an H200 (2048 x 2048 and 4096 x 4096, blocks of 64 x 64 to 8 x 1, 16 to 1024 positions,
+    float16 in memory), off by 15 % (rms); the config it names is 15 % slower than the fastest on average, 43 % at
+    worst. Bytes from L2 and the chain of a warp's steps overlap, stores and sums come on top.
+    """
+    g, shape = flat_geometry(workload), _Shape.of(config, workload, w_bytes)
+    mean, spread = expected_steps(workload, shape.tm)
+    blocks = -(-workload.m // (shape.tm * shape.panels)) * -(-g.positions // shape.tn) * g.batch
+    share = blocks / target.sms
+    resident = max(1, _REGISTERS // (shape.registers * 32 * shape.warps))
+    waves = max(1.0, share / resident)
+    traffic = share * shape.panels * mean * 16 * (shape.tn * shape.x_bytes + shape.tm * shape.w_bytes) / L2_BYTES
+    chain = waves * (mean + 1.5 * spread) / shape.slices * (_STEP + _LATENCY / shape.depth)
+    sums = _FINISHED * shape.warps * shape.tm * shape.tn * min(share, resident)
+    stored = share * shape.panels * shape.tm * shape.tn * shape.y_bytes / STORED
+    both: float = (traffic**_OVERLAP + chain**_OVERLAP) ** (1 / _OVERLAP)
+    return FIXED + stored + sums + both
+
+
+def panel_launch(workload: Workload, config: Config, w_bytes: int = 2) -> Launch:
+    """The launch of block_mma.cu."""
+    g, shape = flat_geometry(workload), _Shape.of(config, workload, w_bytes)
+    defines = (
+        *(("SP_TM", shape.tm), ("SP_J", shape.j), ("SP_G", shape.tn // (8 * shape.j)), ("SP_PANELS", shape.panels)),
+        *(("SP_SLICES", shape.slices), ("SP_DEPTH", shape.depth), ("SP_RUN", run_of(workload))),
+        *(("SP_X_HALF", int(workload.layout_in.half)), ("SP_Y_HALF", int(workload.layout_out.half))),
+        *(("SP_TF32", int(w_bytes == 4)), *epilogue_defines(workload.epilogue)),
+    )
+    panels = -(-workload.m // shape.tm)
+    return Launch(
+        "block_mma.cu",
+        "block_mma",
+        defines,
+        (-(-panels // shape.panels), -(-g.positions // shape.tn), g.batch),
+        32 * shape.warps,
+        4 * shape.warps * shape.tm * (shape.tn + 4) if shape.slices > 1 else 0,
+        1,
+        panel_scalars(g, workload.m, panels),
+        overlaps=True,
+    )
 
 
 def pack_panels(
-    weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, every: bool = False
-) -> Packed:
-    """What block_mma.cu reads. every: panels have all columns."""
-    shape, taps = _Shape.of(config, workload), flat_geometry(workload).taps[0]
-    packed = panel_steps(weight, shape.tm, run_of(workload), shape.panels, every)
+    weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, every: bool = False,
+    w_bytes: int = 2,
+) -> Packed:  # fmt: skip
+    """What block_mma.cu reads. every: panels have all columns. w_bytes: of a number of W."""
+    shape, taps = _Shape.of(config, workload, w_bytes), flat_geometry(workload).taps[0]
+    packed = panel_steps(weight, shape.tm, run_of(workload), shape.panels, every, tf32=w_bytes == 4)
     starts = taps[packed.starts].astype(np.int32).ravel()
     fragments = packed.fragments.view(np.uint32).ravel()
     return Packed((packed.heads.ravel(), starts, fragments, bias_array(bias, workload.m)))
@@ -133,9 +145,10 @@ class _Shape:
     run: int
     x_bytes: int
     y_bytes: int
+    w_bytes: int
 
     @staticmethod
-    def of(config: Config, workload: Workload) -> _Shape:
+    def of(config: Config, workload: Workload, w_bytes: int) -> _Shape:
         """The shape of a config: as many steps in flight as there are registers for, then as many panels, slices."""
         tm, tn = (int(size) for size in config.str("tile").split("x"))
         panels, slices = (int(count) for count in config.str("warps").split("-"))
@@ -143,7 +156,7 @@ class _Shape:
         j = next(j for j in (8, 4, 2) if positions % j == 0 and 8 * j <= tn)
         x_bytes, y_bytes = (2 if layout.half else 4 for layout in (workload.layout_in, workload.layout_out))
         depth = config.int("depth")
-        shape = _Shape(tm, tn, panels, slices, depth, j, run_of(workload), x_bytes, y_bytes)
+        shape = _Shape(tm, tn, panels, slices, depth, j, run_of(workload), x_bytes, y_bytes, w_bytes)
         while shape.registers > shape.available:
             if depth > 1:
                 depth -= 1
@@ -151,7 +164,7 @@ class _Shape:
                 panels //= 2
             else:
                 slices //= 2
-            shape = _Shape(tm, tn, panels, slices, depth, j, shape.run, x_bytes, y_bytes)
+            shape = _Shape(tm, tn, panels, slices, depth, j, shape.run, x_bytes, y_bytes, w_bytes)
         return shape
 
     @property
@@ -161,7 +174,7 @@ class _Shape:
     @property
     def registers(self) -> int:
         """What a thread needs: sums, steps in flight (X, W, where X begins), pairs of rows."""
-        step = self.tn * self.x_bytes // 8 + self.tm // 4 + (4 if self.run == 1 else 2)
+        step = self.tn * self.x_bytes // 8 + self.tm * self.w_bytes // 8 + (4 if self.run == 1 else 2)
         return self.tm * self.tn // 32 + self.depth * step + _MISCELLANEOUS
 
     @property

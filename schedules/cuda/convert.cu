@@ -1,5 +1,14 @@
 // Copies of tensors from one layout to another.
+//   SP_HALF: what `transpose` writes is rounded to float16.
 #include "device.cuh"
+
+#if defined(SP_HALF) && SP_HALF
+using Stored = unsigned short;
+#define SP_STORED sp::float_to_half
+#else
+using Stored = float;
+#define SP_STORED
+#endif
 
 constexpr int kRows = 16;  // of X in a square of `transpose`: twice the blocks of 32, still 64 bytes of a row of Y
 
@@ -7,7 +16,7 @@ constexpr int kRows = 16;  // of X in a square of `transpose`: twice the blocks 
 // rows_in: rows that X really has over all matrices, zeros stand for others; rows_out: the same of Y's rows, others are
 // not written.
 extern "C" __global__ void __launch_bounds__(256)
-    transpose(const float* __restrict__ x, float* __restrict__ y, int rows, int columns, int rows_in, int rows_out) {
+    transpose(const float* __restrict__ x, Stored* __restrict__ y, int rows, int columns, int rows_in, int rows_out) {
   sp::start_next();
   sp::wait_for_previous();
   __shared__ float square[kRows][33];
@@ -30,7 +39,7 @@ extern "C" __global__ void __launch_bounds__(256)
 #pragma unroll
   for (int i = 0; i < kRows / 8; i++) {
     const int at = (warp + 8 * i) * (32 / kRows) + lane / kRows, row = column0 + at;
-    if (row < left && column < rows) y[static_cast<size_t>(row) * rows + column] = square[lane % kRows][at];
+    if (row < left && column < rows) y[static_cast<size_t>(row) * rows + column] = SP_STORED(square[lane % kRows][at]);
   }
 }
 

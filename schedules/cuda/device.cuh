@@ -50,6 +50,9 @@ __device__ __forceinline__ float4 cluster_load4(const float* shared, int rank) {
 }
 __device__ __forceinline__ float half_to_float(unsigned short bits) { return sp_emu::half_to_float(bits); }
 __device__ __forceinline__ unsigned short float_to_half(float x) { return sp_emu::float_to_half(x); }
+__device__ __forceinline__ void halves_to_floats(uint32_t both, float& low, float& high) {
+  low = half_to_float(static_cast<unsigned short>(both)), high = half_to_float(static_cast<unsigned short>(both >> 16));
+}
 __device__ __forceinline__ uint32_t to_tf32(float x) {
   if (!std::isfinite(x)) return std::isnan(x) ? 0x7fffe000u : __float_as_uint(x);
   return (__float_as_uint(x) + 0x1000u) & 0xffffe000u;
@@ -123,6 +126,11 @@ __device__ __forceinline__ float half_to_float(unsigned short bits) {
   float x;
   asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
   return x;
+}
+__device__ __forceinline__ void halves_to_floats(uint32_t both, float& low, float& high) {
+  asm("{\n.reg .f16 l, h;\nmov.b32 {l, h}, %2;\ncvt.f32.f16 %0, l;\ncvt.f32.f16 %1, h;\n}"
+      : "=f"(low), "=f"(high)
+      : "r"(both));
 }
 __device__ __forceinline__ unsigned short float_to_half(float x) {
   unsigned short bits;

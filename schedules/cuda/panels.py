@@ -24,7 +24,12 @@ def shares_columns(workload: Workload) -> bool:
 
 def supports_panels(workload: Workload) -> bool:
     """True for products and 1x1 convolutions whose factors may be float16."""
-    if not workload.fp16 or not supports_flat(workload, half=True):
+    return workload.fp16 and fits_panels(workload, half=True)
+
+
+def fits_panels(workload: Workload, half: bool) -> bool:
+    """True for products and 1x1 convolutions; half: X, Y and the residual may be float16 in memory."""
+    if not supports_flat(workload, half):
         return False
     g = flat_geometry(workload)
     halves = [layout for layout in (workload.layout_in, workload.layout_out) if layout.half]

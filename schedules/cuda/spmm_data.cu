@@ -3,7 +3,8 @@
 // A block computes WARPS * R rows of Y at NT positions. K goes by in chunks: cp.async brings the chunk's X and its
 // entries to shared memory, STAGES chunks at a time. A warp owns R rows, a lane C positions; where NT < 32 * C, SUB
 // groups of lanes take turns at a row's batches of U entries and are added by shuffles. A cluster of PARTS blocks splits
-// K; partial tiles are added through distributed shared memory in the order of their ranks.
+// K; each finishes a share of the rows: the others store their sums there (st.async), where they are added in the order
+// of the blocks' ranks.
 //
 // X of a chunk is `chunk_rows` windows of `window` floats. SP_WINDOW 0 (products, 1x1): a window is the block's NT
 // positions of one row of X, a lane's positions are neighbours (one vector load an entry). SP_WINDOW 1 (k x k): a
@@ -19,12 +20,14 @@
 // is constant is on its way before the kernel before this one has ended, and rows, bias and masks are there at the end.
 // Macros: SP_NT, SP_C, SP_R, SP_WARPS, SP_U, SP_STAGES, SP_CLUSTER (= PARTS), SP_WINDOW, SP_SINGLE (K is one chunk),
 // SP_PHASES, SP_GROUPED (several groups of a convolution), SP_IMAGE (zeros between and around rows); epilogue.cuh's.
+#include "cluster.cuh"
 #include "positions.cuh"
 
 constexpr int NT = SP_NT, C = SP_C, R = SP_R, WARPS = SP_WARPS, U = SP_U, STAGES = SP_STAGES, PARTS = SP_CLUSTER;
 constexpr int PHASES = SP_PHASES, QUADS = SP_NT / 4;
 constexpr int LANES = NT / C, SUB = 32 / LANES, THREADS = WARPS * 32, ROWS = WARPS * R;
 constexpr int BLOCKS_PER_SM = WARPS >= 16 ? 1 : 16 / WARPS;  // at most 128 registers a thread
+constexpr int SHARE = (ROWS + PARTS - 1) / PARTS;  // rows that a block of a cluster finishes
 static_assert(SUB >= 1 && SUB * LANES == 32 && U % 2 == 0 && STAGES >= 2, "no such shape");
 static_assert(ROWS <= THREADS * 4, "a thread copies four rows' numbers");
 static_assert(!SP_WINDOW || SUB == 1, "windows need all lanes on one row");
@@ -133,13 +136,16 @@ __device__ __forceinline__ void write_row(float* y, const float (&acc)[C], const
       y[p] = out[0];
   }
 }
-__device__ __forceinline__ void keep_partial(float* to, const float (&acc)[C]) {
+// Stores the sums of local row `row` in the block that finishes it. sums: [PARTS][SHARE][NT], then the barrier.
+__device__ __forceinline__ void send_sums(float* sums, int part, int row, int offset, const float (&acc)[C]) {
+  sp::Mbarrier* const arrived = reinterpret_cast<sp::Mbarrier*>(sums + PARTS * SHARE * NT);
+  const sp::RemoteStore to = sp::remote_store(sums, arrived, row / SHARE);
+  const int at = (part * SHARE + row % SHARE) * NT + offset;
   if constexpr (SP_WINDOW) {
 #pragma unroll
-    for (int j = 0; j < C; j++) to[j * 32] = acc[j];
+    for (int j = 0; j < C; j++) to.store<1>(at + j * 32, acc + j);
   } else {
-#pragma unroll
-    for (int j = 0; j < C; j++) to[j] = acc[j];
+    to.store<C>(at, acc);
   }
 }
 
@@ -162,6 +168,18 @@ extern "C" __global__ void SP_CLUSTER_DIMS __launch_bounds__(THREADS, BLOCKS_PER
   char* const stages = shared + ROWS * 8;
   const int x_bytes = chunk_rows * (SP_WINDOW ? window : NT) * 4, stage_bytes = x_bytes + block_bytes;
   const int count = SP_SINGLE ? 1 : chunks, first = part * count;
+
+  float* const sums = reinterpret_cast<float*>(stages + (SP_SINGLE ? 1 : min(STAGES, count)) * stage_bytes);
+  sp::Mbarrier* const arrived = reinterpret_cast<sp::Mbarrier*>(sums + PARTS * SHARE * NT);
+  if constexpr (PARTS > 1) {
+    if (tid == 0) {
+      sp::barrier_init(arrived, 1);
+      sp::barriers_ready();
+      sp::barrier_expect(arrived, PARTS * max(0, min(SHARE, ROWS - part * SHARE)) * NT * 4);
+    }
+    __syncwarp();
+    sp::cluster_arrive();
+  }
 
   blocks += (size_t(row_tile) * PARTS * count + first) * block_bytes;
   auto fill_entries = [&](int c) {
@@ -230,7 +248,6 @@ extern "C" __global__ void SP_CLUSTER_DIMS __launch_bounds__(THREADS, BLOCKS_PER
     }
   }
 
-  float* partial = reinterpret_cast<float*>(stages);
   const int lane_offset = SP_WINDOW ? lane : place * C;
   auto stream = [&](const char* stage) {
     const char* const meta = stage + x_bytes;
@@ -241,9 +258,9 @@ extern "C" __global__ void SP_CLUSTER_DIMS __launch_bounds__(THREADS, BLOCKS_PER
     return reinterpret_cast<const uint16_t*>(stage + x_bytes + WARPS * 4) + warp * R;
   };
   if constexpr (SP_SINGLE) {
-    partial = reinterpret_cast<float*>(stages + stage_bytes);
     sp::copy_wait<0>();
     __syncthreads();
+    if constexpr (PARTS > 1) sp::cluster_wait();
     Stream entries = stream(stages);
     const uint16_t* const rounds = rounds_of(stages);
 #pragma unroll 1
@@ -257,7 +274,7 @@ extern "C" __global__ void SP_CLUSTER_DIMS __launch_bounds__(THREADS, BLOCKS_PER
       add_lanes(acc);
       if (sub != 0) continue;
       if constexpr (PARTS > 1)
-        keep_partial(partial + (warp * R + r) * NT + lane_offset, acc);
+        send_sums(sums, part, warp * R + r, lane_offset, acc);
       else if (row >= 0)
         write_row(y + row * y_row, acc, more, bias_of[warp * R + r], p, positions, real);
     }
@@ -284,17 +301,14 @@ extern "C" __global__ void SP_CLUSTER_DIMS __launch_bounds__(THREADS, BLOCKS_PER
 #pragma unroll
       for (int r = 0; r < R; r++) entries.add_row(acc[r], rounds[r]);
     }
-    if constexpr (PARTS > 1) {
-      sp::copy_wait<0>();
-      __syncthreads();
-    }
+    if constexpr (PARTS > 1) sp::cluster_wait();
 #pragma unroll
     for (int r = 0; r < R; r++) add_lanes(acc[r]);
 #pragma unroll
     for (int r = 0; r < R; r++) {
       if (r % SUB != sub) continue;
       if constexpr (PARTS > 1) {
-        keep_partial(partial + (warp * R + r) * NT + lane_offset, acc[r]);
+        send_sums(sums, part, warp * R + r, lane_offset, acc[r]);
       } else if (const int row = row_of[warp * R + r]; row >= 0) {
         float more[C] = {};
 #if SP_RESIDUAL
@@ -306,8 +320,7 @@ extern "C" __global__ void SP_CLUSTER_DIMS __launch_bounds__(THREADS, BLOCKS_PER
   }
 
   if constexpr (PARTS > 1) {
-    sp::cluster_sync();
-    constexpr int SHARE = (ROWS + PARTS - 1) / PARTS;
+    sp::barrier_wait(arrived, 0);
     for (int i = quad_row; i < SHARE; i += THREADS / QUADS) {
       const int local = part * SHARE + i;
       if (local >= ROWS || p0 + q >= positions) continue;
@@ -319,13 +332,13 @@ extern "C" __global__ void SP_CLUSTER_DIMS __launch_bounds__(THREADS, BLOCKS_PER
       const float start = bias_of[local];
       float4 sum = make_float4(start, start, start, start);
 #pragma unroll
-      for (int from = 0; from < PARTS; from++) sum = sp::add4(sum, sp::cluster_load4(partial + local * NT + q, from));
+      for (int from = 0; from < PARTS; from++)
+        sum = sp::add4(sum, *reinterpret_cast<const float4*>(sums + (from * SHARE + i) * NT + q));
 #if SP_RESIDUAL
       sum = sp::add4(sum, more);
 #endif
       *reinterpret_cast<float4*>(y + row * y_row + p0 + q) = sp::finish4(sum, real);
     }
-    sp::cluster_sync();
   }
 
   // The zeros around an image belong to the output; its first and last blocks write them.

@@ -78,6 +78,9 @@ class SpmmData(Template):
             ),
         )
 
+    def version_of(self, config: Config) -> int:
+        return 2 if config.int("parts") > 1 else 1
+
     def default(self, workload: Workload, target: Target) -> Config:
         return best_config(workload, self.space(workload, target), target)
 
@@ -168,9 +171,9 @@ class Shape:
 def shared_bytes(shape: Shape, chunk_rows: int, block_bytes: int, chunks: int) -> int:
     """Dynamic shared memory of a block."""
     stages = min(shape.stages, chunks) * (chunk_rows * shape.windows.length * 4 + block_bytes)
-    partial = shape.tile.tile_rows * shape.nt * 4 if shape.parts > 1 else 0
-    # Sums of a single chunk are written while other warps still read it.
-    return shape.tile.tile_rows * 8 + (stages + partial if chunks == 1 else max(stages, partial))
+    # Sums come from other blocks, which may be done while this one still reads its stages.
+    sums = shape.parts * -(-shape.tile.tile_rows // shape.parts) * shape.nt * 4 + 16 if shape.parts > 1 else 0
+    return shape.tile.tile_rows * 8 + stages + sums
 
 
 def _pack_that_fits(weight: np.ndarray, geometry: FlatGeometry, shape: Shape, target: Target) -> tuple[TileStream, int]:

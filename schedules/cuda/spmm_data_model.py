@@ -6,12 +6,11 @@ lies in one GPC: a grid that just fills the GPU takes twice as long in clusters 
 A kernel whose block has all of K in one chunk does a warp's rows strictly one after the other; the other one has them
 all in flight.
 
-Constants are fitted to 673 measurements of 39 layers before kernels overlapped and 125 of 63 since, on an H200; the
-starting latency is that of now. Leaving each layer (and those of equal size) out in turn, the config with the smallest
-estimate is slower than the fastest measured by 4 % on average and 23 % at worst in the first, by 1 % and 4 % in the 7
-layers of the second that have three configs or more; estimates of configs near the best are off by 24 % (rms).
-Images take up to 2 us longer than products of as many positions, which is left out: other templates were not measured
-there.
+The shape is fitted to 673 measurements of 39 layers on an H200 before kernels overlapped, what is copied and what a
+launch takes to 388 of 18 since blocks of a cluster send their sums (16 to 1024 positions, 512 to 4096 squared, three
+3x3 convolutions). Of the latter the config with the smallest estimate is slower than the fastest measured by 3 % in the
+median of products and 43 % at worst (512 x 512 with 32 positions), by 25 to 30 % of the convolutions, whose estimates
+mostly cannot tell tiles apart; estimates of configs near the best are off by 10 % (rms), in the fit itself.
 """
 
 from __future__ import annotations
@@ -28,19 +27,19 @@ from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
 from sparsetvm.space.space import Space
 
-_L2_BYTES = 100.0  # per SM and clock
+_SM_BYTES, _L2_BYTES = 100.0, 5200.0  # a clock, into a multiprocessor and out of L2
 _OUTPUT_BYTES = 18.3  # the same of outputs
 _BATCH_LATENCY = 10.0
 _ROW_LATENCY = 140.0
-_SINGLE_ROW_LATENCY = 770.0  # the same where K is one chunk: look-up, sum over lanes and output are in the loop
-_CHUNK_LATENCY = 1380.0  # barrier, first reads of a chunk
-_COPY_LATENCY = 6.3  # a warp's copy of 512 bytes of X
-_WINDOW_LATENCY = 345.0  # a warp's copy of up to 128 floats of a window
-_START_LATENCY = 1780.0  # first copies from L2, behind a kernel that is about to end
-_CLUSTER_LATENCY = 1510.0
+_SINGLE_ROW_LATENCY = 765.0  # the same where K is one chunk: look-up, sum over lanes and output are in the loop
+_CHUNK_LATENCY = 1230.0  # barrier, first reads of a chunk
+_COPY_LATENCY = 13.6  # a warp's copy of 512 bytes of X
+_WINDOW_LATENCY = 900.0  # a warp's copy of up to 128 floats of a window
+_START_LATENCY = 2070.0  # first copies from L2, behind a kernel that is about to end
+_CLUSTER_LATENCY = 490.0
 _UNEVEN = 1.07  # slowest warp over the mean
 _ISSUE = 2.0  # clocks of a scheduler for an instruction of the inner loop
-_NORM = 2.26
+_NORM = 2.4
 _ALIKE = 1.04
 CLUSTERED = {4: 0.91, 8: 0.85}  # share of multiprocessors that clusters of so many blocks can use
 _SM_SHARED = 228 << 10
@@ -100,12 +99,13 @@ def estimate(workload: Workload, config: Config, view: Windows, target: Target, 
     entries = tile_rows * row_entries
     x_bytes = chunk * view.phases * view.length * 4
     copied = x_bytes + 8 * entries * 1.15 + 8 * tile_rows
-    partial = tile_rows * nt * 4 * (parts > 1 and chunks == 1)
+    partial = tile_rows * nt * 4 * (parts > 1)
     shared = min(config.int("stages"), chunks) * copied + 8 * tile_rows + partial
     if shared > target.shared:
         return math.inf
     registers = 48 if chunks == 1 else 56 + rows * c
-    per_sm = -(-blocks // max(1, int(target.sms * CLUSTERED.get(parts, 1.0))))
+    sms = max(1, int(target.sms * CLUSTERED.get(parts, 1.0)))
+    per_sm = -(-blocks // sms)
     fit = min(_SM_REGISTERS // (registers * 32 * warps), int(_SM_SHARED // (shared + _RESERVED)))
     resident = max(1, min(per_sm, fit))
 
@@ -113,7 +113,7 @@ def estimate(workload: Workload, config: Config, view: Windows, target: Target, 
     wavefronts = resident * (entries * (nt / 32 + 0.5 / lane_groups) * _UNEVEN + copied / 128)
     instructions = batch * (c + (1 if view.aligned else c) + 1.5) + 2  # of a batch
     issue = resident * entries / unit * instructions / 4 * _ISSUE
-    traffic = resident * copied / _L2_BYTES
+    traffic = copied * max(resident / _SM_BYTES, min(blocks, sms * resident) / _L2_BYTES)
     if view.aligned:
         copies = x_bytes / 512 / warps * _COPY_LATENCY
     else:
@@ -121,7 +121,7 @@ def estimate(workload: Workload, config: Config, view: Windows, target: Target, 
     row_latency = _SINGLE_ROW_LATENCY if chunks == 1 else _ROW_LATENCY
     latency = _CHUNK_LATENCY + rows * (row_entries / unit * _BATCH_LATENCY + row_latency) + copies
     step = float(sum(term**_NORM for term in (wavefronts, issue, traffic, latency)) ** (1 / _NORM))
-    once = _START_LATENCY + traffic + _CLUSTER_LATENCY * (parts > 1) + resident * tile_rows * nt * 4 / _OUTPUT_BYTES
+    once = _START_LATENCY + _CLUSTER_LATENCY * (parts > 1) + resident * tile_rows * nt * 4 / _OUTPUT_BYTES
     return -(-per_sm // resident) * (chunks * step + once)
 
 

@@ -6,14 +6,16 @@
 // float4 (value, offset, value, offset) [U / 2][GROUP]. A batch's X loads are all in flight before the first FMA.
 //
 // A "piece" is a row in one of SLICES pieces of the part of K. Where a row has one piece in all, its warp finishes it;
-// else pieces meet in shared memory and are added in the order of K.
+// else pieces meet in shared memory and are added in the order of K. Each block of a cluster finishes a share of its
+// rows: the others store their pieces there (st.async), and its barrier counts what has come.
 //
-// heads: for every warp of every block {first batch, first group, groups, 0}. groups: for every row of a group {row of Y
-// where rows have one piece (-1: none), else place among the block's pieces; batches}. rows: rows of Y of a row tile, -1
-// for none.
+// heads: for every warp of every block {first batch, first group, groups, rows that the block finishes}. groups: for
+// every row of a group {row of Y where rows have one piece (-1: none), else place among the block's pieces; batches}.
+// rows: rows of Y of a row tile, -1 for none.
 // Macros: SP_NT, SP_C, SP_WARPS, SP_U, SP_SLICES, SP_CLUSTER (= PARTS); SP_RESIDENT: blocks per multiprocessor that
 // registers must allow; SP_ALIGNED: offsets are multiples of 16 bytes; SP_TILE: X is copied to shared memory (offsets
 // count from there); SP_RING: entries come through shared memory; epilogue.cuh's.
+#include "cluster.cuh"
 #include "epilogue.cuh"
 #include "streams.cuh"
 
@@ -109,7 +111,7 @@ extern "C" __global__ void SP_CLUSTER_DIMS __launch_bounds__(THREADS, SP_RESIDEN
   const int column = blockIdx.x / PARTS, image = column / column_tiles, p0 = (column - image * column_tiles) * NT;
   const int tile = blockIdx.y;
 
-  // Shared memory: rings of entries, X, pieces.
+  // Shared memory: rings of entries, X, pieces, the barrier that counts them.
 #if SP_RING
   constexpr int WARP_RING = RING;
 #else
@@ -117,6 +119,7 @@ extern "C" __global__ void SP_CLUSTER_DIMS __launch_bounds__(THREADS, SP_RESIDEN
 #endif
   float* const x_tile = shared + WARPS * WARP_RING * 4;
   float* const pieces = x_tile + (SP_TILE ? part_columns * NT : 0);
+  const int share = (tile_rows + PARTS - 1) / PARTS;  // rows that each block of the cluster finishes
   x += x0 + image * x_batch + p0;
   y += y0 + image * y_batch;
 #if SP_RESIDUAL
@@ -124,6 +127,16 @@ extern "C" __global__ void SP_CLUSTER_DIMS __launch_bounds__(THREADS, SP_RESIDEN
 #endif
 
   const int4 head = heads[(tile * PARTS + part) * WARPS + warp];
+  if constexpr (PARTS > 1) {
+    sp::Mbarrier* const arrived = reinterpret_cast<sp::Mbarrier*>(pieces + PIECES * share * NT);
+    if (tid == 0) {
+      sp::barrier_init(arrived, 1);
+      sp::barriers_ready();
+      sp::barrier_expect(arrived, PIECES * head.w * NT * 4);
+    }
+    __syncwarp();
+    sp::cluster_arrive();
+  }
   Entries stream(entries + size_t(head.x) * BATCH, reinterpret_cast<float4*>(shared) + warp * WARP_RING, lane, sub);
   const int2* group = groups + size_t(head.y) * GROUP + sub;
   int2 next = sp::early(group);
@@ -156,6 +169,7 @@ extern "C" __global__ void SP_CLUSTER_DIMS __launch_bounds__(THREADS, SP_RESIDEN
     base[v] = reinterpret_cast<const char*>(SP_TILE ? x_tile + at[v] : x + min(at[v], positions - V - p0));
   }
 
+  if constexpr (PARTS > 1) sp::cluster_wait();
   for (int i = 0; i < head.z; i++) {
     const int2 record = next;
     group += GROUP;
@@ -180,7 +194,16 @@ extern "C" __global__ void SP_CLUSTER_DIMS __launch_bounds__(THREADS, SP_RESIDEN
         for (int j = 0; j < C; j++) sum[j] = fmaf(w, v[u][j], sum[j]);
       }
     }
-    if constexpr (PIECES > 1) {
+    if constexpr (PARTS > 1) {
+      if (record.x >= 0) {
+        const int slice = SLICES > 1 ? record.x / tile_rows : 0, local = record.x - slice * tile_rows;
+        const int owner = local / share, slot = ((part * SLICES + slice) * share + local - owner * share) * NT;
+        sp::Mbarrier* const arrived = reinterpret_cast<sp::Mbarrier*>(pieces + PIECES * share * NT);
+        const sp::RemoteStore to = sp::remote_store(pieces, arrived, owner);
+#pragma unroll
+        for (int j = 0; j < VECTORS; j++) to.store<V>(slot + at[j], sum + j * V);
+      }
+    } else if constexpr (PIECES > 1) {
       if (record.x >= 0) {
 #pragma unroll
         for (int j = 0; j < VECTORS; j++) store(pieces + record.x * NT + at[j], sum, j * V);
@@ -212,11 +235,10 @@ extern "C" __global__ void SP_CLUSTER_DIMS __launch_bounds__(THREADS, SP_RESIDEN
 
   if constexpr (PIECES > 1) {
     if constexpr (PARTS > 1)
-      sp::cluster_sync();
+      sp::barrier_wait(reinterpret_cast<sp::Mbarrier*>(pieces + PIECES * share * NT), 0);
     else
       __syncthreads();
     constexpr int QUADS = NT / 4;
-    const int share = (tile_rows + PARTS - 1) / PARTS;
     for (int i = tid; i < share * QUADS; i += THREADS) {
       const int local = part * share + i / QUADS, q = i % QUADS * 4, p = p0 + q;
       const int row = local < tile_rows ? rows[tile * tile_rows + local] : -1;
@@ -225,12 +247,7 @@ extern "C" __global__ void SP_CLUSTER_DIMS __launch_bounds__(THREADS, SP_RESIDEN
       float4 sum = make_float4(start, start, start, start);
 #pragma unroll
       for (int piece = 0; piece < PIECES; piece++) {
-        const float* const from = pieces + (piece % SLICES * tile_rows + local) * NT + q;
-        float4 v;
-        if constexpr (PARTS > 1)
-          v = sp::cluster_load4(from, piece / SLICES);
-        else
-          v = *reinterpret_cast<const float4*>(from);
+        const float4 v = *reinterpret_cast<const float4*>(pieces + (piece * share + local - part * share) * NT + q);
         sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
       }
 #if SP_RESIDUAL
@@ -244,7 +261,6 @@ extern "C" __global__ void SP_CLUSTER_DIMS __launch_bounds__(THREADS, SP_RESIDEN
       sum.w = real(p + 3) ? sp::activate(sum.w) : 0.0f;
       *reinterpret_cast<float4*>(y + row * y_row + p) = sum;
     }
-    if constexpr (PARTS > 1) sp::cluster_sync();
   }
 
   // The zeros around an image belong to the output; its first and last blocks write them.

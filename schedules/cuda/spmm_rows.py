@@ -38,15 +38,16 @@ _FEWEST_POSITIONS = 16
 _MOST_POSITIONS = 784  # of a default
 _RING = 2048  # bytes of a warp's ring of entries
 _L1 = 256 << 10  # bytes of L1 and shared memory together
+_MOST_ROWS = 320  # of a tile
 _PIECES = 96 << 10  # bytes of partial sums that leave L1 useful
-_NORM = 1.21
+_NORM = 1.587
 
 
 class SpmmRows(Template):
     """Template cuda.spmm_rows."""
 
     name = "cuda.spmm_rows"
-    version = 1
+    version = 2
 
     def matches(self, workload: Workload, target: Target) -> bool:
         if target.kind != "cuda" or workload.pattern.kind == "dense" or not workload.nnz or not supports_flat(workload):
@@ -69,7 +70,8 @@ class SpmmRows(Template):
             (
                 # Measured on an H200: other values are not within a tenth of the best anywhere, or win nothing.
                 *(Ordered("nt", (32, 64, 128)), Ordered("c", (4,)), Ordered("unroll", (4, 8))),
-                *(Ordered("rows", (32, 64, 128, 256)), Ordered("warps", (16, 32))),
+                # rows 0: as many as let all blocks run at once.
+                *(Ordered("rows", (0, 32, 64, 128)), Ordered("warps", (16, 32))),
                 *(Ordered("parts", (1, 2, 4, 8)), Ordered("slices", (1,))),
                 *(Choice("x", ("rotated", "shared")), Choice("entries", ("direct", "ring"))),
             ),
@@ -136,9 +138,11 @@ class _Shape:
         c = min(max(config.int("c"), nt // 32), nt // 4)
         unroll = max(2, min(config.int("unroll"), (16 if warps == 32 else 32) // c))
         parts, slices = config.int("parts"), config.int("slices")
-        rows = min(config.int("rows"), -(-workload.m // 4) * 4)
+        columns = -(-g.positions // nt) * g.batch
+        rows = config.int("rows") or _even_rows(workload.m, columns, _clusters(parts, target))
+        rows = min(rows, -(-workload.m // 4) * 4)
         while parts * slices > 1 and slices * rows * nt * 4 > _PIECES:
-            rows //= 2
+            rows = -(-rows // 8) * 4
         deal = Dealing(rows, parts, slices, warps, 32 * c // nt, unroll, config.str("x") == "rotated")
         shape = _Shape(nt, c, deal, config.str("x") == "shared" and g.x_row != 0, config.str("entries") == "ring")
         if shape.shared(workload.k) > target.shared:
@@ -151,36 +155,54 @@ class _Shape:
         return max(1, (32 if self.deal.unroll * self.c <= 16 else 16) // self.deal.warps)
 
     def shared(self, k: int) -> int:
-        """Bytes of shared memory: rings of entries, X, partial sums."""
+        """Bytes of shared memory: rings of entries, X, partial sums, their barrier."""
         d = self.deal
-        pieces = d.slices * d.rows * self.nt * 4 if d.slices * d.parts > 1 else 0
-        return d.warps * _RING * self.ring + d.part_columns(k) * self.nt * 4 * self.shared_x + pieces
+        pieces = d.slices * d.parts * -(-d.rows // d.parts) * self.nt * 4 if d.slices * d.parts > 1 else 0
+        barrier = 16 if d.parts > 1 else 0
+        return d.warps * _RING * self.ring + d.part_columns(k) * self.nt * 4 * self.shared_x + pieces + barrier
+
+
+def _clusters(parts: int, target: Target) -> int:
+    """Clusters of `parts` blocks that run at once, one block a multiprocessor."""
+    return max(1, int(target.sms * CLUSTERED.get(parts, 1.0)) // parts)
+
+
+def _even_rows(m: int, columns: int, clusters: int) -> int:
+    """Rows of a tile (a multiple of 4, at most _MOST_ROWS) with which the fewest rounds of `clusters` clusters do all
+    tiles; columns: tiles of positions."""
+    rounds = 1
+    while True:
+        rows = -(-m // max(1, clusters * rounds // columns))
+        if rows <= _MOST_ROWS:
+            return -(-rows // 4) * 4
+        rounds += 1
 
 
 def _cost(shape: _Shape, workload: Workload, target: Target) -> float:
-    """Estimated cycles, fitted to measurements of 15 products before kernels overlapped and of 11 since (90 configs) on
-    an H200; the constant term is that of now. Leaving each product out in turn, the config with the least estimate is
-    slower than the fastest measured by 11 % on average and 53 % at worst in the first, by 8 % and 49 % in the 6 of the
-    second with four configs or more; estimates of configs near the best are off by 16 % (rms).
+    """Estimated cycles, fitted to 990 measurements of 15 products on an H200 (16 to 1024 positions, 512 to 4096
+    squared; those with parts since blocks send their sums). Of these the config with the least estimate is slower
+    than the fastest measured by 5 % in the median and by 18 % at worst, 512 x 512 left out, which is better off with
+    cuda.spmm_data; estimates of configs near the best are off by 10 % (rms), in the fit itself.
 
     Wavefronts of 128 bytes from L1 or shared memory, bytes from L2 (more of them where a part of X does not fit into
     L1) and a warp's chain of batches overlap partly: the terms are added as a norm close to their sum.
     """
     g, deal, nt = flat_geometry(workload), shape.deal, shape.nt
     blocks = deal.parts * -(-workload.m // deal.rows) * -(-g.positions // nt) * g.batch
-    waves = -(-blocks // max(int(target.sms * CLUSTERED.get(deal.parts, 1.0)), 1))
+    waves = -(-blocks // (deal.parts * _clusters(deal.parts, target)))
     row = workload.nnz / workload.m / deal.parts
     padded = row + 0.5 * math.sqrt(row) + deal.unroll / 2  # side by side with longer rows, filled up to batches
     rows = min(deal.rows, workload.m)
     pieces = deal.rows * nt * 4 if deal.parts > 1 else 0
     x = workload.k / deal.parts * nt * 4
-    wavefronts = 1.4 * rows * padded * nt / 32
-    swept = 1.12 if not shape.shared_x and x + pieces > 0.8 * _L1 else 1.0
-    traffic = (x + rows * row * 8 + 2 * pieces) * swept / 46
+    wavefronts = 1.53 * rows * padded * nt / 32
+    # X that L1 does not hold comes from L2 more than once, even more so where warps are at different columns.
+    again = (1.65 if deal.rotate else 1.25) if not shape.shared_x and x + pieces > 0.8 * _L1 else 1.0
+    traffic = (x + rows * row * 8 + 2 * pieces) * again / 64
     turns = -(-deal.rows // (deal.group * deal.warps))
-    chain = turns * (padded / deal.unroll * (102 if shape.ring else 233) + 88)
+    chain = turns * (padded / deal.unroll * (191 if shape.ring else 284) + 30)
     step = float((wavefronts**_NORM + traffic**_NORM + chain**_NORM) ** (1 / _NORM))
-    return waves * (step + 366 * math.log2(deal.parts)) + 4300
+    return waves * (step + 200 * math.log2(deal.parts)) + 4860
 
 
 def _scalars(g: FlatGeometry, k: int, column_tiles: int, deal: Dealing) -> tuple[int, ...]:

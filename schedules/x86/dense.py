@@ -57,6 +57,9 @@ class Dense(Template):
             return Config.of(self.name, mr=12, nr=2, order="rows")
         return Config.of(self.name, mr=8, nr=3, order="tiles")
 
+    def writes_in_place(self, workload: Workload, config: Config) -> bool:
+        return workload.epilogue.residual
+
     def pack(
         self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target
     ) -> Packed:

@@ -23,6 +23,7 @@ from sparsetvm.schedules.x86.arguments import initial_sums, layer_args
 from sparsetvm.schedules.x86.epilogue import activate_in_place, zero_borders
 from sparsetvm.schedules.x86.geometry import TapGeometry, strip_rows, supports_taps, tap_geometry
 
+from sparsetvm.analysis.cpu_core import core_of
 from sparsetvm.core.config import Config
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
@@ -46,6 +47,14 @@ _STRIPS_IN_DATA, _STRIP_TILES = 4, 4
 # Defaults of layers that run warm, from tuning 25 products on a Zen 5: non-zeros of a row under which all row groups
 # are one piece; density up to which rows that share columns are grouped; share of L2 from which K blocks go outermost.
 _SHORT, _SHARED_BELOW, _MOST_OF_L2 = 32, 0.15, 0.7
+# Defaults where code streams (Zen 4), measured. Columns of X whose activations leave room in an L1 of 32 KiB for the
+# weights that pass through it; where non-zeros are so few that passing sums through Y costs more, all that L1 holds.
+_STREAMED_BLOCK, _LONG_BLOCK, _FEW_IN_A_BLOCK = 384, 512, 0.03
+# Density from which FMAs and not loads are the bound, so that sharing columns gains nothing; size of X and Y, in L2s,
+# from which sums of scattered rows cost up to a fifth of the time.
+_STREAMED_SHARED_BELOW, _STREAMED_FAR = 0.08, 7
+# Code and weights that stream at full rate; of more, pieces that prefetch each other take a tenth less time.
+_MOST_STREAMED = 12 << 20
 # Fields of the table that the host reads pieces from.
 _FIELDS = 6
 _ROW, _FINISHED_ROWS, _WEIGHT, _WEIGHT_LINES, _CODE_SHARE, _WEIGHT_SHARE = range(_FIELDS)
@@ -80,18 +89,24 @@ class PatternCode(Template):
                 Ordered("groups", (1, 2, 4, 8, 16, 64)),
                 Ordered("tiles", _tile_blocks(workload)),
                 Choice("order", ("k", "rows")),
-                Choice("prefetch", ("next", "none")),
+                Choice("prefetch", ("next", "none", "sums") if _streams_code(target) else ("next", "none")),
                 Choice("groups_of", ("alike", "neighbours")),
             ),
         )
 
     def default(self, workload: Workload, target: Target) -> Config:
+        if _streams_code(target) and not workload.cold:
+            return self._streamed_default(workload, target)
         knobs = self.space(workload, target).knobs
         # One tile meets every instruction once: there small K blocks, whose activations are soon in L1, do better.
         block = 512 if tap_geometry(workload).total_tiles > 1 else 288
         rows = 30
         if target.isa != "avx512":
             rows, block = (6, 384) if tap_geometry(workload).total_tiles >= _MANY_TILES else (13, block)
+        # Cold code that would stream well when warm: larger pieces. Short K stays whole, to be written in place.
+        larger = _streams_code(target) and tap_geometry(workload).total_tiles > 1
+        if larger and workload.k > block:
+            block = _STREAMED_BLOCK
         tiles = _default_tiles(workload, target)
         short = workload.nnz < _SHORT * workload.m
         warm = target.isa == "avx512" and not workload.cold and tap_geometry(workload).total_tiles > 1
@@ -101,12 +116,34 @@ class PatternCode(Template):
             self.name,
             rows=rows,
             k_block=min(knobs[1].values, key=lambda v: abs(int(v) - block)),
-            groups=8 if rows == 6 else 64 if warm and short else 2,
+            groups=8 if rows == 6 or larger else 64 if warm and short else 2,
             tiles=tiles,
             order="k" if warm and tiles * _tile_bytes(workload) > _MOST_OF_L2 * target.l2 else "rows",
             prefetch="next" if workload.cold or _BYTES_PER_NNZ * workload.nnz > target.l2 // (1 + warm) else "none",
             groups_of="alike" if alike else "neighbours",
         )
+
+    def _streamed_default(self, workload: Workload, target: Target) -> Config:
+        """Where code streams from L2 and L3 at full rate: a tile goes through all rows while its K block is in L1."""
+        blocks = self.space(workload, target).knobs[1].values
+        block = _STREAMED_BLOCK if workload.pattern.density > _FEW_IN_A_BLOCK else _LONG_BLOCK
+        far = workload.activation_bytes > _STREAMED_FAR * target.l2
+        alike = workload.pattern.density <= _STREAMED_SHARED_BELOW and not far
+        streams = _BYTES_PER_NNZ * workload.nnz <= _MOST_STREAMED
+        return Config.of(
+            self.name,
+            rows=30,
+            k_block=min(blocks, key=lambda v: abs(int(v) - block)),
+            groups=64 if streams else 8,
+            tiles=_default_tiles(workload, target),
+            order="rows",
+            prefetch="sums" if streams else "next",
+            groups_of="alike" if alike else "neighbours",
+        )
+
+    def writes_in_place(self, workload: Workload, config: Config) -> bool:
+        # Of several K blocks all but the last store sums in Y, and the last one adds the residual.
+        return workload.epilogue.residual and config.int("k_block") >= workload.k
 
     def pack(
         self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target
@@ -115,13 +152,17 @@ class PatternCode(Template):
         by_rows = _split_by_rows(geometry, target.threads)
         share = geometry.total_tiles if by_rows else -(-geometry.total_tiles // target.threads)
         at_once = _tiles_at_once(config, target)
-        runs = -(-min(config.int("tiles"), share) // at_once) if config.str("prefetch") == "next" else 0
+        prefetch = config.str("prefetch")
+        runs = -(-min(config.int("tiles"), share) // at_once) if prefetch == "next" else 0
         rows_first = config.str("order") == "rows"
         clustered = config.str("groups_of") == "alike"
         rows, groups = config.int("rows"), config.int("groups")
         if by_rows:
             rows, groups = _even_shares(workload.m, rows, groups, target.threads)
-        plan = CodePlan(rows, config.int("k_block"), groups, rows_first, clustered, runs)
+        # Tiles of Planes overlap in memory: there is nothing to bring in.
+        outside = workload.activation_bytes > target.l2 and geometry.x_tile > geometry.lanes
+        x_ahead = geometry.x_tile if prefetch == "sums" and outside else 0
+        plan = CodePlan(rows, config.int("k_block"), groups, rows_first, clustered, runs, prefetch == "sums", x_ahead)
         in_code = epilogue.activation if epilogue.activation in _IN_CODE else "none"
         # Many tiles are much memory, from which a line takes longer than one row group lasts.
         far = geometry.total_tiles >= _FAR_TILES
@@ -165,6 +206,7 @@ class _Host:
         self.by_rows = _split_by_rows(self.geometry, target.threads)
         self.second_tile = target.isa != "avx512"
         self.at_once = _tiles_at_once(config, target)
+        self.touches_first = config.str("prefetch") != "sums"
 
     def build(self) -> Any:
         from sparsetvm.schedules.x86 import tir
@@ -190,7 +232,8 @@ class _Host:
         total = self.geometry.total_tiles
         lo, hi = (0, total) if self.by_rows else (worker * total // workers, (worker + 1) * total // workers)
         begin, end = self.first[worker], self.first[worker + 1]
-        self._touch(self.order[begin])
+        if self.touches_first:
+            self._touch(self.order[begin])
         with tb.serial(tirx.ceildiv(hi - lo, self.tile_block)) as block:
             first = tb.Bind(lo + block * self.tile_block)
             with tb.serial(end - begin) as at:
@@ -257,6 +300,10 @@ class _Host:
 def _tiles_at_once(config: Config, target: Target) -> int:
     """Tiles of one run of a piece."""
     return 1 if target.isa == "avx512" else pattern_asm_avx2.tiles_at_once(config.int("rows"))
+
+
+def _streams_code(target: Target) -> bool:
+    return target.isa == "avx512" and core_of(target).streams_code
 
 
 def _tile_blocks(workload: Workload) -> tuple[int, ...]:

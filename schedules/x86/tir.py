@@ -156,10 +156,10 @@ def _cell(dtype: str) -> Buffer:
     return B.alloc_buffer((1,), dtype, scope="global")
 
 
-def prefetch(buffer: Buffer, offset: Expr) -> None:
-    """Bring the cache line of buffer[offset] into L2; the address may lie behind the end."""
+def prefetch(buffer: Buffer, offset: Expr, level: int = 2) -> None:
+    """Bring the cache line of buffer[offset] into the cache of that level; the address may lie behind the end."""
     pointer = B.address_of(buffer[offset])
-    B.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", pointer, i32(0), i32(2), i32(1)))
+    B.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", pointer, i32(0), i32(4 - level), i32(1)))
 
 
 def let(value: Expr) -> Expr:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import subprocess
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,6 +15,7 @@ from benchlib.configs import ConfigSource
 from benchlib.kernel_row import OURS_DENSE, Failed, time_in_turn
 from sparsetvm.core.arithmetic import TOLERANCES
 from sparsetvm.core.config import Config
+from sparsetvm.core.nvml import current_clocks
 from sparsetvm.core.target import Target
 from sparsetvm.core.task import Task
 from sparsetvm.core.workload import Epilogue
@@ -65,6 +65,7 @@ class GpuKernelBench:
             timers[f"{other.name} {number}"] = other.timer
         times = time_in_turn(timers)
         us = {name: statistics.median(values) for name, values in times.items()}
+        clocks = current_clocks(self._target.device)
         if ours.check().status != "ok":
             raise Failed(f"{config}: wrong after it was timed")
         baselines: dict[str, float] = {}
@@ -95,7 +96,8 @@ class GpuKernelBench:
             "arithmetic": template(config.template).arithmetic,
             "config": str(config),
             "source": source,
-            "sm_mhz": current_clock(self._target.device),
+            "sm_mhz": clocks and clocks[0],
+            "memory_mhz": clocks and clocks[1],
         }
 
     def _competitors(self, task: Task, x: np.ndarray) -> list[GpuCompetitor]:
@@ -127,13 +129,3 @@ class GpuKernelBench:
 def peak_gflops(target: Target, clock_mhz: int) -> float:
     """Float32 operations of all multiprocessors: 128 FMAs a clock each."""
     return target.sms * 128 * 2 * clock_mhz / 1e3
-
-
-def current_clock(device: int) -> int | None:
-    """Clock of the multiprocessors in MHz right now, None when nvidia-smi does not say."""
-    command = ["nvidia-smi", f"--id={device}", "--query-gpu=clocks.sm", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-        return int(done.stdout.strip())
-    except (OSError, ValueError, subprocess.TimeoutExpired):
-        return None

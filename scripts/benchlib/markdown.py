@@ -33,6 +33,7 @@ LABELS = {
     "triton-block-tf32": "Triton blocks tf32",
 }
 _ON_GPU = ("torch-", "cusparse", "triton-")  # competitors that get a column each: they compute in other precisions
+_LIBRARIES = ("numpy", "onnxruntime", "openvino-f32")  # dense float32 products of others
 _VERSIONS = ("sparsetvm", "tvm", "numpy", "scipy", "onnxruntime", "openvino", "torch")
 
 
@@ -94,6 +95,10 @@ def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, rule, *rows))
 
 
+def _library_times(row: Mapping[str, Any]) -> list[float]:
+    return [row["baselines_us"][name] for name in _LIBRARIES if name in row["baselines_us"]]
+
+
 def _kernel_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Columns that no row has a value for are left out."""
     columns: dict[str, list[str]] = defaultdict(list)
@@ -102,6 +107,7 @@ def _kernel_table(rows: Sequence[Mapping[str, Any]]) -> str:
     for members in groups.values():
         speedups = [row["speedup"] for row in members]
         packed = [row["best_dense_us"] / row["ours_packed_us"] for row in members if row["ours_packed_us"]]
+        library = [min(found) / row["ours_us"] for row in members if (found := _library_times(row))]
         random = [row["ratio_to_random"] for row in members if "ratio_to_random" in row]
         best, _ = Counter(row["best_dense"] for row in members).most_common(1)[0]
         columns["cases"].append(str(len(members)))
@@ -110,6 +116,7 @@ def _kernel_table(rows: Sequence[Mapping[str, Any]]) -> str:
         columns["with packing"].append(f"{geomean(packed):.1f}x" if packed else "")
         columns["of FMA peak"].append(f"{geomean(row['peak_fraction'] for row in members):.0%}")
         columns["best dense"].append(LABELS.get(best, best))
+        columns["over best library"].append(f"{geomean(library):.1f}x" if library else "")
         for name in others:
             over = [row["baselines_us"][name] / row["ours_us"] for row in members if name in row["baselines_us"]]
             columns[f"over {LABELS.get(name, name)}"].append(f"{geomean(over):.1f}x" if over else "")

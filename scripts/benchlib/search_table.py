@@ -242,8 +242,9 @@ def _declares(candidates: Candidates, record: Record) -> bool:
     choice = candidates.choice(record.config.template)
     return (
         choice is not None
-        and (choice.version, choice.space.fingerprint) == (record.template_version, record.space)
+        and choice.space.fingerprint == record.space
         and choice.space.contains(record.config)
+        and choice.version_of(record.config) == record.template_version
     )
 
 

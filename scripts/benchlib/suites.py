@@ -58,12 +58,13 @@ def find_cases(
     sparsities: Sequence[float] = (),
     limit: int | None = None,
     model: Path | None = None,
+    parts: Sequence[str] = (),
 ) -> list[Case]:
     """The cases of a suite. Raises UsageError for an unknown one.
 
     patterns: folder of dlmc's files. columns, sparsities: only these; a file of patterns is timed at these columns
     instead of its own. limit: at most so many cases, of a file where the suite is made of files. model: its 1x1 layers
-    lend sparsert's their weights.
+    lend sparsert's their weights. parts: only cases whose names contain one of these.
     """
     if suite == "dlmc":
         cases = [
@@ -74,12 +75,12 @@ def find_cases(
     elif suite in SUITES:
         made = _makers(target, model)[suite]()
         made = [case for case in made if not columns or case.n in columns]
-        cases = even_sample([case for case in made if _asked(case, sparsities)], limit)
+        cases = even_sample([case for case in made if _asked(case, sparsities) and _named(case, parts)], limit)
     else:
         raise UsageError(
             f"--suite {suite}: unknown suite{did_you_mean(suite, SUITES)}", hint=f"use {', '.join(SUITES)} or FILE.npz"
         )
-    return [case for case in cases if _asked(case, sparsities)]
+    return [case for case in cases if _asked(case, sparsities) and _named(case, parts)]
 
 
 def _makers(target: Target, model: Path | None) -> dict[str, Callable[[], list[Case]]]:
@@ -274,6 +275,10 @@ def uneven_rows(shape: tuple[int, int], sparsity: float, seed: int) -> np.ndarra
 
 def _seed(name: str) -> int:
     return zlib.crc32(name.encode())
+
+
+def _named(case: Case, parts: Sequence[str]) -> bool:
+    return not parts or any(part in case.name for part in parts)
 
 
 def _asked(case: Case, sparsities: Sequence[float]) -> bool:

@@ -13,6 +13,7 @@ import tvm_ffi
 from tvm import relax
 
 from sparsetvm.build.compile import build_executable
+from sparsetvm.build.network import LayerChoice, Network
 from sparsetvm.core.config import Config
 from sparsetvm.core.target import Target
 from sparsetvm.core.task import Task
@@ -58,7 +59,8 @@ class InMemory:
         self.prepared: Prepared = prepare(path, target, shapes)
         chosen = {id(task): choose(task, target) for task in self.prepared.unique_tasks()}
         self.configs = {name: chosen[id(task)] for name, task in self.prepared.tasks.items()}
-        executable, _ = build_executable(self.prepared.graph, self.prepared.tasks, self.configs, target)
+        choices = {name: LayerChoice(config, "default") for name, config in self.configs.items()}
+        executable, _ = build_executable([Network(self.prepared.graph, self.prepared.tasks, choices)], target)
         self._main = relax.VirtualMachine(executable, tvm.cpu())["main"]
         self._threads = target.threads
 

@@ -84,8 +84,7 @@ def _aligned(
 ) -> AxisBlocks | None:
     sizes = range(2, min(MAX_BLOCK, lines.total) + 1)
     sums = {size: _by_remainder(ends, distances, size, expected) for size in sizes}
-    rests = [rest for seen, usual in sums.values() if (rest := _without_worst(seen, usual)) is not None]
-    noise = min(rests, default=1.0)
+    noise = _least_noise(list(sums.values()))
     if noise > noisiest:
         return None
     for size in reversed(sizes):
@@ -103,13 +102,22 @@ def _by_remainder(ends: np.ndarray, distances: np.ndarray, size: int, expected: 
     return np.bincount(remainder, distances, size), np.bincount(remainder, minlength=size) * expected
 
 
-def _without_worst(seen: np.ndarray, expected: np.ndarray) -> float | None:
-    """Seen over expected distance when a block ends at the worst remainder; None where another has no neighbours."""
-    if np.count_nonzero(expected == 0) > 1:
-        return None
-    worst = _worst(seen, expected)
-    rest = expected.sum() - expected[worst]
-    return float((seen.sum() - seen[worst]) / rest) if rest else None
+def _least_noise(sums: list[tuple[np.ndarray, np.ndarray]]) -> float:
+    """Least seen over expected distance of any size when its blocks end at the worst remainder; 1 when there is none.
+
+    Sizes with more than one remainder without neighbours are left out.
+    """
+    seen, expected = (np.zeros((len(sums), MAX_BLOCK)) for _ in range(2))
+    for row, (distances, usual) in enumerate(sums):
+        seen[row, : distances.size], expected[row, : usual.size] = distances, usual
+    sizes = np.array([usual.size for _, usual in sums])
+    empty = (expected == 0) & (np.arange(MAX_BLOCK) < sizes[:, None])
+    ratio = np.where(empty, np.inf, np.where(expected > 0, seen / np.maximum(expected, 1e-9), -np.inf))
+    worst = np.arange(sizes.size), np.argmax(ratio, axis=1)
+    rest = expected.sum(axis=1) - expected[worst]
+    told = (np.count_nonzero(empty, axis=1) <= 1) & (rest > 0)
+    noise = (seen.sum(axis=1) - seen[worst])[told] / rest[told]
+    return float(noise.min()) if told.any() else 1.0
 
 
 def _worst(seen: np.ndarray, expected: np.ndarray) -> int:

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
-from scipy.special import gammaln
 
 # Odds that a structure must have after all hypotheses that were tried are taken off.
 SURPRISE = 6.0
@@ -31,6 +30,8 @@ def too_few(trials: float, seen: float, rate: float) -> float:
 
 def log10_choices(size: float, chosen: np.ndarray | float) -> np.ndarray:
     """log10 of the ways to choose `chosen` (any shape) of `size` things."""
+    from scipy.special import gammaln  # not at the top: it takes a quarter of a second
+
     ways = gammaln(size + 1.0) - gammaln(np.add(chosen, 1.0)) - gammaln(np.subtract(size, chosen) + 1.0)
     return np.asarray(ways / math.log(10))
 

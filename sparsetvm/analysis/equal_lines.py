@@ -9,8 +9,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from sparsetvm.analysis.axis_blocks import ALIKE, MAX_BLOCK, AxisBlocks, block_numbers
 from sparsetvm.analysis.chance import log10_partitions
@@ -116,6 +114,11 @@ def _alike(lines: Lines, sample: np.ndarray | None) -> tuple[np.ndarray, np.ndar
 def _joined(lines: Lines, pairs: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     first, second = np.concatenate([p[0] for p in pairs]), np.concatenate([p[1] for p in pairs])
     count = lines.counts.size
+    if not first.size:
+        return np.arange(count)
+    from scipy.sparse import coo_matrix  # not at the top: they take a quarter of a second
+    from scipy.sparse.csgraph import connected_components
+
     graph = coo_matrix((np.ones(first.size, np.int8), (first, second)), shape=(count, count))
     return np.asarray(connected_components(graph, directed=False)[1])
 

@@ -43,15 +43,25 @@ def dense_us(workload: Workload, target: Target) -> float:
 
 def sparse_us(workload: Workload, target: Target) -> float:
     """Time of a good sparse kernel of the workload's pattern."""
+    return sum(sparse_us_parts(workload, target).values())
+
+
+def sparse_us_parts(workload: Workload, target: Target) -> dict[str, float]:
+    """What it is spent on, as in roofline.sparse_parts: the launch, and the slowest of what happens at once."""
     density = max(workload.pattern.density, 1.0 / (workload.m * workload.k))
     if workload.pattern.kind in ("rows", "columns"):
-        return _LAUNCH_US + density * (dense_us(workload, target) - _LAUNCH_US)
+        return {"call": _LAUNCH_US, "arithmetic": density * (dense_us(workload, target) - _LAUNCH_US)}
     nnz = density * workload.m * workload.k
     if isinstance(workload.layout_in, Plain):
-        return _LAUNCH_US + nnz * _VECTOR_ENTRY_BYTES / _L2_RATE
+        return {"call": _LAUNCH_US, "weights": nnz * _VECTOR_ENTRY_BYTES / _L2_RATE}
     rate = _CLOCK * _LANES * target.sms * _SHARED_SHARE * _SPARSE_EFFICIENCY
-    compute = nnz * max(workload.n, 32) / rate
-    return _LAUNCH_US + max(compute, nnz * _ENTRY_BYTES / _L2_RATE, workload.activation_bytes / _L2_RATE)
+    at_once = {
+        "loads": nnz * max(workload.n, 32) / rate,
+        "weights": nnz * _ENTRY_BYTES / _L2_RATE,
+        "activations": workload.activation_bytes / _L2_RATE,
+    }
+    slowest = max(at_once, key=at_once.__getitem__)
+    return {"call": _LAUNCH_US, slowest: at_once[slowest]}
 
 
 def gpu_roof(target: Target) -> tuple[float, float]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from sparsetvm.analysis.chance import SURPRISE, log10_choices
 
-_SIZES = (2, 4, 8, 16, 32)
+_SIZES = (2, 4, 8, 10, 16, 20, 32)
 SAMPLED = 8  # every 8th line, or group, is looked at first
 _ITERATIONS = 50
 _EXACT = 0.95  # share of groups that must hold n; pruned weights may hold zeros by accident

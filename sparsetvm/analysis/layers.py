@@ -6,7 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from sparsetvm.analysis.roofline import WORTH_IT, break_even_sparsity, expected_speedup
+from sparsetvm.analysis.limits import limit_of
+from sparsetvm.analysis.rest_time import rest_time
+from sparsetvm.analysis.roofline import WORTH_IT, best_time, break_even_sparsity, dense_time, expected_speedup
 from sparsetvm.analysis.structure import find_structure
 from sparsetvm.core.graph import SPARSETVM_DOMAIN, Graph
 from sparsetvm.core.pattern import PatternSummary
@@ -19,6 +21,9 @@ def inspect_layers(graph: Graph, workloads: Mapping[str, Workload], target: Targ
     """One report per layer node that has a workload, in the graph's order; workloads are keyed by node name."""
     nodes = (node for node in graph.nodes if node.domain == SPARSETVM_DOMAIN and node.name in workloads)
     reports = [inspect_layer(node.name, workloads[node.name], target, node.attrs.get("weight")) for node in nodes]
+    whole = sum(dense_time(workloads[report.name], target) for report in reports)
+    for report in reports:
+        report.share = dense_time(workloads[report.name], target) / whole
     first: dict[str, str] = {}
     for report in reports:
         pattern = workloads[report.name].pattern
@@ -28,19 +33,37 @@ def inspect_layers(graph: Graph, workloads: Mapping[str, Workload], target: Targ
     return reports
 
 
+def expected_of_model(
+    graph: Graph, workloads: Mapping[str, Workload], target: Target
+) -> tuple[float | None, float | None]:
+    """Expected speed-up over dense kernels of (the whole model, its layers alone); None for a model without layers.
+
+    Other operators do not get faster; how long they take is a rough model (rest_time.py).
+    """
+    if not workloads:
+        return None, None
+    dense, best = (
+        graph.chunks * sum(cost(workload, target) for workload in workloads.values())
+        for cost in (dense_time, best_time)
+    )
+    rest = rest_time(graph, target)
+    return (dense + rest) / (best + rest), dense / best
+
+
 def inspect_layer(name: str, workload: Workload, target: Target, weight: np.ndarray | None = None) -> LayerReport:
     """Report of one layer. The expected speed-up of a layer that stays dense is 1.
 
     weight: the (m, k) weight; without it nothing is said about structure beyond the workload's pattern.
     """
     pattern = workload.pattern
-    speedup = expected_speedup(workload, target)
+    speedup, limit = expected_speedup(workload, target), ""
     if pattern.kind == "dense":
         sparse, reason = False, f"stays dense: {_not_pruned(pattern.sparsity)}"
     elif speedup < WORTH_IT:
         sparse, reason = False, f"stays dense: {_percent(pattern.sparsity)} sparse, {_break_even(workload, target)}"
     else:
         sparse = True
+        limit = limit_of(workload, target)
         reason = f"sparse: {_percent(pattern.sparsity)} {pattern.describe()}, {speedup:.1f}x expected"
     return LayerReport(
         name=name,
@@ -54,6 +77,7 @@ def inspect_layer(name: str, workload: Workload, target: Target, weight: np.ndar
         expected_speedup=speedup if sparse else 1.0,
         verdict="sparse" if sparse else "dense",
         reason=reason,
+        limit=limit,
         structure=beyond_pattern(workload.pattern, weight) if weight is not None else "",
     )
 
@@ -75,7 +99,18 @@ def _not_pruned(sparsity: float) -> str:
 
 def _break_even(workload: Workload, target: Target) -> str:
     point = break_even_sparsity(workload, target)
-    return f"break-even here is about {_percent(point)}" if point < 1 else "too small to gain at any sparsity"
+    winner = "tensor cores win, " if workload.tf32 or workload.fp16 else ""
+    return f"{winner}break-even here is about {_percent(point)}" if point < 1 else "too small to gain at any sparsity"
+
+
+def why_dense(workload: Workload, target: Target, *, tensor_cores: bool) -> str:
+    """What to say of a pruned layer whose dense kernel was measured to be the fastest; it used `tensor_cores` or not.
+
+    The sparsity that would be needed is the roofline's, and left out where the roofline had expected a gain.
+    """
+    sparsity, point = workload.pattern.sparsity, break_even_sparsity(workload, target)
+    needed = f"; about {_percent(point)} would be needed" if sparsity < point < 1 else ""
+    return f"n={workload.n} at {_percent(sparsity)}: {'tensor cores win' if tensor_cores else 'dense wins'}{needed}"
 
 
 def _percent(share: float) -> str:

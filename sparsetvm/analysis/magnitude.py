@@ -12,8 +12,8 @@ import numpy as np
 from sparsetvm.errors import UsageError
 
 _EXAMPLES = (
-    "unstructured, block:4x1, n:m:2:4, n:m:2:4:output, rows (or filters), columns or channels; with a sparsity of its "
-    "own as in block:4x1@0.9"
+    "unstructured, block:4x1, n:m:2:4, n:m:2:4:output, complementary:20, rows (or filters), columns or channels; "
+    "with a sparsity of its own as in block:4x1@0.9"
 )
 _WHOLE = {"rows": "rows", "filters": "rows", "columns": "columns", "channels": "channels"}
 
@@ -55,8 +55,11 @@ def parse_goal(text: str, sparsity: float | None = None) -> tuple[PrunePattern, 
 
 
 def parse_pattern(text: str) -> PrunePattern:
-    """Parse "unstructured", "block:RxC", "n:m:N:M", "n:m:N:M:output", "rows" (or "filters"), "columns" or "channels".
+    """Parse "unstructured", "block:RxC", "n:m:N:M", "n:m:N:M:output", "complementary:N", "rows" (or "filters"),
+    "columns" or "channels".
 
+    "complementary:N" is another name of "n:m:1:N:output": no two of N neighbouring filters use the same column, so
+    that the N of them overlay to one dense filter (Hunter, Spracklen and Ahmad, "Two Sparsities Are Better Than One").
     Raises UsageError for anything else.
     """
     if text == "unstructured":
@@ -69,6 +72,9 @@ def parse_pattern(text: str) -> PrunePattern:
     group = re.fullmatch(r"n:m:(\d{1,4}):(\d{1,4})(?::(input|output))?", text)
     if group and 1 <= int(group[1]) < int(group[2]):
         return PrunePattern("n:m", (int(group[1]), int(group[2])), group[3] or "input")  # type: ignore[arg-type]
+    overlaid = re.fullmatch(r"complementary:(\d{1,4})", text)
+    if overlaid and int(overlaid[1]) > 1:
+        return PrunePattern("n:m", (1, int(overlaid[1])), "output")
     raise UsageError(f"'{text}' is no pattern to prune to", hint=f"write {_EXAMPLES}")
 
 

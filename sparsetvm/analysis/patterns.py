@@ -11,6 +11,7 @@ import math
 import numpy as np
 
 from sparsetvm.analysis.group_counts import SAMPLED, may_hold
+from sparsetvm.analysis.per_pattern import per_pattern
 from sparsetvm.core.pattern import PatternSummary, pattern_digest
 
 DENSE_BELOW = 0.20  # share of zeros under which a weight counts as dense
@@ -22,6 +23,7 @@ _FULL = (
 _SURPRISE = 6.0
 
 
+@per_pattern
 def summarize(weight: np.ndarray) -> PatternSummary:
     """Summary of an (m, k) weight matrix; m is output features, k the reduction. About 10 ms for 1024 x 1024.
 

@@ -9,7 +9,8 @@ The model and its constants come from measurements of the kernels on Zen 4, Zen 
   meanwhile code and weights (16 bytes per non-zero) come from the outer caches, prefetched, once per call;
 - pattern in data: 60 % of the FMA rate, 8 bytes per non-zero; 80 % and 5 bytes for blocks of 4 and more rows; the
   faster of the two counts;
-- N = 1: register look-up over padded index lists (5 bytes per padded non-zero) with AVX-512, plain CSR without;
+- N = 1: register look-up over padded index lists (5 bytes per padded non-zero) with AVX-512, plain CSR without; where X
+  is known to hold many zeros, a store per entry of the columns that are left;
 - both read and write their activations once, and a call costs something.
 Threads divide both times alike and are left out. Of tuned layers with 16 or more columns it is 15 % off in the mean on
 a Zen 5 and 23 % on a Xeon; products of one token may be off by a factor of 3. Tuning decides, not this.
@@ -22,7 +23,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from sparsetvm.analysis.gpu_roofline import dense_us, gpu_roof, sparse_us
+from sparsetvm.analysis.cpu_core import core_of
+from sparsetvm.analysis.gpu_roofline import dense_us, gpu_roof, sparse_us, sparse_us_parts
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
 
@@ -35,34 +37,10 @@ _CODE_BYTES = 16.0  # code and weight of one non-zero
 _DATA_EFFICIENCY = 0.60
 _DATA_BYTES = 8.0
 _STRIP_ROWS, _STRIP_EFFICIENCY, _STRIP_BYTES = 4, 0.80, 5.0
+_COLUMN_CYCLES = 1.7  # per entry of the column of an activation that is not zero: a store, and what else is in its way
 _CSR_CYCLES = 1.15  # per non-zero of an N = 1 product without register look-up
 _CALL_CYCLES = 500.0
 _FEW_COLUMNS = 4  # fewer: look-up or CSR per column, not vectors over columns
-
-
-@dataclass(frozen=True)
-class _Core:
-    """Per cycle: vector FMAs, whole-vector loads, broadcast loads; bytes of cold code; rows kept in registers; share
-    of the bound that sparse code reaches: less where that is its loads.
-    """
-
-    fma: float
-    loads: float
-    broadcasts: float
-    code_bytes: float
-    rows: int
-    efficiency: float
-
-
-_ZEN4 = _Core(fma=1.0, loads=1.0, broadcasts=2.0, code_bytes=16.0, rows=28, efficiency=0.90)
-_AVX512 = _Core(fma=2.0, loads=2.0, broadcasts=2.0, code_bytes=8.0, rows=28, efficiency=0.82)
-_AVX2 = _Core(fma=2.0, loads=2.0, broadcasts=2.0, code_bytes=12.0, rows=12, efficiency=0.82)
-
-
-def _core(target: Target) -> _Core:
-    if target.isa == "avx2":
-        return _AVX2
-    return _ZEN4 if target.mcpu == "znver4" else _AVX512
 
 
 def stream_cycles(nbytes: float) -> float:
@@ -70,31 +48,33 @@ def stream_cycles(nbytes: float) -> float:
     return nbytes / (_CACHE_RATE if nbytes <= _L3 else _MEMORY_RATE)
 
 
-def _fixed_cycles(workload: Workload) -> float:
-    """What every kernel takes: the call, X read, Y written, the residual read."""
-    return _CALL_CYCLES + stream_cycles(workload.activation_bytes)
-
-
 def dense_cycles(workload: Workload, target: Target) -> float:
     """Cycles of one core for a good dense kernel."""
-    core, n = _core(target), workload.n
+    core, n = core_of(target), workload.n
     rows = min(8, _rows_per_group(workload))
     vector_fmas = workload.m * workload.k * n / target.lanes
     compute = vector_fmas * max(1.0 / core.fma, 1.0 / (rows * core.loads)) / _DENSE_EFFICIENCY
     weights = stream_cycles(4.0 * workload.m * workload.k)
-    return max(compute, weights) + _fixed_cycles(workload)
+    return max(compute, weights) + _CALL_CYCLES + stream_cycles(workload.activation_bytes)
 
 
 def sparse_cycles(workload: Workload, target: Target) -> float:
     """Cycles of one core for a good sparse kernel of the workload's pattern."""
+    return sum(sparse_parts(workload, target).values())
+
+
+def sparse_parts(workload: Workload, target: Target) -> dict[str, float]:
+    """What a good sparse kernel spends its time on, in the units of `dense_time`; the keys are those of limits.py."""
+    if target.kind == "cuda":
+        return sparse_us_parts(workload, target)
     if workload.pattern.kind in ("rows", "columns"):
-        live = _density(workload)
-        return live * dense_cycles(workload, target)
+        return {"arithmetic": _density(workload) * dense_cycles(workload, target)}
     if workload.n < _FEW_COLUMNS:
-        cycles = workload.n * _spmv_cycles(workload, target)
+        parts = {"weights": workload.n * _spmv_cycles(workload, target)}
     else:
-        cycles = min(_code_cycles(workload, target), _data_cycles(workload, target))
-    return cycles + _fixed_cycles(workload)
+        ways = _code_parts(workload, target), _data_parts(workload, target)
+        parts = min(ways, key=lambda way: sum(way.values()))
+    return {**parts, "call": _CALL_CYCLES, "activations": stream_cycles(workload.activation_bytes)}
 
 
 def _density(workload: Workload) -> float:
@@ -113,30 +93,40 @@ def _spmv_cycles(workload: Workload, target: Target) -> float:
     if target.isa == "avx2":
         return max(_CSR_CYCLES * nnz, stream_cycles(6.0 * nnz))
     padding = 1.0 + 0.04 * math.pow(density, -0.6)
-    return stream_cycles(5.0 * padding * nnz)
+    lookup = stream_cycles(5.0 * padding * nnz)
+    height = workload.pattern.block[0] if workload.pattern.kind == "block" else 1
+    # Known to hold many zeros, X is read by columns: entries of up to 16 rows.
+    columns = workload.active * nnz * _COLUMN_CYCLES / math.gcd(height, 16)
+    return lookup if workload.active == 1.0 else min(lookup, columns)
 
 
-def _code_cycles(workload: Workload, target: Target) -> float:
-    core, density = _core(target), _density(workload)
+def _code_parts(workload: Workload, target: Target) -> dict[str, float]:
+    """Pattern in code."""
+    core, density = core_of(target), _density(workload)
     rows = min(core.rows, _rows_per_group(workload))
     tall = workload.pattern.block[0] if workload.pattern.kind == "block" else 1
     fmas = rows * density
     shared = 1.0 - math.pow(1.0 - density, max(1.0, rows / tall))  # chance that any row of the group needs this x
-    per_k = max(fmas / core.fma, shared / core.loads + fmas / core.broadcasts)
+    arithmetic, loads = fmas / core.fma, shared / core.loads + fmas / core.broadcasts
     k_block = min(workload.k, target.l1 * 3 // 4 // (4 * target.lanes))
     spills = rows * (2 * -(-workload.k // k_block) - 1) / core.loads
-    tiles = -(-workload.n // target.lanes)
-    groups = workload.m / rows
-    compute = tiles * groups * (workload.k * per_k + spills) / core.efficiency
-    return max(compute, _CODE_BYTES * density * workload.m * workload.k / core.code_bytes)
+    turns = -(-workload.n // target.lanes) * (workload.m / rows) / core.efficiency
+    parts = {
+        "arithmetic" if arithmetic >= loads else "loads": turns * workload.k * max(arithmetic, loads),
+        "partial sums": turns * spills,
+    }
+    code = _CODE_BYTES * density * workload.m * workload.k / core.code_bytes
+    return parts if sum(parts.values()) >= code else {"code": code}
 
 
-def _data_cycles(workload: Workload, target: Target) -> float:
+def _data_parts(workload: Workload, target: Target) -> dict[str, float]:
+    """Pattern in data."""
     nnz = _density(workload) * workload.m * workload.k
     tiles = -(-workload.n // target.lanes)
     strips = workload.pattern.kind == "block" and workload.pattern.block[0] >= _STRIP_ROWS
     efficiency, nbytes = (_STRIP_EFFICIENCY, _STRIP_BYTES) if strips else (_DATA_EFFICIENCY, _DATA_BYTES)
-    return tiles * nnz / (_core(target).fma * efficiency) + stream_cycles(nbytes * nnz)
+    arithmetic = tiles * nnz / (core_of(target).fma * efficiency)
+    return {"arithmetic": arithmetic, "weights": stream_cycles(nbytes * nnz)}
 
 
 def dense_time(workload: Workload, target: Target) -> float:
@@ -166,7 +156,7 @@ def roof(target: Target, mhz: float | None) -> Roof | None:
     if not mhz:
         return None
     ghz = mhz / 1e3 * target.threads
-    return Roof(2 * _core(target).fma * target.lanes * ghz, _CACHE_RATE * ghz, "the outer caches")
+    return Roof(2 * core_of(target).fma * target.lanes * ghz, _CACHE_RATE * ghz, "the outer caches")
 
 
 def expected_speedup(workload: Workload, target: Target) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sparsetvm.build.compile import LayerChoice
+from sparsetvm.build.network import LayerChoice
 from sparsetvm.core.target import DeviceFingerprint, Target
 from sparsetvm.core.task import Task
 from sparsetvm.errors import NoCandidateError

@@ -6,6 +6,7 @@ translates stay Relax operators, which TVM legalises and fuses.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from tvm import relax
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 
 from sparsetvm.build.extremes import emit_extreme, has_axes
-from sparsetvm.build.remainder import remainder_kernel
+from sparsetvm.build.remainder import RemainderKernel, gather_kernel, remainder_kernel
+from sparsetvm.build.write_in_place import SUFFIX, layers_in_place
 from sparsetvm.core.config import Config
 from sparsetvm.core.graph import SPARSETVM_DOMAIN, Graph, Node, Value
 from sparsetvm.core.layout import Plain
@@ -53,9 +55,7 @@ def emit(
         from sparsetvm.build.emit_cuda import CudaEmission
 
         return CudaEmission(graph, tasks, configs, target).run()
-    emission = Emission(graph, tasks, configs, target)
-    emission.separate = separate
-    return emission.run()
+    return Emission(graph, tasks, configs, target, Library(separate)).run()
 
 
 @dataclass
@@ -67,34 +67,73 @@ class KernelCall:
     constants: list[Any]
 
 
-def _constant(array: np.ndarray) -> Any:
-    """The array with its own dtype: without one given, TVM makes int32 of int64."""
-    return relax.const(array, str(array.dtype))
+class Library:
+    """What the functions of one module share: the Relax builder, kernels by what they compute, and constants.
+
+    separate: packed weights become arguments of the function. weights, weight_variables: those arguments.
+    """
+
+    def __init__(self, separate: bool = False) -> None:
+        self.builder = relax.BlockBuilder()
+        self.kernels: dict[str, Any] = {}
+        self.symbols: dict[object, str] = {}
+        self.separate = separate
+        self.weights: list[np.ndarray] = []
+        self.weight_variables: list[Any] = []
+        self.dropped: list[str] = []  # functions that were only a way to build others
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], Any] = {}
+
+    def constant(self, array: np.ndarray) -> Any:
+        """The array as a Relax constant with its own dtype: without one given, TVM makes int32 of int64.
+
+        Equal arrays become one constant, which the library then holds once.
+        """
+        plain = np.ascontiguousarray(array).reshape(array.shape)  # ascontiguousarray makes one dimension of a scalar
+        key = (str(plain.dtype), plain.shape, hashlib.sha256(plain.data if plain.size else b"").digest())
+        if key not in self._constants:
+            self._constants[key] = relax.const(plain, str(plain.dtype))
+        return self._constants[key]
+
+    def module(self) -> tvm.IRModule:
+        """The module with all kernels."""
+        module = self.builder.finalize()
+        for name in self.dropped:
+            del module[name]
+        for symbol, func in self.kernels.items():
+            module[tvm.ir.GlobalVar(symbol)] = func
+        return module
 
 
 class Emission:
-    """The emission of one graph. `CudaEmission` changes how kernels are called and adds a function."""
+    """The emission of one graph as a function; several may share a library.
 
-    def __init__(self, graph: Graph, tasks: Mapping[str, Task], configs: Mapping[str, Config], target: Target) -> None:
+    `CudaEmission` changes how kernels are called and adds a function.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        tasks: Mapping[str, Task],
+        configs: Mapping[str, Config],
+        target: Target,
+        library: Library | None = None,
+    ) -> None:
         self.graph, self.tasks, self.configs, self.target = graph, tasks, configs, target
-        self.builder = relax.BlockBuilder()
+        self.library = library or Library()
+        self.builder = self.library.builder
+        self.kernels, self.symbols = self.library.kernels, self.library.symbols
         self.exprs: dict[str, Any] = {}
         self.constants: dict[str, Any] = {}
-        self.kernels: dict[str, Any] = {}
-        self.symbols: dict[object, str] = {}
         # Every chunk of the batch calls the same kernels with the same weights.
         self.calls: dict[str, KernelCall | None] = {}
         self.order: list[dict[str, str]] = []
-        self.separate = False
-        self.weights: list[np.ndarray] = []
-        self.weight_variables: list[Any] = []
+        self.parts = graph.parts()
+        self.slices = 0  # of the inputs, that have been taken
+        self.in_place = layers_in_place(graph, tasks, configs) if target.kind == "cpu" else set()
 
     def run(self) -> Emitted:
         self.function("main", self.parameters())
-        module = self.builder.finalize()
-        for symbol, func in self.kernels.items():
-            module[tvm.ir.GlobalVar(symbol)] = func
-        return Emitted(module, len(self.kernels), self.order, self.weights)
+        return Emitted(self.library.module(), len(self.kernels), self.order, self.library.weights)
 
     def parameters(self) -> list[Any]:
         """A variable for each input of the model."""
@@ -107,17 +146,46 @@ class Emission:
 
     def function(self, name: str, params: list[Any], attrs: dict[str, Any] | None = None) -> None:
         """Add a Relax function; its first parameters are the model's inputs."""
+        self.exprs, self.slices = {}, 0
+        chunks: list[list[Any]] = [[] for _ in self.graph.outputs]
         with self.builder.function(name, params, attrs=attrs):
             with self.builder.dataflow():
-                chunks = [self._chunk(params, at) for at in range(self.graph.chunks)]
-                results = [part[0] if len(part) == 1 else self._concat(part) for part in zip(*chunks, strict=True)]
+                for _ in range(self.graph.chunks // math.prod(self._gathered(part) for part in self.parts)):
+                    self.order = []
+                    self._part(len(self.parts) - 1, params, chunks)
+                results = [part[0] if len(part) == 1 else self._concat(part) for part in chunks]
                 out = self.builder.emit_output(self.result(results))
-            params += self.weight_variables  # known now; the builder takes this list when the function ends
+            params += self.library.weight_variables  # known now; the builder takes this list when the function ends
             self.builder.emit_func_output(out)
 
-    def _chunk(self, params: list[Any], at: int) -> list[Any]:
-        """The outputs of one chunk of the batch."""
-        self.exprs, self.order = {}, []
+    def _part(self, at: int, params: list[Any], chunks: list[list[Any]]) -> None:
+        """One run of part number `at` of the graph, after the runs of the parts before it that it gathers.
+
+        chunks: of every output of the model what has been computed of it, appended to.
+        """
+        part, pieces = self.parts[at], []
+        if at == 0:
+            self._slice_inputs(params)
+        else:
+            for _ in range(self._gathered(part)):
+                self._part(at - 1, params, chunks)
+                pieces.append(self.expr(part[0].inputs[0]))
+            self._gather(part[0], pieces)
+        for node in part[1 if at else 0 :]:
+            self._node(node)
+        here = {out for node in part for out in node.outputs} | {*(() if at else self.graph.inputs)}
+        last = at == len(self.parts) - 1
+        for index, name in enumerate(self.graph.outputs):
+            if name in here or (last and self.graph.values[name].is_constant):
+                chunks[index].append(self.output(index, self.expr(name)))
+
+    def _gathered(self, part: list[Node]) -> int:
+        """How many runs of the part before it one run of a part needs."""
+        return int(part[0].attrs["count"]) if part and part[0].is_op("gather", domain=SPARSETVM_DOMAIN) else 1
+
+    def _slice_inputs(self, params: list[Any]) -> None:
+        """Take the next slice of every input of the model."""
+        at, self.slices = self.slices, self.slices + 1
         for name, param in zip(self.graph.inputs, params, strict=False):
             self.exprs[name] = self.input(name, param)
             if self.graph.chunks > 1:
@@ -125,9 +193,12 @@ class Emission:
                 self.exprs[name] = self.builder.emit(
                     relax.op.strided_slice(param, [0], [at * size], [(at + 1) * size], assume_inbound=True)
                 )
-        for node in self.graph.nodes:
-            self._node(node)
-        return [self.output(at, self.expr(name)) for at, name in enumerate(self.graph.outputs)]
+
+    def _gather(self, node: Node, pieces: list[Any]) -> None:
+        """One tensor of `pieces`: slices of a batch, which is outermost in memory."""
+        symbol = self._symbol(node, gather_kernel(self.graph, node, self.target))
+        self.order.append({"name": node.name, "op": node.op, "symbol": symbol})
+        self.call_kernel(symbol, pieces, self.graph.values[node.outputs[0]])
 
     def input(self, name: str, param: Any) -> Any:
         """The expression of an input, given its parameter."""
@@ -141,8 +212,8 @@ class Emission:
         """What the function returns: one tensor, or a tuple of several."""
         return outputs[0] if len(outputs) == 1 else relax.Tuple(outputs)
 
-    def _concat(self, parts: tuple[Any, ...]) -> Any:
-        return self.builder.emit(relax.op.concat(list(parts), axis=0))
+    def _concat(self, parts: list[Any]) -> Any:
+        return self.builder.emit(relax.op.concat(parts, axis=0))
 
     def expr(self, name: str) -> Any:
         if name in self.exprs:
@@ -151,8 +222,7 @@ class Emission:
             data = self.graph.constant(name)
             if data is None:
                 raise SparseTvmError(f"value '{name}' is used before it is computed")
-            # ascontiguousarray turns a scalar into one dimension.
-            self.constants[name] = _constant(np.ascontiguousarray(data).reshape(data.shape))
+            self.constants[name] = self.library.constant(data)
         return self.constants[name]
 
     def _node(self, node: Node) -> None:
@@ -177,12 +247,16 @@ class Emission:
         kernel = remainder_kernel(self.graph, node, self.target)
         if kernel is None:
             return None
+        return KernelCall(self._symbol(node, kernel), kernel.inputs, list(map(self.library.constant, kernel.constants)))
+
+    def _symbol(self, node: Node, kernel: RemainderKernel) -> str:
+        """The symbol of a kernel, which is built when it is new."""
         symbol = self.symbols.get(kernel.key)
         if symbol is None:
             symbol = f"sparsetvm_{node.op.lower()}_{len(self.symbols)}"
             self.symbols[kernel.key] = symbol
             self.kernels[symbol] = kernel.build(symbol)
-        return KernelCall(symbol, kernel.inputs, list(map(_constant, kernel.constants)))
+        return symbol
 
     def _layer(self, node: Node) -> KernelCall:
         task, config = self.tasks[node.name], self.configs[node.name]
@@ -193,21 +267,24 @@ class Emission:
             raise SparseTvmError(f"cannot pack weights for {config}: {error}", layer=node.name) from error
         # Layers of one task have their non-zeros in the same places, with values of their own: they share the kernel,
         # unless their weights are in its code.
-        key = (task.workload.id, str(config), packed.meta.get("code"))
+        suffix = SUFFIX if node.name in self.in_place else ""
+        key = (task.workload.id, str(config), packed.meta.get("code"), suffix)
         symbol = self.symbols.get(key)
         if symbol is None:
-            symbol = f"sparsetvm_layer_{len(self.symbols)}"
+            symbol = f"sparsetvm_layer_{len(self.symbols)}{suffix}"
             self.symbols[key] = symbol
-            self.kernels[symbol] = chosen.kernel(task.workload, config, packed, self.target, symbol)
+            kernel: Any = chosen.kernel(task.workload, config, packed, self.target, symbol)
+            self.kernels[symbol] = kernel.with_attr("tirx.noalias", False) if suffix else kernel
         return KernelCall(symbol, node.inputs, list(map(self._weight, packed.arrays)))
 
     def _weight(self, array: np.ndarray) -> Any:
         """A packed array as a constant, or as a further argument of the function."""
-        if not self.separate:
-            return _constant(array)
-        variable = relax.Var(f"weight_{len(self.weights)}", relax.TensorType(list(array.shape), str(array.dtype)))
-        self.weights.append(array)
-        self.weight_variables.append(variable)
+        library = self.library
+        if not library.separate:
+            return library.constant(array)
+        variable = relax.Var(f"weight_{len(library.weights)}", relax.TensorType(list(array.shape), str(array.dtype)))
+        library.weights.append(array)
+        library.weight_variables.append(variable)
         return variable
 
     def call_layer(self, call: KernelCall, node: Node) -> None:

@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from tvm import relax
 
 from sparsetvm.build.cuda_kernels import CudaKernels, TensorSpec
-from sparsetvm.build.emit import Emission, Emitted, KernelCall
+from sparsetvm.build.emit import Emission, Emitted, KernelCall, Library
+from sparsetvm.build.network import Network
 from sparsetvm.core.graph import Node, Value
-from sparsetvm.core.manifest import STATIC_MAIN
+from sparsetvm.core.manifest import STATIC_MAIN, bucket_main
+from sparsetvm.core.target import Target
+from sparsetvm.errors import SparseTvmError
 from sparsetvm.schedules.cuda.copy import copy_launch
 from sparsetvm.schedules.cuda.launch import Launch
 
@@ -29,23 +33,30 @@ _ALL_FIXED = {"num_input": 0}
 class CudaEmission(Emission):
     """Kernels are `Launch`es; a host function is made for each launch and the shapes that it is called with."""
 
-    def __init__(self, *args: Any) -> None:
+    def __init__(self, *args: Any, like: CudaEmission | None = None) -> None:
+        """like: an emission into the same library, whose kernels are used again."""
         super().__init__(*args)
-        self._cuda = CudaKernels(self.target)
-        self._hosts: dict[object, Any] = {}
+        self._cuda: CudaKernels = like._cuda if like else CudaKernels(self.target)
+        self._hosts: dict[object, Any] = like._hosts if like else {}
         self._out_params: list[Any] = []  # of the function that is emitted, when it has any
         self._written: set[int] = set()  # outputs that a kernel wrote where the caller wants them
         uses = Counter(name for node in self.graph.nodes for name in node.inputs)
         self._reused = {name for name in self.graph.inputs if uses[name] > 1}
 
     def run(self) -> Emitted:
-        self.function("main", self.parameters())
+        self.functions("main", STATIC_MAIN)
+        return self.finish()
+
+    def functions(self, fresh: str, static: str) -> None:
+        """Add the function that returns fresh outputs and the one whose tensors stay in place."""
+        self.function(fresh, self.parameters())
         self._out_params = [self.variable(f"output_{at}", name) for at, name in enumerate(self.graph.outputs)]
-        self.function(STATIC_MAIN, [*self.parameters(), *self._out_params], _ALL_FIXED)
+        self.function(static, [*self.parameters(), *self._out_params], _ALL_FIXED)
+
+    def finish(self) -> Emitted:
+        """The module with all that was emitted."""
         module = self.builder.finalize()
-        return Emitted(
-            module.with_attr("external_mods", self._cuda.modules()), len(self._hosts), self.order, self.weights
-        )
+        return Emitted(module.with_attr("external_mods", self._cuda.modules()), len(self._hosts), self.order, [])
 
     def input(self, name: str, param: Any) -> Any:
         """An input that several kernels read is copied first: each that reads a caller's tensor splits the graph."""
@@ -78,7 +89,7 @@ class CudaEmission(Emission):
             self._written.add(at)
             self.exprs[out.name] = self._inplace(launch, args, at)
         else:
-            self.exprs[out.name] = self._dps(launch, args, (out.layout.physical_shape(out.shape), out.dtype))
+            self.exprs[out.name] = self._dps(launch, args, (out.layout.physical_shape(out.shape), out.stored))
 
     def _dps(self, launch: Launch, args: list[Any], out: TensorSpec) -> Any:
         """Call a kernel whose output Relax allocates."""
@@ -98,6 +109,17 @@ class CudaEmission(Emission):
             name = f"sparsetvm_launch_{len(self._hosts)}"
             self._hosts[key] = self.builder.add_func(self._cuda.host_function(name, launch, tensors), name)
         return self._hosts[key]
+
+
+def emit_cuda_buckets(networks: Sequence[Network], buckets: Sequence[int], target: Target) -> Emitted:
+    """Relax module with both functions for each bucket ("main_8", "main_static_8")."""
+    library, last = Library(), None
+    for network, size in zip(networks, buckets, strict=True):
+        last = CudaEmission(network.graph, network.tasks, network.configs, target, library, like=last)
+        last.functions(bucket_main(size), bucket_main(size, static=True))
+    if last is None:
+        raise SparseTvmError("a model without buckets has no networks")
+    return last.finish()
 
 
 def _spec(expr: Any) -> TensorSpec:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sparsetvm.core.graph import SPARSETVM_DOMAIN, Graph, Node
-from sparsetvm.core.layout import Plain, Planes
+from sparsetvm.core.layout import AnyLayout, Plain, Planes, PlaneTiles
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import ConvGeometry, Epilogue
 from sparsetvm.rewrite.assign_layouts import layer_norm_fits
@@ -33,6 +33,16 @@ def remainder_kernel(graph: Graph, node: Node, target: Target) -> RemainderKerne
     own = node.domain == SPARSETVM_DOMAIN
     rule = _RULES.get(("sparsetvm." if own else "") + node.op)
     return rule(graph, node, target) if rule else None
+
+
+def gather_kernel(graph: Graph, node: Node, target: Target) -> RemainderKernel:
+    """The kernel of a "gather": its arguments are the slices of its input, then the output."""
+    kernels = _schedules(target, "gather")
+    source, count = graph.values[node.inputs[0]], int(node.attrs["count"])
+    shape = source.layout.physical_shape(source.shape)
+    return RemainderKernel(
+        ("gather", shape, count), lambda symbol: kernels.gather_kernel(shape, count, target, symbol), [source.name]
+    )
 
 
 def _schedules(target: Target, name: str) -> Any:
@@ -69,6 +79,8 @@ def _pool(graph: Graph, node: Node, target: Target) -> RemainderKernel | None:
     source, out = graph.values[node.inputs[0]], graph.values[node.outputs[0]]
     if isinstance(source.layout, Plain):
         return None
+    if isinstance(source.layout, PlaneTiles):
+        return _pick(node, source.layout, out.layout, target)
     kernels = _schedules(target, "pooling")
     batch, channels, height, width = source.shape
     kernel, attrs = node.attrs["kernel_shape"], node.attrs
@@ -88,6 +100,21 @@ def _pool(graph: Graph, node: Node, target: Target) -> RemainderKernel | None:
         ("pool", source.layout, out.layout, batch, pooling),
         lambda symbol: kernels.pooling_kernel(source.layout, out.layout, batch, pooling, target, symbol),
         [source.name],
+    )
+
+
+def _pick(node: Node, source: PlaneTiles, out: AnyLayout, target: Target) -> RemainderKernel:
+    """A pool of one pixel."""
+    kernels = _schedules(target, "pick")
+    if not isinstance(out, PlaneTiles):
+        raise TypeError(f"'{node.name}': pixels are picked from plane tiles into plane tiles")
+    strides = (int(node.attrs["strides"][0]), int(node.attrs["strides"][1]))
+    tables = kernels.pick_tables(source, out, strides, target)
+    return RemainderKernel(
+        ("pick", source, out, strides),
+        lambda symbol: kernels.pick_kernel(source, out, tables, target, symbol),
+        list(node.inputs),
+        list(tables),
     )
 
 
@@ -180,6 +207,16 @@ def _unary(graph: Graph, node: Node, target: Target) -> RemainderKernel | None:
     )
 
 
+def _k_winners(graph: Graph, node: Node, target: Target) -> RemainderKernel:
+    kernels = _schedules(target, "k_winners")
+    source, k, ties = graph.values[node.inputs[0]], int(node.attrs["k"]), node.attrs["ties"]
+    return RemainderKernel(
+        ("k_winners", source.shape, k, ties),
+        lambda symbol: kernels.k_winners_kernel(source.shape, k, ties, target, symbol),
+        [source.name],
+    )
+
+
 _Rule = Callable[[Graph, Node, Target], RemainderKernel | None]
 _RULES: dict[str, _Rule] = {
     "sparsetvm.convert": _convert,
@@ -191,6 +228,7 @@ _RULES: dict[str, _Rule] = {
     "LayerNormalization": _layer_norm,
     "Softmax": _softmax,
     "sparsetvm.attention": _attention,
+    "sparsetvm.k_winners": _k_winners,
     "Add": _binary,
     "Mul": _binary,
     "Cast": _cast,

@@ -17,6 +17,10 @@ def read_arrays(path: str) -> dict[str, np.ndarray]:
     import numpy as np
 
     try:
+        with open(path, "rb") as file:
+            start = file.read(6)
+        if not start.startswith((b"PK", b"\x93NUMPY")):  # numpy takes anything else for pickled objects
+            raise ValueError("it is no .npz or .npy file")
         loaded = np.load(path, allow_pickle=False)
         return {"": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
 from sparsetvm.cli.params import (
+    buckets_option,
+    calibrate_option,
     fp16_option,
     model_argument,
     record_options,
@@ -15,9 +17,10 @@ from sparsetvm.cli.params import (
     target_option,
     tf32_option,
     threads_option,
+    to_calibration,
     to_shapes,
 )
-from sparsetvm.cli.session import Session, common_options, pass_session
+from sparsetvm.cli.session import Session, common_options, examples, pass_session
 
 
 def _print_cc_args(ctx: click.Context, _: click.Parameter, kind: str | None) -> None:
@@ -29,7 +32,14 @@ def _print_cc_args(ctx: click.Context, _: click.Parameter, kind: str | None) -> 
         ctx.exit()
 
 
-@click.command("compile")
+@click.command(
+    "compile",
+    epilog=examples(
+        "compile",
+        "model.onnx --threads 1 -o model.so",
+        "model.onnx --target cpu,skylake-avx512 --records log.jsonl -o model.so",
+    ),
+)
 @model_argument()
 @click.option("-o", "--output", type=click.Path(dir_okay=False), required=True, help="The .so to write.")
 @target_option
@@ -38,6 +48,8 @@ def _print_cc_args(ctx: click.Context, _: click.Parameter, kind: str | None) -> 
 @threads_option
 @record_options
 @shape_option
+@buckets_option
+@calibrate_option
 @click.option(
     "--print-cc-args", type=click.Choice(["cpu", "cuda"]), is_flag=False, flag_value="cpu", is_eager=True,
     expose_value=False, callback=_print_cc_args, metavar="[cpu|cuda]",
@@ -63,6 +75,8 @@ def command(
     log_dir: str | None,
     no_reuse: bool,
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    buckets: Any,
+    calibrate: str | None,
     require_tuned: bool,
     weights: Literal["embed", "separate"],
 ) -> None:
@@ -75,14 +89,14 @@ def command(
     session.say_settings(
         "compile", model=model, output=output, target=target, allow_tf32=allow_tf32 or None,
         allow_fp16=allow_fp16 or None, threads=threads,
-        records=records, log_dir=log_dir, no_reuse=no_reuse or None, shape=to_shapes(shapes),
-        require_tuned=require_tuned or None,
+        records=records, log_dir=log_dir, no_reuse=no_reuse or None, shape=to_shapes(shapes), buckets=buckets,
+        calibrate=calibrate, require_tuned=require_tuned or None,
     )  # fmt: skip
     with session.progress() as progress:
         report = api.compile(
             model, output, target=target, allow_tf32=allow_tf32, allow_fp16=allow_fp16, threads=threads,
-            records=records, log_dir=log_dir, shapes=to_shapes(shapes), reuse=not no_reuse,
-            require_tuned=require_tuned, weights=weights, progress=progress,
+            records=records, log_dir=log_dir, shapes=to_shapes(shapes), buckets=buckets, reuse=not no_reuse,
+            require_tuned=require_tuned, weights=weights, calibrate=to_calibration(calibrate), progress=progress,
         )  # fmt: skip
 
     def render() -> None:

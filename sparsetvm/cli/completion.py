@@ -12,7 +12,7 @@ def command(ctx: click.Context, shell: str) -> None:
     """Print the completion script of SHELL.
 
     \b
-    bash:  sparsetvm completion bash > ~/.local/share/bash-completion/completions/sparsetvm
+    bash:  sparsetvm completion bash >> ~/.bash_completion
     zsh:   sparsetvm completion zsh > a file named _sparsetvm in a folder of $fpath
     fish:  sparsetvm completion fish > ~/.config/fish/completions/sparsetvm.fish
     """

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import click
@@ -93,6 +93,22 @@ def save_config(ctx: click.Context, path: str) -> None:
         write_whole(path, lambda file: file.write(text.encode()))
     except OSError as error:
         raise UsageError(f"--save-config {path}: {error.strerror}", hint="name a file in a writable folder") from error
+
+
+def given_options(ctx: click.Context, names: Collection[str]) -> list[str]:
+    """The words of those options of this call that are among the parameters `names` and were given."""
+    words: list[str] = []
+    for option in ctx.command.params:
+        if option.name not in names or ctx.get_parameter_source(str(option.name)) not in _GIVEN:
+            continue
+        value = _plain(ctx.params[option.name])
+        flag = f"--{_name(option)}"
+        if isinstance(option, click.Option) and option.is_flag:
+            words += [flag] * bool(value)
+        else:
+            values = value if isinstance(value, list) else [value]
+            words += [word for each in values for word in (flag, str(each))]
+    return words
 
 
 def _words(ctx: click.Context) -> list[str]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import click
 
 from sparsetvm.cli.params import (
+    buckets_option,
     fp16_option,
     model_argument,
     shape_option,
@@ -13,17 +17,23 @@ from sparsetvm.cli.params import (
     threads_option,
     to_shapes,
 )
-from sparsetvm.cli.session import Session, common_options, pass_session
+from sparsetvm.cli.session import Session, common_options, examples, pass_session
 from sparsetvm.errors import UsageError
 
 
-@click.command("inspect")
+@click.command(
+    "inspect",
+    epilog=examples(
+        "inspect", "model.onnx --threads 1", "model.onnx --what-if unstructured,block:4x1 --sparsity 0.9", "model.so"
+    ),
+)
 @model_argument()
 @target_option
 @tf32_option
 @fp16_option
 @threads_option
 @shape_option
+@buckets_option
 @click.option(
     "--what-if",
     "what_if",
@@ -46,6 +56,7 @@ def command(
     allow_fp16: bool,
     threads: int | None,
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    buckets: Any,
     what_if: str | None,
     sparsity: float | None,
     records: tuple[str, ...],
@@ -53,11 +64,16 @@ def command(
 ) -> None:
     """Which layers of MODEL are pruned, how, and what speed-up to expect.
 
-    A layer that would stay dense says why. With --what-if also what patterns would gain, before anyone retrains:
-    nothing is measured, and the prediction says which of its figures come from tuning records.
+    A layer that would stay dense says why, and a sparse one what bounds it. With --what-if also what patterns would
+    gain, before anyone retrains: nothing is measured, and the prediction says which of its figures come from tuning
+    records. MODEL may also be a compiled .so: then its manifest says what is in it.
     """
     from sparsetvm import api
+    from sparsetvm.core.library import is_library
 
+    if is_library(Path(model)):
+        _inspect_library(session, model)
+        return
     goals = [text for text in (what_if or "").split(",") if text]
     if sparsity is not None and not goals:
         raise UsageError(
@@ -70,6 +86,7 @@ def command(
         allow_fp16=allow_fp16,
         threads=threads,
         shapes=to_shapes(shapes),
+        buckets=buckets,
         what_if=goals,
         sparsity=sparsity,
         records=records,
@@ -77,8 +94,21 @@ def command(
     )
 
     def render() -> None:
-        from sparsetvm.report.console import print_inspect
+        from sparsetvm.report.inspection import print_inspect
 
-        print_inspect(report)
+        print_inspect(report, session.repeated("target", "threads", "allow_tf32", "allow_fp16", "shapes", "log_dir"))
+
+    session.emit(report, render)
+
+
+def _inspect_library(session: Session, path: str) -> None:
+    from sparsetvm import api
+
+    report = api.inspect_library(path)
+
+    def render() -> None:
+        from sparsetvm.report.inspection import print_library
+
+        print_library(report)
 
     session.emit(report, render)

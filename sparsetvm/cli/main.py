@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compile": ("compile", "Write a deployable .so with the best known kernels."),
     "run": ("run", "Run a compiled .so on arrays from a file."),
     "bench": ("bench", "Time a .so or model beside ONNX Runtime and our dense build."),
+    "worker": ("worker", "Measure for tunes on other machines."),
     "verify": ("verify", "Compare the outputs of a .so with the model it was made from."),
     "prune": ("prune", "One-shot magnitude pruning, for what-if questions about speed."),
     "log": ("log", "List, explain, check, merge and export tuning records."),
@@ -125,7 +126,7 @@ def _report_bug(session: Session, error: Exception, argv: Sequence[str]) -> int:
     return 1
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(VERSION, package_name="sparsetvm")
 @common_options
 def cli() -> None:

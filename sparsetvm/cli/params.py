@@ -34,6 +34,23 @@ class Duration(click.ParamType):  # type: ignore[type-arg]
         return seconds
 
 
+class Percentiles(click.ParamType):  # type: ignore[type-arg]
+    """ "50,95,99.9" -> (50.0, 95.0, 99.9)."""
+
+    name = "percentiles"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            found = tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"'{value}' are no percentiles; write 50,95,99.9", param, ctx)
+        if not all(0 < part <= 100 for part in found):
+            self.fail(f"'{value}': percentiles lie above 0 and up to 100", param, ctx)
+        return found
+
+
 class Shape(click.ParamType):  # type: ignore[type-arg]
     """ "x=1x3x224x224": the static shape of one input. Converts to (name, dims)."""
 
@@ -50,6 +67,22 @@ class Shape(click.ParamType):  # type: ignore[type-arg]
         return name, tuple(int(size) for size in dims.split("x"))
 
 
+class Buckets(click.ParamType):  # type: ignore[type-arg]
+    """ "1,8,64" or "seq=16,128": sizes of the dimension that stays open. Converts to what `buckets=` wants."""
+
+    name = "buckets"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...] | dict[str, tuple[int, ...]]:
+        if isinstance(value, (tuple, dict)):
+            return value
+        from sparsetvm.core.buckets import parse_buckets
+
+        name, sizes = parse_buckets(str(value))
+        return sizes if name is None else {name: sizes}
+
+
 class Model(click.ParamType):  # type: ignore[type-arg]
     """A file that exists, or "example:digits", the model shipped with the package. Converts to a path."""
 
@@ -63,8 +96,10 @@ class Model(click.ParamType):  # type: ignore[type-arg]
 
             name = text.removeprefix("example:")
             if name not in EXAMPLES:
-                known = ", ".join(f"example:{known}" for known in EXAMPLES)
-                self.fail(f"no shipped model '{text}'{did_you_mean(name, EXAMPLES)}; there is {known}", param, ctx)
+                shown = [f"example:{known}" for known in EXAMPLES]
+                self.fail(
+                    f"no shipped model '{text}'{did_you_mean(text, shown)}; there is {', '.join(shown)}", param, ctx
+                )
             return str(example_path(name))
         if not os.path.isfile(text):
             self.fail(f"'{text}' is no file", param, ctx)
@@ -97,7 +132,7 @@ def target_option(command: _Command) -> _Command:
 def tf32_option(command: _Command) -> _Command:
     return click.option(
         "--allow-tf32", is_flag=True,
-        help="GPUs: dense kernels may use tensor cores, which round to TF32 (10 bits of fraction).",
+        help="GPUs: kernels of dense weights and blocks may use tensor cores that round to TF32 (10 bits of fraction).",
     )(command)  # fmt: skip
 
 
@@ -110,7 +145,10 @@ def fp16_option(command: _Command) -> _Command:
 
 def threads_option(command: _Command) -> _Command:
     return click.option(
-        "--threads", type=click.IntRange(min=1), help="Threads of the compiled code.  [default: cores of this process]"
+        "--threads",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Threads of the compiled code.  [default: cores of this process]",
     )(command)
 
 
@@ -118,6 +156,27 @@ def shape_option(command: _Command) -> _Command:
     return click.option(
         "--shape", "shapes", type=Shape(), multiple=True, metavar="NAME=DIMS",
         help="Fix the shape of an input, e.g. x=1x3x224x224; may be repeated.",
+    )(command)  # fmt: skip
+
+
+def calibrate_option(command: _Command) -> _Command:
+    return click.option(
+        "--calibrate", metavar="FILE.npz|random",
+        help="Sample inputs: kernels that skip zero activations compete where these leave many.",
+    )(command)  # fmt: skip
+
+
+def to_calibration(text: str | None) -> Any:
+    """The value of `--calibrate` as `calibrate=` wants it."""
+    from sparsetvm.cli.arrays import read_arrays
+
+    return text if text in (None, "random") else read_arrays(text)
+
+
+def buckets_option(command: _Command) -> _Command:
+    return click.option(
+        "--buckets", type=Buckets(), metavar="[DIM=]SIZES",
+        help="Keep a symbolic dimension open, with kernels for these sizes: 1,8,64 or seq=16,128.",
     )(command)  # fmt: skip
 
 

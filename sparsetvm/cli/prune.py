@@ -5,10 +5,10 @@ from __future__ import annotations
 import click
 
 from sparsetvm.cli.params import model_argument
-from sparsetvm.cli.session import Session, common_options, pass_session
+from sparsetvm.cli.session import Session, common_options, examples, pass_session
 
 
-@click.command("prune")
+@click.command("prune", epilog=examples("prune", "model.onnx --sparsity 0.9 --pattern block:4x1 -o pruned.onnx"))
 @model_argument()
 @click.option(
     "--sparsity", type=click.FloatRange(0, 1, max_open=True),
@@ -16,8 +16,8 @@ from sparsetvm.cli.session import Session, common_options, pass_session
 )  # fmt: skip
 @click.option(
     "--pattern", default="unstructured", show_default=True,
-    help="unstructured, block:4x1, n:m:2:4, n:m:2:4:output, rows (filters), columns or channels; block:4x1@0.9 has its "
-    "own sparsity.",
+    help="unstructured, block:4x1, n:m:2:4, n:m:2:4:output, complementary:20, rows (filters), columns or channels; "
+    "block:4x1@0.9 has its own sparsity.",
 )  # fmt: skip
 @click.option("--share", is_flag=True, help="Layers of equal shape keep weights at the same places.")
 @click.option("-o", "--output", type=click.Path(dir_okay=False), required=True, help="The .onnx to write.")

@@ -5,15 +5,15 @@ from __future__ import annotations
 import click
 
 from sparsetvm.cli.params import Model, shape_option, to_shapes
-from sparsetvm.cli.session import Session, common_options, pass_session
+from sparsetvm.cli.session import Session, common_options, examples, pass_session
 
 
-@click.command("report")
+@click.command("report", epilog=examples("report", "last -o report.html --model model.onnx", "model.so -o report.html"))
 @click.argument("source", metavar="RUN|LOG|MANIFEST")
 @click.option("-o", "--output", type=click.Path(dir_okay=False), required=True, help="The .html to write.")
 @click.option("--model", type=Model(), metavar="MODEL", help="The .onnx: names of layers and pictures of weights.")
 @click.option("--target", help="What MODEL was tuned for.  [default: as the records say]")
-@click.option("--threads", type=click.IntRange(min=1), help="Likewise.")
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Likewise.")
 @shape_option
 @click.option("--log-dir", type=click.Path(file_okay=False), help="Folder of the tuning log.")
 @click.option(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -84,6 +85,13 @@ class Session:
         except UsageError:
             self.json_path = None
 
+    @staticmethod
+    def repeated(*names: str) -> str:
+        """The options of these parameters as they were given, for a command to type next (" --threads 1")."""
+        from sparsetvm.cli.config import given_options
+
+        return "".join(f" {shlex.quote(word)}" for word in given_options(click.get_current_context(), names))
+
     def progress(self) -> ProgressContext:
         """Where a long call sends its events."""
         from sparsetvm.report.progress import make_progress
@@ -96,7 +104,9 @@ def _show(value: Any) -> str:
         return " ".join(f"{name}={'x'.join(map(str, shape))}" for name, shape in value.items())
     if isinstance(value, (list, tuple)):
         return " ".join(map(str, value))
-    return f"{value:g}s" if isinstance(value, float) else str(value)
+    from sparsetvm.examples import shown_model
+
+    return f"{value:g}s" if isinstance(value, float) else shown_model(str(value))
 
 
 def _set(field: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
@@ -134,6 +144,11 @@ def _saving(command: _Command) -> _Command:
         return command(*args, **values)
 
     return run  # type: ignore[return-value]
+
+
+def examples(command: str, *lines: str) -> str:
+    """The last part of a command's help; \\b keeps click from filling the lines."""
+    return "\b\nExamples:\n" + "\n".join(f"  sparsetvm {command} {line}" for line in lines)
 
 
 def common_options(command: _Command) -> _Command:

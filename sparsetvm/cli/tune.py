@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sparsetvm.cli.params import (
     Duration,
+    buckets_option,
+    calibrate_option,
     fp16_option,
     model_argument,
     record_options,
@@ -15,24 +17,29 @@ from sparsetvm.cli.params import (
     target_option,
     tf32_option,
     threads_option,
+    to_calibration,
     to_shapes,
 )
-from sparsetvm.cli.session import Session, common_options, pass_session
+from sparsetvm.cli.session import Session, common_options, examples, pass_session
 from sparsetvm.errors import Interrupted
 
 if TYPE_CHECKING:
     from sparsetvm.core.results import TuneReport
 
 
-@click.command("tune")
+@click.command(
+    "tune", epilog=examples("tune", "model.onnx --threads 1 --budget 10m -o model.so", "model.onnx --tasks list")
+)
 @model_argument()
 @target_option
 @tf32_option
 @fp16_option
 @threads_option
-@click.option("--trials", type=click.IntRange(min=0), help="Most measurements in all.")
+@click.option("--trials", type=click.IntRange(min=0), metavar="N", help="Most measurements in all.")
 @click.option("--budget", type=Duration(), help="Most time in all: 90s, 10m, 1h.")
-@click.option("--early-stopping", type=click.IntRange(min=1), help="Leave a task after N trials without gain.")
+@click.option(
+    "--early-stopping", type=click.IntRange(min=1), metavar="N", help="Leave a task after N trials without gain."
+)
 @click.option(
     "--effort", type=click.Choice(["quick", "default", "max"]), default="default", show_default=True,
     help="How long to search when neither --trials nor --budget says.",
@@ -43,9 +50,13 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @record_options
 @click.option("--dry-run", is_flag=True, help="Show what would be tuned and what would be reused.")
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--jobs", type=click.IntRange(min=1), help="Processes that build candidates.")
+@click.option("--seed", type=int, metavar="N", default=0, show_default=True)
+@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Processes that build candidates.")
+@click.option("--tracker", metavar="HOST:PORT", help="Measure on a fleet: the address of its tracker.")
+@click.option("--key", metavar="NAME", help="Which workers of the fleet.")
 @shape_option
+@buckets_option
+@calibrate_option
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Also compile to this .so.")
 @click.option("--report", type=click.Path(dir_okay=False), help="Also write an HTML report to this file.")
 @common_options
@@ -70,6 +81,10 @@ def command(
     seed: int,
     jobs: int | None,
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    buckets: Any,
+    calibrate: str | None,
+    tracker: str | None,
+    key: str | None,
     output: str | None,
     report: str | None,
 ) -> None:
@@ -85,7 +100,7 @@ def command(
         allow_fp16=allow_fp16 or None, threads=threads, trials=trials,
         budget=budget, early_stopping=early_stopping, effort=effort, tasks=tasks, records=records, log_dir=log_dir,
         no_reuse=no_reuse or None, dry_run=dry_run or None, seed=seed, jobs=jobs, shape=to_shapes(shapes),
-        output=output, report=report,
+        buckets=buckets, calibrate=calibrate, tracker=tracker, key=key, output=output, report=report,
     )  # fmt: skip
     with session.progress() as progress:
         result = api.tune(
@@ -93,17 +108,18 @@ def command(
             trials=trials, budget=budget,
             early_stopping=early_stopping, effort=effort, tasks="all" if only_list else tasks, records=records,
             log_dir=log_dir, reuse=not no_reuse, dry_run=dry_run or only_list, seed=seed, jobs=jobs,
-            shapes=to_shapes(shapes),
+            shapes=to_shapes(shapes), calibrate=to_calibration(calibrate), buckets=buckets, tracker=tracker, key=key,
             output=None if only_list else output, page=None if only_list else report, progress=progress,
         )  # fmt: skip
-    _finish(session, result, only_list)
+    _finish(session, result, only_list, dry_run)
 
 
-def _finish(session: Session, report: TuneReport, only_list: bool) -> None:
+def _finish(session: Session, report: TuneReport, only_list: bool, dry_run: bool) -> None:
     def render() -> None:
         from sparsetvm.report.console import print_tasks, print_tune
 
-        print_tasks(report) if only_list else print_tune(report)
+        options = session.repeated("target", "threads", "allow_tf32", "allow_fp16", "shapes", "records", "log_dir")
+        print_tasks(report) if only_list else print_tune(report, options, dry=dry_run)
 
     session.emit(report, render)
     if report.interrupted:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from sparsetvm.core.buckets import MaskInput
 from sparsetvm.core.layout import PLAIN, AnyLayout
 
 SPARSETVM_DOMAIN = "sparsetvm"
@@ -30,6 +31,11 @@ class Value:
     @property
     def is_constant(self) -> bool:
         return self.data is not None
+
+    @property
+    def stored(self) -> str:
+        """Type of its elements in memory: `dtype`, unless the layout stores it in float16."""
+        return "float16" if self.layout.half else self.dtype
 
 
 @dataclass
@@ -57,9 +63,11 @@ class Graph:
     """Nodes in topological order, every value by name; `inputs` and `outputs` in the model's order.
 
     `output_names` are the names that users know: passes may put a conversion behind an output. A model runs its nodes
-    `chunks` times, on equal slices of dimension 0 of its inputs and outputs; shapes are those of one slice. `float16`:
-    the file has the model in float16, and other runtimes round as that says. `notes`: what passes did that the user
-    should know, one sentence each.
+    `chunks` times, on equal slices of dimension 0 of its inputs; shapes are those of one slice. A node "gather" of the
+    domain "sparsetvm" makes one tensor of the results of `count` runs of all nodes before it: those behind it run fewer
+    times, on larger slices. `float16`: the file has the model in float16, and other runtimes round as that says.
+    `notes`: what passes did that the user should know, one sentence each. `padding`: inputs that are not the model's
+    but say which positions are real.
     """
 
     name: str
@@ -72,6 +80,7 @@ class Graph:
     chunks: int = 1
     float16: bool = False
     notes: list[str] = field(default_factory=list)
+    padding: dict[str, MaskInput] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.output_names = self.output_names or list(self.outputs)
@@ -82,8 +91,29 @@ class Graph:
 
     def model_shape(self, name: str) -> tuple[int, ...]:
         """Shape of an input or output of the whole model."""
-        shape = self.values[name].shape
-        return (shape[0] * self.chunks, *shape[1:]) if self.chunks > 1 else shape
+        shape, runs = self.values[name].shape, self.runs(name)
+        return (shape[0] * runs, *shape[1:]) if runs > 1 else shape
+
+    def parts(self) -> list[list[Node]]:
+        """The nodes cut where they run fewer times: every part but the first begins with a "gather"."""
+        parts: list[list[Node]] = [[]]
+        for node in self.nodes:
+            if node.is_op("gather", domain=SPARSETVM_DOMAIN):
+                parts.append([])
+            parts[-1].append(node)
+        return parts
+
+    def runs(self, name: str) -> int:
+        """How many slices of dimension 0 a value is computed in."""
+        runs = self.chunks
+        if name in self.inputs or runs == 1:
+            return runs
+        for part in self.parts():
+            if part and part[0].is_op("gather", domain=SPARSETVM_DOMAIN):
+                runs //= int(part[0].attrs["count"])
+            if any(name in node.outputs for node in part):
+                return runs
+        return self.chunks
 
     def producers(self) -> dict[str, Node]:
         """Value name -> the node that computes it."""

@@ -205,3 +205,12 @@ class PlaneTiles(Layout, frozen=True, tag="plane_tiles"):
 
 AnyLayout = Plain | Tiled | HalfTiled | Planes | PlaneTiles
 PLAIN = Plain()
+
+
+def narrows(source: AnyLayout, destination: AnyLayout) -> bool:
+    """True when the destination is the source in float16, element for element."""
+    return (
+        type(source) is Tiled
+        and isinstance(destination, HalfTiled)
+        and (source.rows, source.cols, source.lanes) == (destination.rows, destination.cols, destination.lanes)
+    )

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from sparsetvm.core.arithmetic import TOLERANCES
+from sparsetvm.core.buckets import Dynamic
 from sparsetvm.core.target import Target
 from sparsetvm.core.weights_file import WeightsFile, weights_path
 from sparsetvm.errors import ModelError
@@ -20,6 +21,7 @@ from sparsetvm.errors import ModelError
 MANIFEST_SCHEMA = 1
 # The function of a library for a GPU whose tensors lie in the same place at every call (build/emit_cuda.py).
 STATIC_MAIN = "main_static"
+
 # Relative L2 errors that outputs may have beside another runtime's. Two computations in float32 with sums of length k
 # differ by about sqrt(k) * 6e-8: 1e-5 leaves room for the longest sums of common networks and is far below any wrong
 # index or lost weight. A runtime that keeps float16 between operators rounds by up to 5e-4 at each; over hundreds of
@@ -32,12 +34,28 @@ _INTEGERS = tuple(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16
 _DTYPES = frozenset((*_INTEGERS, "float16", "float32", "float64", "bool"))
 
 
-class TensorInfo(msgspec.Struct, frozen=True):
-    """An input or output: ONNX name, static shape, numpy dtype name."""
+def bucket_main(size: int, *, static: bool = False) -> str:
+    """The function of a library with buckets that runs one of them; static: as `STATIC_MAIN`."""
+    return f"{STATIC_MAIN if static else 'main'}_{size}"
+
+
+class TensorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An input or output: ONNX name, shape, numpy dtype name.
+
+    axis: where the model's open dimension lies, None without it; `shape` has the largest bucket there.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
+    axis: int | None = None
+
+    def sized(self, size: int) -> TensorInfo:
+        """The tensor of a run of `size` positions."""
+        if self.axis is None:
+            return self
+        shape = tuple(size if at == self.axis else dim for at, dim in enumerate(self.shape))
+        return msgspec.structs.replace(self, shape=shape)
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
@@ -67,6 +85,7 @@ class Signature(msgspec.Struct):
     target: Target | None = None
     model: ModelInfo = ModelInfo()
     tolerances: Tolerances = Tolerances()
+    dynamic: Dynamic | None = None
 
 
 def _problem(signature: Signature) -> str:
@@ -76,6 +95,12 @@ def _problem(signature: Signature) -> str:
             return f"'{info.name}' is of the unknown type '{info.dtype}'"
         if any(size < 0 for size in info.shape) or math.prod(info.shape) > _MAX_ELEMENTS:
             return f"'{info.name}' has an impossible shape"
+        if info.axis is not None and _wrong_axis(info, signature.dynamic):
+            return f"'{info.name}' has an impossible open dimension"
+    if signature.dynamic is not None and (problem := signature.dynamic.problem()):
+        return problem
+    if signature.dynamic is not None and all(info.axis is None for info in signature.inputs):
+        return "no input has the open dimension"
     if not 1 <= signature.threads <= _MAX_THREADS:
         return f"{signature.threads} threads"
     if not 0 <= signature.tolerances.rel_l2_error <= _MAX_TOLERANCE:
@@ -83,6 +108,16 @@ def _problem(signature: Signature) -> str:
     if signature.target is not None and not (signature.target.kind in ("cpu", "cuda") and signature.target.device >= 0):
         return "an unknown target"
     return ""
+
+
+def _wrong_axis(info: TensorInfo, dynamic: Dynamic | None) -> bool:
+    axis = info.axis or 0
+    return (
+        dynamic is None
+        or not dynamic.buckets
+        or not 0 <= axis < len(info.shape)
+        or info.shape[axis] != dynamic.buckets[-1]
+    )
 
 
 def manifest_path(library: Path) -> Path:

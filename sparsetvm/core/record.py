@@ -29,14 +29,16 @@ SCHEMA_VERSION = 1
 class Conditions(msgspec.Struct, frozen=True):
     """The machine as it was right after a measurement. What cannot be read is "" or None.
 
-    governor: policy that sets the core's clock, as Linux names it. mhz: the core's clock. load: processes that ran or
-    waited, mean of the last minute. noise: relative difference of two timings of one kernel in the same rounds.
+    governor: policy that sets the core's clock, as Linux names it. mhz: the core's clock, on a GPU that of its
+    multiprocessors. load: processes that ran or waited, mean of the last minute. noise: relative difference of two
+    timings of one kernel in the same rounds. memory_mhz: clock of a GPU's memory.
     """
 
     governor: str = ""
     mhz: float | None = None
     load: float | None = None
     noise: float | None = None
+    memory_mhz: float | None = None
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +51,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     stage: "search" (first timing), "final" (re-timed interleaved with dense) or "check" (re-measured before reuse).
     remeasured: why the first times were doubted and taken again, "" when they were not.
     conditions: None in records of versions that did not note them, and when nothing was timed.
+    other_us: on a GPU, the time with L2 in the other state: cold for a workload that is timed warm, and vice versa.
     """
 
     workload: Workload
@@ -68,6 +71,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     time: str = ""
     remeasured: str = ""
     conditions: Conditions | None = None
+    other_us: float | None = None
     schema: int = SCHEMA_VERSION
 
     @property

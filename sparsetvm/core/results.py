@@ -33,6 +33,8 @@ class LayerReport(msgspec.Struct, kw_only=True):
     expected_speedup: over dense, from the roofline; verdict: "sparse" or "dense"; reason: why, in one sentence;
     structure: what the pattern does not say (find_structure), "" where it says all; same_positions: the first layer
     of the model with non-zeros at the same places, "" where there is none before this one; shares_kernel: with it.
+    share: of the time that all layers take with dense kernels, by the roofline; limit: what a sparse kernel would spend
+    most of its time on (the keys of analysis/limits.py), "" where it stays dense.
     """
 
     name: str
@@ -49,6 +51,8 @@ class LayerReport(msgspec.Struct, kw_only=True):
     structure: str = ""
     same_positions: str = ""
     shares_kernel: bool = False
+    share: float = 0.0
+    limit: str = ""
 
 
 class LayerForecast(msgspec.Struct, kw_only=True):
@@ -98,20 +102,57 @@ class PatternForecast(msgspec.Struct, kw_only=True):
 
 
 class InspectReport(Result, kw_only=True):
-    """what_if: a forecast for each pattern that was asked for."""
+    """speedup: expected of the model over dense kernels, layers_speedup: of its layers alone; None without layers.
+
+    what_if: a forecast for each pattern that was asked for. threads: of the target.
+    """
 
     model: str
     target: str
     layers: list[LayerReport]
     notes: list[str] = []
     what_if: list[PatternForecast] = []
+    speedup: float | None = None
+    layers_speedup: float | None = None
+    threads: int = 1
+
+
+class LibraryLayer(msgspec.Struct, kw_only=True):
+    """A layer of a compiled library, as the manifest has it (build/compile.py); times are None where unknown."""
+
+    name: str
+    workload: str = ""
+    pattern: str = ""
+    sparsity: float = 0.0
+    config: str = ""
+    arithmetic: str = "float32"
+    source: str = ""
+    why: str = ""
+    best_us: float | None = None
+    dense_us: float | None = None
+    speedup: float | None = None
+
+
+class LibraryReport(Result, kw_only=True):
+    """What is in a compiled library. kernels: how many of ours it calls. inputs, outputs: name, shape, dtype."""
+
+    library: str
+    bytes: int
+    model: str
+    target: str
+    threads: int
+    versions: dict[str, str]
+    inputs: list[dict[str, Any]]
+    outputs: list[dict[str, Any]]
+    layers: list[LibraryLayer]
+    kernels: int
 
 
 class TaskReport(msgspec.Struct, kw_only=True):
     """One task of a tune. source: tuned, exact, compatible, shipped, default or dense. Times in microseconds.
 
     arithmetic: of the choice, "float32" or "tf32". rank_correlations: after each round, Spearman of the cost model's
-    predictions and the times measured after them.
+    predictions and the times measured after them. reason: why a pruned layer got a dense kernel, else "".
     """
 
     name: str
@@ -127,6 +168,7 @@ class TaskReport(msgspec.Struct, kw_only=True):
     config: str
     arithmetic: str = "float32"
     rank_correlations: list[float | None] = []
+    reason: str = ""
 
 
 class TuneReport(Result, kw_only=True):
@@ -194,7 +236,10 @@ class VerifyReport(Result, kw_only=True):
 
 
 class Latency(msgspec.Struct, kw_only=True):
-    """Milliseconds per inference. median: p50; per_second: inferences that followed each other in a second."""
+    """Milliseconds per inference. median: p50; per_second: inferences in a second, of all instances together.
+
+    percentiles: those that were asked for, "p95" -> milliseconds.
+    """
 
     median: float
     p90: float
@@ -202,6 +247,9 @@ class Latency(msgspec.Struct, kw_only=True):
     min: float
     repeats: int
     per_second: float | None = None
+    mean: float | None = None
+    max: float | None = None
+    percentiles: dict[str, float] = {}
 
 
 class LayerTime(msgspec.Struct, kw_only=True):
@@ -220,7 +268,8 @@ class LayerTime(msgspec.Struct, kw_only=True):
 class BenchReport(Result, kw_only=True):
     """Competitors are interleaved with ours in one process; speedup = competitor median / our median.
 
-    per_layer: of ours, in the order of the calls; empty unless asked for.
+    instances: so many of each ran at the same time. per_layer: of ours, in the order of the calls; empty unless asked
+    for.
     """
 
     model: str
@@ -230,6 +279,7 @@ class BenchReport(Result, kw_only=True):
     speedup: dict[str, float]
     notes: list[str] = []
     per_layer: list[LayerTime] = []
+    instances: int = 1
 
 
 class PruneReport(Result, kw_only=True):

@@ -8,6 +8,7 @@ For "matmul" k runs over the features of a token p; for "conv2d" k = (c, ky, kx)
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Literal
 
 import msgspec
@@ -18,6 +19,9 @@ from sparsetvm.core.pattern import PatternSummary
 # Products of up to this many tokens are in plain layouts where the target has kernels whose lanes are output rows.
 FEW_TOKENS = 4
 FEW_TOKENS_CUDA = 8
+
+# Two per octave: a record serves the densities nearby. Above the last one X counts as dense.
+ACTIVATION_DENSITIES = (1 / 64, 3 / 128, 1 / 32, 3 / 64, 1 / 16, 3 / 32, 1 / 8, 3 / 16, 1 / 4, 3 / 8)
 
 Activation = Literal["none", "relu", "clip", "gelu", "gelu_tanh", "sigmoid", "silu"]
 
@@ -70,6 +74,8 @@ class Workload(msgspec.Struct, frozen=True):
     n: tokens for matmul; batch * out_height * out_width for conv2d.
     layout_in, layout_out: of X and Y; layout_residual: None when it is that of Y.
     cold: whether code and weights come from beyond L2, as in a network that is too large for it; timed accordingly.
+    activation_density: non-zeros of X by its size, one of ACTIVATION_DENSITIES, where X is known to hold many zeros.
+    Times are taken with such an X. Unset, it is in no JSON: workloads without it keep the identity they had before.
     tf32, fp16: whether kernels may round the factors of its products to TF32, to float16. Times with and without are
     never mixed.
     """
@@ -89,6 +95,7 @@ class Workload(msgspec.Struct, frozen=True):
     layout_residual: AnyLayout | None = None
     tf32: bool = False
     fp16: bool = False
+    activation_density: float | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def residual_layout(self) -> AnyLayout:
@@ -109,6 +116,11 @@ class Workload(msgspec.Struct, frozen=True):
         bare = msgspec.structs.replace(self.pattern, density=0.0, row_imbalance=0.0, empty_rows=0, digest="")
         family = msgspec.structs.replace(self, pattern=bare)
         return hashlib.sha256(family.canonical()).hexdigest()[:16]
+
+    @property
+    def active(self) -> float:
+        """Share of X that is expected not to be zero."""
+        return 1.0 if self.activation_density is msgspec.UNSET else self.activation_density
 
     @property
     def dense_flops(self) -> int:
@@ -140,3 +152,10 @@ class Workload(msgspec.Struct, frozen=True):
         return (
             f"conv2d {c.kernel[0]}x{c.kernel[1]}{stride} {c.in_channels}->{self.m} {c.out_height}x{c.out_width}{groups}"
         )
+
+
+def activation_level(density: float) -> float | msgspec.UnsetType:
+    """The value of `Workload.activation_density` for a measured density: the nearest level, unset above the last."""
+    if density > 1.2 * ACTIVATION_DENSITIES[-1]:
+        return msgspec.UNSET
+    return min(ACTIVATION_DENSITIES, key=lambda level: abs(math.log(max(density, 1e-9) / level)))

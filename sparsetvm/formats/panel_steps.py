@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-STEP = 16  # columns of a product of tensor cores in float16
+from sparsetvm.core.arithmetic import round_to_tf32
+
+STEP = 16  # columns of a product of tensor cores in float16, of two in TF32
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class PanelSteps:
 
     starts: (steps, 16 / run) int32 first columns of the runs of a step; of runs of one column in the order 2 t,
     2 t + 1, 2 t + 8, 2 t + 9 for t = 0 ... 3. fragments: (steps, rows / 16, 32, 8) float16, as `mma_half` of
-    tensor.cuh wants A.
+    tensor.cuh wants A, or (steps, rows / 16, 2, 32, 4) float32, as two `mma_tf32` of device.cuh want it.
     """
 
     heads: np.ndarray
@@ -27,14 +29,16 @@ class PanelSteps:
     fragments: np.ndarray
 
 
-def panel_steps(weight: np.ndarray, rows: int, run: int, together: int, every: bool = False) -> PanelSteps:
+def panel_steps(
+    weight: np.ndarray, rows: int, run: int, together: int, every: bool = False, tf32: bool = False
+) -> PanelSteps:
     """Pack an (m, k) float32 weight. together: panels that one block has; blocks get like amounts of work. every: each
-    panel has all columns.
+    panel has all columns. tf32: rounded to TF32 instead of float16.
 
     run: 16, 8 (k at least that) or 1. Raises OverflowError for weights beyond float16.
     """
     m, k = weight.shape
-    halves = to_halves(weight)
+    rounded = round_to_tf32(weight) if tf32 else to_halves(weight)
     runs = runs_of(np.ones(weight.shape, bool) if every else weight != 0, rows, run)
     panel, number = np.nonzero(runs)
     counts, per_step = runs.sum(axis=1), STEP // run
@@ -48,12 +52,12 @@ def panel_steps(weight: np.ndarray, rows: int, run: int, together: int, every: b
     )
     starts = np.zeros(firsts[-1] * per_step, np.int32)
     starts[place] = np.minimum(number * run, k - run)
-    values = np.zeros((firsts[-1] * per_step, rows, run), np.float16)
-    padded = np.zeros((runs.shape[0] * rows, runs.shape[1] * run), np.float16)
-    padded[:m, :k] = halves
+    values = np.zeros((firsts[-1] * per_step, rows, run), rounded.dtype)
+    padded = np.zeros((runs.shape[0] * rows, runs.shape[1] * run), rounded.dtype)
+    padded[:m, :k] = rounded
     if k % run:  # the last run begins earlier: it has the last columns, those that the run before has too are zero
         padded[:, -run:] = 0
-        padded[:m, -(k % run) :] = halves[:, -(k % run) :]
+        padded[:m, -(k % run) :] = rounded[:, -(k % run) :]
     values[place] = padded.reshape(-1, rows, runs.shape[1], run).swapaxes(1, 2)[panel, number]
     order = _dealt(steps, together)
     heads = np.zeros((len(steps), 4), np.int32)
@@ -62,7 +66,7 @@ def panel_steps(weight: np.ndarray, rows: int, run: int, together: int, every: b
     starts = starts.reshape(firsts[-1], per_step)
     if run == 1:
         starts = starts.reshape(-1, 2, 4, 2).swapaxes(1, 2).reshape(-1, STEP)
-    return PanelSteps(heads, starts, in_fragments(dense))
+    return PanelSteps(heads, starts, in_tf32_fragments(dense) if tf32 else in_fragments(dense))
 
 
 def in_fragments(tiles: np.ndarray) -> np.ndarray:
@@ -73,6 +77,16 @@ def in_fragments(tiles: np.ndarray) -> np.ndarray:
     split = tiles.reshape(*outer, rows // 16, 2, 8, 2, 4, 2)
     moved = split.transpose(*range(at), at, at + 2, at + 4, at + 3, at + 1, at + 5)
     return np.ascontiguousarray(moved).reshape(*outer, rows // 16, 32, 8)
+
+
+def in_tf32_fragments(tiles: np.ndarray) -> np.ndarray:
+    """Tiles (..., rows, 16) as (..., rows / 16, 2, 32 lanes, 4): row 16 i + 8 r + g, column 8 c + 2 t + e is number
+    2 e + r of lane 4 g + t of product c, whose X has row 8 c + 2 t + e for column t + 4 e."""
+    *outer, rows, _ = tiles.shape
+    at = len(outer)
+    split = tiles.reshape(*outer, rows // 16, 2, 8, 2, 4, 2)
+    moved = split.transpose(*range(at), at, at + 3, at + 2, at + 4, at + 5, at + 1)
+    return np.ascontiguousarray(moved).reshape(*outer, rows // 16, 2, 32, 4)
 
 
 def to_halves(weight: np.ndarray) -> np.ndarray:

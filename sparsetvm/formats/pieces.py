@@ -63,6 +63,8 @@ class CodePlan:
     """Row groups x K blocks. rows: registers per group; k_block: columns per block; groups: row groups per piece.
 
     runs: how often a worker runs a piece (once per tile): it spreads the prefetches of the next one over them; 0: none.
+    sums_ahead: a group prefetches the sums that the next group of its piece goes on from (sums in one register only).
+    x_ahead: floats from the X of a run to that of the next, which the groups of a piece prefetch between them; 0: none.
     """
 
     rows: int
@@ -71,6 +73,8 @@ class CodePlan:
     rows_first: bool  # pieces ordered rows-outer (True) or K-outer (False)
     clustered: bool = True  # rows of a group share columns (True) or are neighbours in memory (False)
     runs: int = 1
+    sums_ahead: bool = False
+    x_ahead: int = 0
 
 
 class Emitter(abc.ABC):
@@ -95,17 +99,19 @@ class Emitter(abc.ABC):
         self._count = 0
         self._weight_base = self.weight_bias
 
-    def group(self, block: np.ndarray, rows: list[int], taps: np.ndarray, first: bool, last: bool) -> None:
+    def group(
+        self, block: np.ndarray, rows: list[int], taps: np.ndarray, first: bool, last: bool, later: list[str]
+    ) -> None:
         """Add a register group: `block` (rows, columns) of weights of the output `rows`, whose columns are at X[taps].
 
-        first, last: whether sums start from the bias, and whether they end here.
+        first, last: whether sums start from the bias, and whether they end here. later: prefetches for later code.
         """
         mask = block != 0
         used = np.flatnonzero(mask.any(1) | first | last).tolist()
         sums = [self.registers_of(i) for i in range(len(block))]
         for i in used:
             self.load(rows[i], sums[i], first)
-        ahead = self.prefetches([rows[i] for i in used], first, last)
+        ahead = [*self.prefetches([rows[i] for i in used], first, last), *later]
         for column in np.flatnonzero(mask.any(0)):
             hits = np.flatnonzero(mask[:, column]).tolist()
             self.lines.extend(ahead[:1])
@@ -179,7 +185,17 @@ def assemble(
         for row in range(start, stop, plan.rows):
             rows = order[row : min(row + plan.rows, stop)]
             block = weight[rows, k0 : k0 + plan.k_block]
-            emitter.group(block, rows.tolist(), taps[start // rows_per_group][k0:], first, last)
+            following = order[row + plan.rows : min(row + 2 * plan.rows, stop)]
+            tap = taps[start // rows_per_group][k0 : k0 + plan.k_block]
+            later: list[str] = []
+            if plan.sums_ahead and not first:
+                later += [f"prefetcht0 {emitter.row_bytes * at}(%rsi)" for at in following.tolist()]
+            if plan.x_ahead:
+                groups = -(-(stop - start) // plan.rows)
+                lines = np.unique(4 * (tap + plan.x_ahead) // 64 * 64)
+                share = lines[(row - start) // plan.rows :: groups]
+                later += [f"prefetcht1 {at}(%rdi)" for at in share.tolist()]
+            emitter.group(block, rows.tolist(), tap, first, last, later)
         bodies.append(_Body(_asm_text(emitter.lines), len(emitter.lines), order[start:stop], emitter.weights, last))
     return _finish(bodies, plan.runs)
 

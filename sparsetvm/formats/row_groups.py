@@ -84,6 +84,9 @@ def pack_row_groups(weight: np.ndarray, offsets: np.ndarray, deal: Dealing) -> R
     bounds = np.searchsorted(warp_number[order], np.arange(blocks * deal.warps + 1))
     heads = np.zeros((blocks * deal.warps, 4), np.int32)
     heads[:, 0], heads[:, 1], heads[:, 2] = first_batch[bounds[:-1]], bounds[:-1], np.diff(bounds)
+    share = -(-deal.rows // deal.parts)
+    shares = np.pad(rows >= 0, ((0, 0), (0, share * deal.parts - deal.rows))).reshape(blocks, share)
+    heads[:, 3] = np.repeat(shares.sum(axis=1), deal.warps)
     chosen = np.where(exists, members, -1).reshape(-1, deal.group)[order]
     groups = np.full((order.size + 1, deal.group, 2), -1, np.int32)
     groups[:-1, :, 0] = chosen

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx
 from onnx import helper
-from onnx.reference import ReferenceEvaluator
 
 from sparsetvm.core.graph import Value
 from sparsetvm.errors import ModelError
@@ -45,6 +44,8 @@ def fold_node(
     written = sum(math.prod(value.shape) * np.dtype(value.dtype).itemsize for value in outputs)
     if written > max(_MAX_FOLDED_BYTES, _MAX_GROWTH * read):
         return None
+    from onnx.reference import ReferenceEvaluator  # not at the top: few models need it, and it takes a while
+
     opset = max(opset, _REFERENCE_FROM.get(node.op_type, 0))
     graph = helper.make_graph(
         [node], "fold", [value_info(inputs[name]) for name in arrays], [value_info(value) for value in outputs]

@@ -16,7 +16,7 @@ from sparsetvm.frontend.functions import inline_functions
 from sparsetvm.frontend.import_graph import FLOAT_TYPES_HINT, GraphImporter
 from sparsetvm.frontend.names import display_name
 from sparsetvm.frontend.read import read_model
-from sparsetvm.frontend.shapes import fix_inputs
+from sparsetvm.frontend.shapes import fix_inputs, symbolic_dims
 
 MIN_OPSET = 9
 TESTED_OPSET = 21
@@ -38,18 +38,23 @@ class LoadedModel:
     symbolic: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
-def load_model(path: str | Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> LoadedModel:
+def load_model(
+    path: str | Path,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    sizes: Mapping[str, int] | None = None,
+) -> LoadedModel:
     """Load an ONNX file (opset 9-21, float32 or float16).
 
     `shapes`: input name -> shape for inputs with symbolic dimensions (`--shape`); a symbolic first dimension defaults
-    to 1. Raises ModelError when the model is broken, unsafe or not supported, UsageError when `shapes` does not fit.
+    to 1. `sizes`: sizes of symbolic dimensions by their names. Raises ModelError when the model is broken, unsafe or
+    not supported, UsageError when `shapes` does not fit.
     """
     file = read_model(path)
     notes: list[str] = []
     graph, opset = file.proto.graph, _opset(file.proto, notes)
     constants = take_initializers(graph)
     proto = inline_functions(file.proto, constants)
-    inputs = fix_inputs([info for info in proto.graph.input if info.name not in constants], shapes)
+    inputs = fix_inputs([info for info in proto.graph.input if info.name not in constants], shapes, sizes)
     outputs = [info.name for info in proto.graph.output]
     if not outputs:
         raise ModelError("the model has no outputs", hint="export it again: nothing would be computed")
@@ -63,6 +68,15 @@ def load_model(path: str | Path, shapes: Mapping[str, tuple[int, ...]] | None = 
         if imported.values[name].is_constant:
             notes.append(f"output '{display_name(name)}' is a constant: it does not depend on any input")
     return LoadedModel(imported, file.path, file.digest, inputs.notes + notes, inputs.symbolic)
+
+
+def load_symbolic_dims(
+    path: str | Path, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> dict[str, dict[str, list[int]]]:
+    """Which dimensions the file leaves open, and where inputs have them (`frontend.shapes.symbolic_dims`)."""
+    graph = read_model(path).proto.graph
+    constants = {tensor.name for tensor in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
+    return symbolic_dims([info for info in graph.input if info.name not in constants], shapes)
 
 
 def _check_types(graph: Graph) -> None:

@@ -5,17 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from sparsetvm.errors import UsageError
+from sparsetvm.examples import EXAMPLES, example_path
 from sparsetvm.frontend.read import checked_digest
 
 
 def recorded_model(library: Path, name: str, sha256: str) -> Path:
-    """The file of that bare name beside the library or in the current folder, when it has that digest.
+    """The file of that bare name beside the library, in the current folder or among the shipped examples, when it has
+    that digest.
 
     Only there: what a manifest says must not make us open any file. Raises UsageError when there is no such file.
     """
     if Path(name).name != name or not name:
         raise UsageError(f"'{library}' does not say which model it was compiled from")
-    found = [path for path in (library.parent / name, Path(name)) if path.is_file()]
+    shipped = [example_path(example) for example in EXAMPLES if f"{example}.onnx" == name]
+    found = [path for path in (library.parent / name, Path(name), *shipped) if path.is_file()]
     for path in found:
         if checked_digest(path) == sha256:
             return path

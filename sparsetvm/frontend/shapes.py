@@ -35,12 +35,15 @@ def dtype_name(elem_type: int, what: str) -> str:
 
 
 def fix_inputs(
-    inputs: Sequence[onnx.ValueInfoProto], shapes: Mapping[str, tuple[int, ...]] | None = None
+    inputs: Sequence[onnx.ValueInfoProto],
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    sizes: Mapping[str, int] | None = None,
 ) -> FixedInputs:
     """Static shape of every input.
 
-    A size given for a named dimension holds for all inputs that share the name. Raises UsageError for a --shape that
-    fits no input, ModelError for a dimension that nothing fixes.
+    A size given for a named dimension holds for all inputs that share the name; `sizes` gives some by name ("": all
+    that have none), which go before `shapes`. Raises UsageError for a --shape that fits no input, ModelError for a
+    dimension that nothing fixes.
     """
     shapes = dict(shapes or {})
     names = [info.name for info in inputs]
@@ -51,9 +54,13 @@ def fix_inputs(
                 hint=f"its inputs are {display_names(names)}" if names else None,
             )
     dims = {info.name: _declared_dims(info, shapes.get(info.name)) for info in inputs}
-    bound: dict[str, int] = {}
-    for name, shape in shapes.items():
-        _check_given(name, shape, dims[name])
+    bound: dict[str, int] = dict(sizes or {})
+    for name, given in shapes.items():
+        _check_given(name, given, dims[name])
+        shapes[name] = shape = tuple(
+            bound[dim] if isinstance(dim, str) and dim in (sizes or {}) else size
+            for dim, size in zip(dims[name], given, strict=True)
+        )
         for dim, size in zip(dims[name], shape, strict=True):
             if isinstance(dim, str) and dim and bound.setdefault(dim, size) != size:
                 raise UsageError(f"--shape {display_name(name)}: dimension '{display_name(dim)}' has two sizes")
@@ -61,6 +68,18 @@ def fix_inputs(
     for info in inputs:
         result.values.append(_fix_one(info, dims[info.name], shapes.get(info.name), bound, result))
     return result
+
+
+def symbolic_dims(
+    inputs: Sequence[onnx.ValueInfoProto], shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> dict[str, dict[str, list[int]]]:
+    """Dimension -> {input: axes that have it}, of all that the file leaves open; "" is one without a name."""
+    found: dict[str, dict[str, list[int]]] = {}
+    for info in inputs:
+        for axis, dim in enumerate(_declared_dims(info, (shapes or {}).get(info.name))):
+            if isinstance(dim, str):
+                found.setdefault(dim, {}).setdefault(info.name, []).append(axis)
+    return found
 
 
 def _declared_dims(info: onnx.ValueInfoProto, given: tuple[int, ...] | None) -> list[_Dim]:
@@ -115,7 +134,9 @@ def _fix_one(
             size = bound[dim]
         elif axis == 0:
             size = 1
-            result.notes.append(f"input '{shown}': symbolic batch dimension set to 1; --shape gives another size")
+            result.notes.append(
+                f"input '{shown}': symbolic batch dimension set to 1; --shape gives another size, --buckets several"
+            )
             if dim:
                 bound[dim] = 1
         else:

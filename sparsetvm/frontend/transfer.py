@@ -12,7 +12,7 @@ import numpy as np
 
 from sparsetvm.core.graph import Graph, Node, Value
 from sparsetvm.frontend.child import Parcel, in_child
-from sparsetvm.frontend.load import LoadedModel, load_model
+from sparsetvm.frontend.load import LoadedModel, load_model, load_symbolic_dims
 from sparsetvm.frontend.read import size_of
 
 _ARRAY = 1  # MessagePack extension: the number of an array
@@ -47,16 +47,35 @@ class _Model(msgspec.Struct):
     symbolic: dict[str, dict[str, int]]
 
 
-def load_limited(path: str | Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> LoadedModel:
+def load_limited(
+    path: str | Path,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    sizes: Mapping[str, int] | None = None,
+) -> LoadedModel:
     """`load_model`, the file parsed in a child process with little memory and time."""
     given = {name: list(shape) for name, shape in (shapes or {}).items()}
-    parcel = in_child(packed_model, os.fspath(path), given, size=size_of(path))
+    parcel = in_child(packed_model, os.fspath(path), given, dict(sizes or {}), size=size_of(path))
     return _unpack(parcel, Path(path))
 
 
-def packed_model(path: str, shapes: Mapping[str, list[int]]) -> Parcel:
+def symbolic_dims_limited(
+    path: str | Path, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> dict[str, dict[str, list[int]]]:
+    """`load_symbolic_dims` in such a child."""
+    given = {name: list(shape) for name, shape in (shapes or {}).items()}
+    parcel = in_child(packed_dims, os.fspath(path), given, size=size_of(path))
+    return msgspec.msgpack.decode(parcel.value, type=dict[str, dict[str, list[int]]])
+
+
+def packed_model(path: str, shapes: Mapping[str, list[int]], sizes: Mapping[str, int]) -> Parcel:
     """What the child does."""
-    return pack(load_model(path, {name: tuple(shape) for name, shape in shapes.items()}))
+    return pack(load_model(path, {name: tuple(shape) for name, shape in shapes.items()}, sizes))
+
+
+def packed_dims(path: str, shapes: Mapping[str, list[int]]) -> Parcel:
+    """What the child does that only looks at the inputs."""
+    found = load_symbolic_dims(path, {name: tuple(shape) for name, shape in shapes.items()})
+    return Parcel(msgspec.msgpack.encode(found), [])
 
 
 def pack(loaded: LoadedModel) -> Parcel:

@@ -107,8 +107,10 @@ def _t4_measurements(record: Record) -> list[dict[str, Any]]:
     known = record.conditions
     measured = (
         ("time", record.best_us / 1e3 if record.times_us else None, "ms"),
+        ("time_other_l2", None if record.other_us is None else record.other_us / 1e3, "ms"),
         ("relative_error", record.error, ""),
         ("clock", None if known is None else known.mhz, "MHz"),
+        ("memory_clock", None if known is None else known.memory_mhz, "MHz"),
         ("load", None if known is None else known.load, ""),
     )
     return [{"name": name, "value": value, "unit": unit} for name, value, unit in measured if value is not None]

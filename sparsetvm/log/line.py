@@ -115,6 +115,8 @@ def _problem(record: Record) -> str:
         return "schema or template version out of range"
     if any(not (math.isfinite(t) and t > 0) for t in record.times_us):
         return "a time is not a positive number"
+    if record.other_us is not None and not (math.isfinite(record.other_us) and record.other_us > 0):
+        return "the time with the other state of L2 is not a positive number"
     if bool(record.times_us) != (record.status == "ok"):
         return "times must be there exactly when the status is ok"
     if record.error is not None and record.error < 0:
@@ -146,7 +148,7 @@ def _printable(record: Record) -> bool:
 
 
 def _conditions_ok(conditions: Conditions) -> bool:
-    numbers = (conditions.mhz, conditions.load, conditions.noise)
+    numbers = (conditions.mhz, conditions.load, conditions.noise, conditions.memory_mhz)
     return all(number is None or (math.isfinite(number) and number >= 0) for number in numbers)
 
 
@@ -158,6 +160,8 @@ def _workload_problem(workload: Workload) -> str:
         return "the pattern's density or empty rows are out of range"
     if not (math.isfinite(pattern.row_imbalance) and pattern.row_imbalance >= 0):
         return "the pattern's row imbalance is out of range"
+    if not 0 < workload.active <= 1:
+        return "the activation density is out of range"
     if not (math.isfinite(workload.epilogue.low) and math.isfinite(workload.epilogue.high)):
         return "a bound of the epilogue is not a number"
     if not all(map(_layout_ok, (workload.layout_in, workload.layout_out, workload.residual_layout))):

@@ -100,6 +100,7 @@ def distance(theirs: Workload, ours: Workload) -> float:
     apart += 2.0 * ((theirs.pattern.kind, theirs.pattern.block) != (ours.pattern.kind, ours.pattern.block))
     apart += 1.0 * (type(theirs.layout_in) is not type(ours.layout_in))
     apart += 0.5 * (theirs.threads != ours.threads) + 0.25 * (theirs.epilogue != ours.epilogue)
+    apart += abs(math.log2(theirs.active / ours.active))
     if theirs.conv is not None and ours.conv is not None:
         mine, other = ours.conv, theirs.conv
         apart += 1.0 * (mine.kernel != other.kernel) + 0.5 * (mine.stride != other.stride)

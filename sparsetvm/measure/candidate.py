@@ -14,7 +14,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from sparsetvm.core.config import Config
-from sparsetvm.core.record import Status
+from sparsetvm.core.record import Conditions, Status
 from sparsetvm.core.target import Target
 from sparsetvm.core.task import Task
 from sparsetvm.measure.buffers import GuardedBuffer
@@ -101,7 +101,7 @@ def prepare(request: SetTask) -> Prepared:
     """Load the weights and compute the references."""
     weight = np.load(request.weight, allow_pickle=False)
     bias = None if request.bias is None else np.load(request.bias, allow_pickle=False)
-    references = make_references(request.workload, weight, bias, request.seed)
+    references = make_references(request.workload, weight, bias, request.seed) if request.check else ()
     return Prepared(Task("", request.workload, weight, bias), request.target, request.seed, references)
 
 
@@ -147,7 +147,8 @@ class Session:
         twin: Trial | None = None
         for index, config in enumerate(request.configs):
             self._respond(Stage("build", index))
-            built = self._guarded("compile_error", lambda config=config: self._built(config, None))  # type: ignore[misc]
+            library = request.libraries[index] if request.libraries else None
+            built = self._guarded("compile_error", lambda config=config, library=library: self._built(config, library))  # type: ignore[misc]
             if isinstance(built, Reply):
                 replies.append(built)
                 continue
@@ -174,13 +175,24 @@ class Session:
                 self._respond(Stage("run", indices[at] if at < len(indices) else indices[0]))
             else:
                 times[at].append(microseconds)
-        conditions = replace(read_conditions(), noise=relative_difference(times[0], times[-1]))
+        conditions = replace(self._conditions(), noise=relative_difference(times[0], times[-1]))
+        others = {index: self._other_us(trials[index]) for index in indices}
         for index, series in zip(indices, times, strict=False):
             self._respond(Stage("run", index))
             verdict = trials[index].check()
             if verdict.status == "ok":
-                verdict = Reply("ok", tuple(series), replies[index].error, conditions=conditions)
+                verdict = Reply(
+                    "ok", tuple(series), replies[index].error, conditions=conditions, other_us=others[index]
+                )
             replies[index] = replace(verdict, build_seconds=replies[index].build_seconds)
+
+    def _conditions(self) -> Conditions:
+        """The machine as it is right after a timing."""
+        return read_conditions()
+
+    def _other_us(self, trial: Trial) -> float | None:
+        """Median time with caches in the other state than the task's, where it costs little to know."""
+        return None
 
     def _trial(self, built: Built, config: Config) -> Trial:
         return Trial(built, self._references, self._find(config.template).tolerance)
@@ -203,6 +215,7 @@ class Session:
         reason = doubt(times, request.limits)
         if reason:
             times = settle(times, time_repeats(timer, request.repeats, request.seconds), request.limits)
+        conditions, other = self._conditions(), self._other_us(trial)
         # Again: what was right once may be wrong later, in threads that race or a kernel that keeps state.
         verdict = trial.check()
         if verdict.status != "ok":
@@ -210,7 +223,7 @@ class Session:
         if statistics.median(times) < request.limits.impossible:
             least = f"{request.limits.impossible:.4g} us that its multiplications take"
             return Reply("run_error", message=f"timed at {statistics.median(times):.4g} us, below the {least}")
-        return Reply("ok", times, first.error, remeasured=reason, conditions=read_conditions())
+        return Reply("ok", times, first.error, remeasured=reason, conditions=conditions, other_us=other)
 
     def _guarded(self, status: Status, step: Callable[[], Any]) -> Any:
         """The step's value, or the Reply that says how it failed."""

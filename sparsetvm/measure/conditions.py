@@ -1,4 +1,4 @@
-"""What a time depends on beside the kernel: clock, governor and load of the machine, as Linux tells them."""
+"""What a time depends on beside the kernel: clock, governor and load of the machine, as Linux and NVML tell them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+from sparsetvm.core.nvml import current_clocks
 from sparsetvm.core.record import Conditions
 
 _CPUS = Path("/sys/devices/system/cpu")
@@ -20,6 +21,12 @@ def read_conditions(cpus: Path = _CPUS, cpuinfo: Path = _CPUINFO) -> Conditions:
     mhz = float(khz) / 1000 if khz.isdigit() else _mhz_of_cpuinfo(core, _text(cpuinfo))
     governor = "".join(c for c in _text(policy / "scaling_governor") if c.isprintable())
     return Conditions(governor, mhz, round(os.getloadavg()[0], 2))
+
+
+def read_gpu_conditions(device: int) -> Conditions:
+    """Clocks of GPU `device` and load of the machine, whose processes share it with the one that launches."""
+    clocks = current_clocks(device) or (None, None)
+    return Conditions("", clocks[0], round(os.getloadavg()[0], 2), memory_mhz=clocks[1])
 
 
 def _mhz_of_cpuinfo(core: int, text: str) -> float | None:

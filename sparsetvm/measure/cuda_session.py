@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,11 +10,16 @@ from typing import Any
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.cuda_driver import CudaError
-from sparsetvm.core.record import Status
+from sparsetvm.core.record import Conditions, Status
 from sparsetvm.errors import EnvironmentProblem
 from sparsetvm.measure.candidate import Session
+from sparsetvm.measure.conditions import read_gpu_conditions
 from sparsetvm.measure.cuda_candidate import CudaBuilt, CudaTrial, build_cuda, load_cuda, save_cuda
 from sparsetvm.measure.cuda_timing import L2Flush
+from sparsetvm.measure.timing import time_repeats
+
+# Of the time with L2 in the other state, which nothing is decided by.
+_OTHER_REPEATS, _OTHER_SECONDS = 1, 0.02
 
 
 class ContextLost(BaseException):
@@ -48,10 +54,21 @@ class CudaSession(Session):
     _l2_flush: L2Flush | None = None
 
     def _flush(self) -> Any:
-        if self._task.workload.cold and self._l2_flush is None:
+        return self._open_flush() if self._task.workload.cold else None
+
+    def _open_flush(self) -> L2Flush:
+        if self._l2_flush is None:
             with _told_apart():
                 self._l2_flush = L2Flush(self._target.l2)
         return self._l2_flush
+
+    def _conditions(self) -> Conditions:
+        return read_gpu_conditions(self._target.device)
+
+    def _other_us(self, trial: Any) -> float | None:
+        with _told_apart():
+            timer = trial.timer(None if self._task.workload.cold else self._open_flush())
+            return statistics.median(time_repeats(timer, _OTHER_REPEATS, _OTHER_SECONDS))
 
     def _trial(self, built: Any, config: Config) -> Any:
         with _told_apart():

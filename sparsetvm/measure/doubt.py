@@ -4,7 +4,7 @@ A time is doubted when
 - it varies: the middle half of the repeats spans more than 10 % of their median;
 - it is far faster than expected: less than half of the best time of the task so far, once three candidates worked, or
   of what the roofline of `analysis` allows at `_CLOCK`;
-- it is impossible: fewer FMAs than the pattern has non-zeros would fit into it.
+- it is impossible: fewer FMAs than the pattern has non-zeros (for activations that are not zero) would fit into it.
 Of two series that vary the calmer one counts, of one that was too fast and its repetition the slower: luck never wins.
 """
 
@@ -36,10 +36,10 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 def least_us(workload: Workload, target: Target) -> float:
-    """Microseconds that one FMA per non-zero and vector takes on all cores of the target; 0 when it is no CPU."""
+    """Microseconds that one FMA per product of non-zeros takes on all cores of the target; 0 when it is no CPU."""
     if target.kind != "cpu":
         return 0.0
-    fmas = workload.nnz * workload.n / target.lanes
+    fmas = workload.nnz * workload.active * workload.n / target.lanes
     return fmas / (_FMA_UNITS * _CLOCK * target.threads) * 1e6
 
 

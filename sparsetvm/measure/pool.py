@@ -7,9 +7,7 @@ A second worker stands by while one runs: when a candidate takes its worker down
 
 from __future__ import annotations
 
-import select
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -22,10 +20,11 @@ from sparsetvm.core.record import Status
 from sparsetvm.core.results import Event, Progress
 from sparsetvm.core.target import Target, default_threads
 from sparsetvm.core.task import Task
-from sparsetvm.errors import EnvironmentProblem, UsageError
+from sparsetvm.errors import UsageError
+from sparsetvm.measure.builders import Builders, Library, died, measured_of
 from sparsetvm.measure.doubt import Expectation, noise_warning
 from sparsetvm.measure.process import ForkServer, TaskServer, WorkerDied, WorkerProcess, WorkerTimedOut
-from sparsetvm.measure.protocol import Build, Replies, Reply, Response, Retime, Run, SetTask, Stage
+from sparsetvm.measure.protocol import Replies, Reply, Response, Retime, Run, SetTask, Stage
 from sparsetvm.search.trial import Measured, OnResult
 
 _TIMING_SHARE = 0.25  # of the run limit, twice for doubted times; the rest is for checks and a busy machine
@@ -76,7 +75,6 @@ class Measurer:
         self._spare_ready = False
         self._task: Task | None = None
         self._home: tempfile.TemporaryDirectory[str] | None = None
-        self._batches = 0
 
     def start(self) -> None:
         """Start importing TVM in the background; the first measurement waits for it."""
@@ -87,13 +85,10 @@ class Measurer:
         results: list[Measured] = []
         try:
             self._set_task(task)
-            libraries = self._build_all(configs) if self.jobs > 1 and len(configs) > 1 else {}
+            built = self._build_all(configs) if self.jobs > 1 and len(configs) > 1 else {}
             for index, config in enumerate(configs):
-                built = libraries.get(index)
-                measured = built if isinstance(built, Measured) and not built.ok else self._run(config, index, built)
+                measured = self._measure_one(config, built.get(index))
                 results.append(measured)
-                if measured.ok:
-                    self._expectation.note(measured.best_us)
                 if on_result is not None:
                     on_result(measured)
         except BaseException:
@@ -101,11 +96,25 @@ class Measurer:
             raise
         return results
 
-    def retime(self, task: Task, configs: Sequence[Config], rounds: int) -> list[Measured]:
-        """Time the configs side by side in one worker; `times_us` has one time per round."""
+    def measure_library(self, task: Task, config: Config, library: Path) -> Measured:
+        """Check and time a config that was built into `library`, wherever that was."""
         try:
             self._set_task(task)
-            return self._retime(tuple(configs), rounds)
+            return self._measure_one(config, Library(library))
+        except BaseException:
+            self.close()
+            raise
+
+    def retime(
+        self, task: Task, configs: Sequence[Config], rounds: int, libraries: Sequence[Path] = ()
+    ) -> list[Measured]:
+        """Time the configs side by side in one worker; `times_us` has one time per round.
+
+        libraries: what the configs were built into, where they were.
+        """
+        try:
+            self._set_task(task)
+            return self._retime(tuple(configs), rounds, tuple(map(str, libraries)))
         except BaseException:
             self.close()
             raise
@@ -178,8 +187,25 @@ class Measurer:
     def _limit(self, stage: str) -> float:
         return self._run_timeout if stage == "run" else self._build_timeout
 
-    def _run(self, config: Config, index: int, built: Measured | None) -> Measured:
-        library = None if built is None else str(self._library(index))
+    def _build_all(self, configs: Sequence[Config]) -> dict[int, Library | Measured]:
+        """Compile a batch in parallel builders while nothing is timed."""
+        builders = Builders(lambda: self._spawn(pin=False), self.jobs, self._build_timeout, self._folder("candidates"))
+        return dict(builders.build(configs))
+
+    def _folder(self, name: str) -> Path:
+        if self._home is None:
+            raise RuntimeError("no task is set")
+        return Path(self._home.name, name)
+
+    def _measure_one(self, config: Config, built: Library | Measured | None) -> Measured:
+        """Run what was built, or build and run; the result of a build that failed is what it is."""
+        measured = built if isinstance(built, Measured) else self._run(config, built)
+        if measured.ok:
+            self._expectation.note(measured.best_us)
+        return measured
+
+    def _run(self, config: Config, built: Library | None) -> Measured:
+        library = None if built is None else str(built.path)
         seconds = self._run_timeout * _TIMING_SHARE
         request = Run(config, self._repeats, seconds, library, self._expectation.limits())
         stage = "build"
@@ -192,15 +218,15 @@ class Measurer:
                     stage = response.name
                 elif isinstance(response, Reply):
                     self._keep_spare()
-                    return _measured(config, response, 0.0 if built is None else built.build_seconds)
+                    return measured_of(config, response, 0.0 if built is None else built.seconds)
         except WorkerTimedOut:
             self._runner = None
             return self._timed_out(config, stage)
         except WorkerDied as death:
             self._runner = None
-            return _died(config, death, stage)
+            return died(config, death, stage)
 
-    def _retime(self, configs: tuple[Config, ...], rounds: int) -> list[Measured]:
+    def _retime(self, configs: tuple[Config, ...], rounds: int, libraries: tuple[str, ...] = ()) -> list[Measured]:
         """Retime all; a config that takes the worker down is marked and the rest start over."""
         results: dict[int, Measured] = {}
         while len(results) < len(configs):
@@ -208,7 +234,9 @@ class Measurer:
             at, stage = 0, "build"
             try:
                 runner = self._ready_runner()
-                runner.send(Retime(tuple(configs[i] for i in waiting), rounds, self._run_timeout * _TIMING_SHARE))
+                seconds = self._run_timeout * _TIMING_SHARE
+                built = tuple(libraries[i] for i in waiting) if libraries else ()
+                runner.send(Retime(tuple(configs[i] for i in waiting), rounds, seconds, built))
                 response: Response = Stage("build")
                 while isinstance(response, Stage):
                     at, stage = response.index, response.name
@@ -216,13 +244,13 @@ class Measurer:
                 self._keep_spare()
                 if isinstance(response, Replies):
                     for index, reply in zip(waiting, response.replies, strict=True):
-                        results[index] = _measured(configs[index], reply, 0.0)
+                        results[index] = measured_of(configs[index], reply, 0.0)
             except WorkerTimedOut:
                 self._runner = None
                 results[waiting[at]] = self._timed_out(configs[waiting[at]], stage)
             except WorkerDied as death:
                 self._runner = None
-                results[waiting[at]] = _died(configs[waiting[at]], death, stage)
+                results[waiting[at]] = died(configs[waiting[at]], death, stage)
         self._warn_of_noise([results[index] for index in range(len(configs))])
         return [results[index] for index in range(len(configs))]
 
@@ -237,68 +265,6 @@ class Measurer:
         status: Status = "run_timeout" if stage == "run" else "compile_timeout"
         return Measured(config=config, status=status, message=f"no result after {self._limit(stage):g} s ({stage})")
 
-    def _library(self, index: int) -> Path:
-        home = "" if self._home is None else self._home.name
-        # Never the same name twice: a loader hands out what it has loaded from that path before.
-        return Path(home, f"candidate{self._batches}_{index}.so")
-
-    def _build_all(self, configs: Sequence[Config]) -> dict[int, Measured]:
-        """Compile a batch in parallel builders while nothing is timed; results by index, ok with a library."""
-        for old in Path("" if self._home is None else self._home.name).glob("candidate*"):
-            old.unlink()
-        self._batches += 1
-        waiting = list(range(len(configs)))[::-1]
-        busy: dict[WorkerProcess, tuple[int, float]] = {}
-        idle: list[WorkerProcess] = []
-        results: dict[int, Measured] = {}
-        while waiting or busy:
-            while waiting and len(busy) < self.jobs:
-                index = waiting.pop()
-                try:
-                    builder = idle.pop() if idle else self._spawn(pin=False)
-                    builder.send(Build(configs[index], str(self._library(index))))
-                    busy[builder] = (index, time.monotonic() + self._build_timeout)
-                except WorkerDied as death:
-                    results[index] = _died(configs[index], death, "build")
-            self._collect(busy, idle, results, configs)
-        for builder in idle:
-            builder.kill()
-        return results
-
-    def _collect(
-        self,
-        busy: dict[WorkerProcess, tuple[int, float]],
-        idle: list[WorkerProcess],
-        results: dict[int, Measured],
-        configs: Sequence[Config],
-    ) -> None:
-        """Wait for the next builder to say something, or to run into its limit."""
-        if not busy:
-            return
-        soonest = min(deadline for _, deadline in busy.values())
-        descriptors = [d for builder in busy for d in (builder.fileno(), builder.output)]
-        readable, _, _ = select.select(descriptors, [], [], max(0.0, soonest - time.monotonic()))
-        for builder, (index, deadline) in list(busy.items()):
-            config = configs[index]
-            try:
-                if builder.output in readable:
-                    builder.drain()
-                if builder.fileno() in readable:
-                    response = builder.take(max(0.1, deadline - time.monotonic()))
-                    if isinstance(response, Reply):
-                        results[index] = _measured(config, response, 0.0)
-                        idle.append(builder)
-                        del busy[builder]
-                elif time.monotonic() >= deadline:
-                    builder.kill()
-                    raise WorkerTimedOut
-            except WorkerTimedOut:
-                results[index] = self._timed_out(config, "build")
-                del busy[builder]
-            except WorkerDied as death:
-                results[index] = _died(config, death, "build")
-                del busy[builder]
-
 
 def default_jobs(target: Target) -> int:
     """Builders at a time: one on a CPU, where they would disturb the timing; up to 8 beside a GPU."""
@@ -308,27 +274,3 @@ def default_jobs(target: Target) -> int:
 def _memory_limit(target: Target) -> int:
     """Half of the machine's memory; none on a GPU, whose driver maps more addresses than there is memory."""
     return 0 if target.kind == "cuda" else int(psutil.virtual_memory().total // 2)
-
-
-def _measured(config: Config, reply: Reply, build_seconds: float) -> Measured:
-    return Measured(
-        config=config,
-        status=reply.status,
-        times_us=reply.times_us,
-        error=reply.error,
-        message=reply.message,
-        build_seconds=max(reply.build_seconds, build_seconds),
-        remeasured=reply.remeasured,
-        conditions=reply.conditions,
-    )
-
-
-def _died(config: Config, death: WorkerDied, stage: str) -> Measured:
-    """The result of a candidate whose worker died. Raises EnvironmentProblem when that was no fault of it."""
-    if death.machine_fault:
-        raise EnvironmentProblem(
-            death.machine_fault,
-            hint="run `sparsetvm doctor`; what was measured is in the log, and the same command goes on from there",
-        )
-    status: Status = "out_of_memory" if death.out_of_memory else "crash"
-    return Measured(config=config, status=status, message=f"{death.describe()} ({stage})")

@@ -26,13 +26,17 @@ _LIMIT = 64 << 20
 
 
 class SetTask(msgspec.Struct, frozen=True, tag=True):
-    """What all requests to the workers of a task server are about. weight, bias: paths of .npy files."""
+    """What all requests to the workers of a task server are about. weight, bias: paths of .npy files.
+
+    check: False for workers that only build, which need no references.
+    """
 
     workload: Workload
     target: Target
     weight: str
     bias: str | None
     seed: int
+    check: bool = True
 
 
 class Run(msgspec.Struct, frozen=True, tag=True):
@@ -58,12 +62,14 @@ class Build(msgspec.Struct, frozen=True, tag=True):
 class Retime(msgspec.Struct, frozen=True, tag=True):
     """Build and check all configs, then time them in `rounds` rounds, each in another order.
 
-    The first that works is timed as two kernels: what their times differ by is the noise of the machine.
+    The first that works is timed as two kernels: what their times differ by is the noise of the machine. libraries:
+    what each was built into, where they were built before.
     """
 
     configs: tuple[Config, ...]
     rounds: int
     seconds: float
+    libraries: tuple[str, ...] = ()
 
 
 class Stage(msgspec.Struct, frozen=True, tag=True):
@@ -74,7 +80,7 @@ class Stage(msgspec.Struct, frozen=True, tag=True):
 
 
 class Reply(msgspec.Struct, frozen=True, tag=True):
-    """Result of Run or Build, or of one config of Retime. remeasured, conditions: as in a Record."""
+    """Result of Run or Build, or of one config of Retime. remeasured, conditions, other_us: as in a Record."""
 
     status: Status
     times_us: tuple[float, ...] = ()
@@ -83,6 +89,7 @@ class Reply(msgspec.Struct, frozen=True, tag=True):
     build_seconds: float = 0.0
     remeasured: str = ""
     conditions: Conditions | None = None
+    other_us: float | None = None
 
 
 class Replies(msgspec.Struct, frozen=True, tag=True):

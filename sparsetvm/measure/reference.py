@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import scipy.sparse
 import scipy.special
@@ -123,19 +124,34 @@ def make_reference(
 def make_references(
     workload: Workload, weight: np.ndarray, bias: np.ndarray | None, seed: int = 0
 ) -> tuple[Reference, ...]:
-    """As many references as it takes to see each row at work: one for 16 positions and more, 16 for a single one."""
+    """As many references as it takes to see each row at work: one for 16 positions and more, 16 for a single one.
+
+    The X of the first, which is timed, has as many zeros as the workload says; where that is more than none, others of
+    few positions have none, and one has nothing else.
+    """
+    first = random_input(workload, seed)
     if workload.n >= _POSITIONS:
-        return (make_reference(workload, weight, bias, seed),)
-    shape = input_shape(workload)
-    inputs = [
-        np.random.default_rng(seed + number).standard_normal(shape).astype(np.float32)
-        for number in range(-(-_POSITIONS // (len(_SCALES) * workload.n)))
+        return (make_reference(workload, weight, bias, seed, first if workload.active < 1.0 else None),)
+    inputs = [first] + [
+        random_input(msgspec.structs.replace(workload, activation_density=msgspec.UNSET), seed + number)
+        for number in range(1, max(-(-_POSITIONS // (len(_SCALES) * workload.n)), 1 if workload.active == 1.0 else 2))
     ]
+    if workload.active < 1.0:
+        inputs.append(np.zeros_like(first))
     return tuple(
         make_reference(workload, weight, bias, seed + number, np.float32(scale) * x)
         for number, x in enumerate(inputs)
         for scale in _SCALES
     )
+
+
+def random_input(workload: Workload, seed: int) -> np.ndarray:
+    """Standard normal float32 X of the workload's activation density."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal(input_shape(workload)).astype(np.float32)
+    if workload.active < 1.0:
+        x *= rng.random(x.shape) < workload.active
+    return x
 
 
 def input_shape(workload: Workload) -> tuple[int, ...]:

@@ -6,80 +6,21 @@ import shlex
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from sparsetvm.core.results import (
     BenchReport,
     CompileReport,
     DoctorReport,
-    InspectReport,
     Latency,
     LayerError,
     PruneReport,
     TuneReport,
     VerifyReport,
 )
-from sparsetvm.errors import printable
-from sparsetvm.frontend.names import display_name, display_names
+from sparsetvm.examples import shown_model
+from sparsetvm.frontend.names import display_name
 from sparsetvm.log.maintenance import LogRow, age
-from sparsetvm.report.forecast import forecast_lines
-from sparsetvm.report.table import console, factor, make_table, micros, percent
-
-
-def _say(out: Console, text: str) -> None:
-    out.print(Text(printable(text)), soft_wrap=True)
-
-
-def print_inspect(report: InspectReport) -> None:
-    """One row per layer; why dense layers stay dense stands below the table, one line per reason,
-    and structure that the pattern does not show.
-    """
-    out = console()
-    rows = [
-        (
-            layer.name,
-            f"{layer.op} {layer.shape}" if not layer.shape.startswith(layer.op) else layer.shape,
-            percent(layer.sparsity),
-            layer.pattern,
-            f"{layer.row_imbalance:.1f}",
-            factor(layer.expected_speedup),
-            layer.verdict,
-        )
-        for layer in report.layers
-    ]
-    _say(out, f"{report.model} for {report.target}")
-    columns = ("layer", "shape", ">zeros", "pattern", ">imbalance", ">expected", "verdict")
-    out.print(make_table(columns, rows, fold=("layer",)))
-    reasons: dict[str, list[str]] = {}
-    for layer in report.layers:
-        if layer.verdict != "sparse":
-            reasons.setdefault(layer.reason, []).append(layer.name)
-    for reason, names in reasons.items():
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        _say(out, f"{display_name(names[0])}{more}: {reason}")
-    for layer in report.layers:
-        if layer.structure:
-            _say(out, f"{display_name(layer.name)}: {layer.structure} (kernels are chosen for: {layer.pattern})")
-    _say_what_is_shared(out, report)
-    sparse = sum(layer.verdict == "sparse" for layer in report.layers)
-    _say(out, f"{sparse} of {len(report.layers)} layers would run sparse")
-    for note in report.notes:
-        _say(out, f"note: {note}")
-    for line in forecast_lines(report):
-        out.print(line) if isinstance(line, Table) else _say(out, line)
-    if sparse:
-        _say(out, f"next: sparsetvm tune {shlex.quote(report.model)} -o model.so")
-
-
-def _say_what_is_shared(out: Console, report: InspectReport) -> None:
-    groups: dict[tuple[str, bool], list[str]] = {}
-    for layer in report.layers:
-        if layer.same_positions:
-            groups.setdefault((layer.same_positions, layer.shares_kernel), []).append(layer.name)
-    for (first, kernel), names in groups.items():
-        what = "one kernel" if kernel else "but not the kernel: shapes, layouts or epilogues differ"
-        _say(out, f"{display_names(names)}: non-zeros in the same places as {display_name(first)}, {what}")
+from sparsetvm.report.table import console, factor, make_table, micros, percent, say
 
 
 def print_tasks(report: TuneReport) -> None:
@@ -93,8 +34,8 @@ def print_tasks(report: TuneReport) -> None:
     out.print(make_table(columns, rows, fold=("task",)))
 
 
-def print_tune(report: TuneReport) -> None:
-    """The tasks, what was measured, and the command to type next."""
+def print_tune(report: TuneReport, options: str = "", *, dry: bool = False) -> None:
+    """The tasks, what was measured, and the command to type next, with the options of this one that it needs, too."""
     out = console()
     rows = [
         (
@@ -110,8 +51,11 @@ def print_tune(report: TuneReport) -> None:
         )
         for task in report.tasks
     ]
-    columns = ("task", "workload", ">zeros", ">layers", ">dense us", ">best us", ">speed-up", ">trials", "source")
+    columns = ("task", "workload", ">zeros", ">layers", ">dense us", ">best us", ">gain", ">trials", "source")
     out.print(make_table(columns, rows, fold=("task",)))
+    for task in report.tasks:
+        if task.reason:
+            say(out, f"{display_name(task.name)}: {task.reason}")
     timed = [
         (task.count * task.dense_us, task.count * task.best_us)
         for task in report.tasks
@@ -119,21 +63,25 @@ def print_tune(report: TuneReport) -> None:
     ]
     if timed:
         dense, best = (sum(times) for times in zip(*timed, strict=True))
-        _say(out, f"sum of the layers: {micros(best)} us, dense {micros(dense)} us: {factor(dense / best)}")
+        say(out, f"sum of the layers: {micros(best)} us, dense {micros(dense)} us: {factor(dense / best)}")
     statuses = ", ".join(f"{count} {status}" for status, count in report.statuses.items() if count)
     measured = f"{report.trials_run} trials in {report.seconds:.0f} s" + (f" ({statuses})" if statuses else "")
-    _say(out, f"{measured}; {report.reused} of {len(report.tasks)} tasks reused")
-    _say(out, f"device: {report.device}, {report.threads} thread{'s' if report.threads != 1 else ''}")
-    _say(out, f"log: {report.log}, seed {report.seed}" + (f", run {report.run}" if report.run else ""))
+    say(out, f"{measured}; {report.reused} of {len(report.tasks)} tasks reused")
+    say(out, f"device: {report.device}, {report.threads} thread{'s' if report.threads != 1 else ''}")
+    say(out, f"log: {report.log}, seed {report.seed}" + (f", run {report.run}" if report.run else ""))
     if report.interrupted:
         return
     if report.output is not None:
-        _say(out, f"wrote {report.output}")
-        _say(out, f"next: sparsetvm bench {shlex.quote(report.output)} --reference {shlex.quote(report.model)}")
+        say(out, f"wrote {report.output}")
+        say(out, f"next: sparsetvm bench {shlex.quote(report.output)} --reference {_model(report.model)}")
+    elif dry:
+        say(out, f"next: sparsetvm tune {_model(report.model)}{options} -o model.so")
     else:
-        target = shlex.quote(report.target)
-        threads = f"--threads {report.threads}"
-        _say(out, f"next: sparsetvm compile {shlex.quote(report.model)} --target {target} {threads} -o model.so")
+        say(out, f"next: sparsetvm compile {_model(report.model)}{options} -o model.so")
+
+
+def _model(path: str) -> str:
+    return shlex.quote(shown_model(path))
 
 
 def print_compile(report: CompileReport) -> None:
@@ -150,8 +98,8 @@ def print_compile(report: CompileReport) -> None:
     ]
     if rows:
         out.print(make_table(("layer", "workload", "config", "source"), rows, fold=("layer",)))
-    _say(out, f"wrote {report.output} and {report.manifest} for {report.target} in {report.seconds:.1f} s")
-    _say(out, f"next: sparsetvm verify {shlex.quote(report.output)} --reference {shlex.quote(report.model)}")
+    say(out, f"wrote {report.output} and {report.manifest} for {report.target} in {report.seconds:.1f} s")
+    say(out, f"next: sparsetvm verify {shlex.quote(report.output)} --reference {_model(report.model)}")
 
 
 def print_bench(report: BenchReport) -> None:
@@ -168,10 +116,21 @@ def print_bench(report: BenchReport) -> None:
         _latency_row(names.get(name, name), latency, report.speedup.get(name))
         for name, latency in report.against.items()
     ]
-    _say(out, f"{report.model}, {report.threads} thread{'s' if report.threads != 1 else ''}, ms per inference")
-    out.print(make_table(("", ">p50", ">p90", ">p99", ">min", ">runs/s", ">repeats", ">we are faster by"), rows))
+    threads = f"{report.threads} thread{'s' if report.threads != 1 else ''}"
+    instances = f", {report.instances} instances of each at the same time" if report.instances > 1 else ""
+    say(out, f"{shown_model(report.model)}, {threads}{instances}, ms per inference")
+    columns = (
+        "",
+        *(f">{name}" for name in _percentiles(report.latency_ms)),
+        ">mean",
+        ">min",
+        ">runs/s",
+        ">runs",
+        ">p50 over ours",
+    )
+    out.print(make_table(columns, rows))
     for note in report.notes:
-        _say(out, f"note: {note}")
+        say(out, f"note: {note}")
     if report.per_layer:
         _print_per_layer(out, report)
 
@@ -179,18 +138,25 @@ def print_bench(report: BenchReport) -> None:
 def _print_per_layer(out: Console, report: BenchReport) -> None:
     """Each kernel, and what of a run is in none of them."""
     rows = [(time.name, time.op, micros(time.us), percent(time.share)) for time in report.per_layer]
-    _say(out, "")
+    say(out, "")
     out.print(make_table(("layer", "operator", ">us", ">share"), rows, fold=("layer",)))
     kernels, whole = sum(time.us for time in report.per_layer), 1e3 * report.latency_ms.median
     rest = f"{micros(whole - kernels)} us are copies in and out, memory and calls" if whole > kernels else "all of it"
-    _say(out, f"{micros(kernels)} us in {len(rows)} kernels, {micros(whole)} us for a whole run: {rest}")
-    _say(out, "note: taken one by one between callbacks, which makes kernels of a few microseconds seem slower")
+    say(out, f"{micros(kernels)} us in {len(rows)} kernels, {micros(whole)} us for a whole run: {rest}")
+    say(out, "note: taken one by one between callbacks, which makes kernels of a few microseconds seem slower")
+
+
+def _percentiles(latency: Latency) -> dict[str, float]:
+    """ "p50" -> milliseconds, in ascending order."""
+    known = {"p50": latency.median, "p90": latency.p90, "p99": latency.p99, **latency.percentiles}
+    return dict(sorted(known.items(), key=lambda item: float(item[0][1:])))
 
 
 def _latency_row(name: str, latency: Latency, speedup: float | None) -> tuple[str, ...]:
-    times = (latency.median, latency.p90, latency.p99, latency.min)
+    times = (*_percentiles(latency).values(), latency.mean, latency.min)
+    shown = ("-" if ms is None else f"{ms:.3f}" for ms in times)
     rate = "-" if latency.per_second is None else f"{latency.per_second:.1f}"
-    return (name, *(f"{ms:.3f}" for ms in times), rate, str(latency.repeats), factor(speedup) if speedup else "")
+    return (name, *shown, rate, str(latency.repeats), factor(speedup) if speedup else "")
 
 
 _LAYER_COLUMNS = ("layer", "operator", ">terms", ">error", ">bound", ">error / bound", ">error in the model", "")
@@ -217,9 +183,9 @@ def print_verify(report: VerifyReport) -> None:
     if report.layers:
         out.print(make_table(_LAYER_COLUMNS, [_layer_row(layer) for layer in report.layers], fold=("layer",)))
     verdict = "passed" if report.passed else "FAILED"
-    _say(out, f"{verdict}: relative L2 error {report.rel_l2_error:.2e}, tolerance {report.tolerance:.0e}")
+    say(out, f"{verdict}: relative L2 error {report.rel_l2_error:.2e}, tolerance {report.tolerance:.0e}")
     for note in report.notes:
-        _say(out, f"note: {note}")
+        say(out, f"note: {note}")
 
 
 def print_prune(report: PruneReport) -> None:
@@ -237,25 +203,25 @@ def print_prune(report: PruneReport) -> None:
     ]
     if rows:
         out.print(make_table(("layer", "shape", ">zeros before", ">after", ""), rows, fold=("layer", "")))
-    _say(out, f"wrote {report.output}: {report.pattern}, {percent(report.sparsity)} zeros in the pruned layers")
-    _say(
+    say(out, f"wrote {report.output}: {report.pattern}, {percent(report.sparsity)} zeros in the pruned layers")
+    say(
         out,
         f"removed: {percent(report.l1_removed)} of the weights' L1 norm, {percent(report.l2_removed)} of their L2 norm "
         f"(unstructured: {percent(report.l1_removed_unstructured)}, {percent(report.l2_removed_unstructured)})",
     )
-    _say(out, "note: not trained again; good for questions about speed, not about accuracy")
-    _say(out, f"next: sparsetvm inspect {shlex.quote(report.output)}")
+    say(out, "note: not trained again; good for questions about speed, not about accuracy")
+    say(out, f"next: sparsetvm inspect {shlex.quote(report.output)}")
 
 
 def print_doctor(report: DoctorReport) -> None:
     """One line per check, with the next step for each that failed."""
     out = console()
-    _say(out, "sparsetvm doctor (paste all of it into a bug report)")
+    say(out, "sparsetvm doctor (paste all of it into a bug report)")
     for check in report.checks:
-        _say(out, f"{'ok  ' if check['ok'] else 'FAIL'}  {check['name']}: {check['detail']}")
+        say(out, f"{'ok  ' if check['ok'] else 'FAIL'}  {check['name']}: {check['detail']}")
         if not check["ok"]:
-            _say(out, f"      next step: {check['next_step']}")
-    _say(out, "all well" if report.ok else "something is missing: see the next steps above")
+            say(out, f"      next step: {check['next_step']}")
+    say(out, "all well" if report.ok else "something is missing: see the next steps above")
 
 
 def print_log(rows: Sequence[LogRow]) -> None:
@@ -280,5 +246,5 @@ def print_log(rows: Sequence[LogRow]) -> None:
         out.print(make_table(columns, cells))
     for device in dict.fromkeys(row.device for row in rows):
         count = sum(row.device == device for row in rows)
-        _say(out, f"{count} task{'s' if count != 1 else ''} on {device}")
-    _say(out, "next: sparsetvm log best ID --why" if rows else "no records yet; sparsetvm tune MODEL makes some")
+        say(out, f"{count} task{'s' if count != 1 else ''} on {device}")
+    say(out, "next: sparsetvm log best ID --why" if rows else "no records yet; sparsetvm tune MODEL makes some")

@@ -21,7 +21,10 @@ _MAX_LINE = 2000
 def describe(event: Event) -> str:
     """One line of text for an event; the message comes first, then the data that it does not already say."""
     parts = [event.message] if event.message else []
-    parts += [f"{key}={_number(value)}" for key, value in event.data.items() if isinstance(value, (str, int, float))]
+    if event.kind != "warning":  # its message says it all
+        parts += [
+            f"{key}={_number(value)}" for key, value in event.data.items() if isinstance(value, (str, int, float))
+        ]
     subject = f"{display_name(event.task)}: " if event.task else ""
     return printable(f"[{event.kind.replace('_', ' ')}] {subject}{' '.join(parts)}".rstrip(), _MAX_LINE)
 
@@ -86,7 +89,7 @@ class LiveProgress:
         self._console = console
         self._verbose = verbose
         self._view = TuneView()
-        self._spinner = Spinner("dots")
+        self._spinner = Spinner("dots", text="starting")
         self._live = Live(self._spinner, console=console, refresh_per_second=4, transient=True)
         self._begun = time.monotonic()
 
@@ -103,9 +106,11 @@ class LiveProgress:
         self._view.apply(event)
         text = describe(event)
         tuning = self._view.running and event.kind not in ("compile", "end")
-        hidden = ("start", "task_start", "trial", "round", "task_end") if tuning else ("trial", "round", "task_start")
+        hidden = ("trial", "round", "task_start", "end", *(("start", "task_end") if tuning else ()))
         if self._verbose or event.kind not in hidden:
             self._console.print(text, markup=False, highlight=False)
+        if event.kind == "end":
+            return
         if tuning:
             self._live.update(self._view)
         else:

@@ -102,7 +102,11 @@ def target_of(device: DeviceFingerprint, threads: int) -> Target:
     host = host_target(threads)
     if host.isa == device.isa and device_fingerprint(host).model == device.model:
         return host
-    return parse_target("cpu,x86-64-v4" if device.isa == "avx512" else "cpu,x86-64-v3", threads)
+    if device.isa != "avx512":
+        return parse_target("cpu,x86-64-v3", threads)
+    zen = {"(family 25 ": "znver4", "(family 26 ": "znver5"} if device.vendor == "AuthenticAMD" else {}
+    core = next((core for family, core in zen.items() if family in device.model), "x86-64-v4")
+    return parse_target(f"cpu,{core}", threads)
 
 
 def clocks_of(records: Sequence[Record]) -> Mapping[float, int]:

@@ -15,9 +15,12 @@ from rich.text import Text
 
 from sparsetvm.core.results import Event
 from sparsetvm.errors import printable
+from sparsetvm.report.table import micros
 
 _FRAME = 9  # lines of the view that are no tasks
 _LEAST_ROWS = 3
+_WORTH_COLOUR = 1.1
+_LEVELS, _BARS = "▁▂▃▄▅▆▇█", 24
 
 
 @dataclass
@@ -48,6 +51,8 @@ class TuneView:
     tasks: dict[str, _Task] = field(default_factory=dict)
     statuses: Counter[str] = field(default_factory=Counter)
     last: str = ""
+    current: str = ""
+    history: list[float] = field(default_factory=list)
     _log: str = ""
     _seed: int = 0
     _limits: dict[str, float] = field(default_factory=dict)
@@ -77,6 +82,7 @@ class TuneView:
         task = self.tasks.get(event.task)
         if task is None:
             return
+        self.current = event.task
         task.best, task.dense = data.get("best_us", task.best), data.get("dense_us", task.dense)
         if event.kind == "task_start":
             task.state = "searching"
@@ -90,6 +96,8 @@ class TuneView:
             task.state = event.message
         if self._first is None and all(known.best and known.dense for known in self.tasks.values()):
             self._first = self.latency()[:2]
+        if self._first is not None and (not self.history or self.latency()[0] != self.history[-1]):
+            self.history.append(self.latency()[0])
 
     def latency(self) -> tuple[float, float, int]:
         """Microseconds now and dense, summed over the layers of tasks that have both, and how many tasks that are."""
@@ -118,7 +126,8 @@ class TuneView:
             shown = self._shown(room)
             more = [Text(f"and {len(self.tasks) - len(shown)} more tasks")] if len(shown) < len(self.tasks) else []
             table = self._table(shown, options.max_width)
-            group = Group(self._head(), table, *more, *self._foot(options.max_width))
+            bars = options.encoding.startswith("utf")
+            group = Group(self._head(), table, *more, *self._foot(options.max_width, bars))
         yield group
 
     def _head(self) -> Text:
@@ -143,10 +152,17 @@ class TuneView:
         for task in shown:
             gain = task.dense / task.best if task.dense and task.best else None
             about = [printable(task.pattern), f"{100 * task.sparsity:.1f} %", str(task.count)] if wide else []
-            style = "bold" if task.state == "searching" else "dim" if not task.state else ""
-            times = [_number(task.dense), _number(task.best), "" if gain is None else f"{gain:.2f}x"]
+            style = "bold" if task.name == self.current else "dim" if not task.state else ""
+            times = [
+                *(micros(us) if us else "" for us in (task.dense, task.best)),
+                "" if gain is None else f"{gain:.2f}x",
+            ]
             rest = [] if narrow else [str(task.trials or ""), str(task.failed or ""), printable(task.state)]
-            table.add_row(*map(Text, [printable(task.name), *about, *times, *rest]), style=style)
+            cells = [Text(cell) for cell in (printable(task.name), *about, *times, *rest)]
+            cells[len(about) + 3].stylize("green" if gain and gain >= _WORTH_COLOUR else "")
+            if not narrow:
+                cells[-2].stylize("red")
+            table.add_row(*cells, style=style)
         return table
 
     def _shown(self, room: int) -> list[_Task]:
@@ -156,28 +172,35 @@ class TuneView:
         kept = sorted(self.tasks.values(), key=lambda task: -task.weight)[: room - 1]
         return [task for task in self.tasks.values() if task in kept]
 
-    def _foot(self, width: int) -> list[Text]:
+    def _foot(self, width: int, bars: bool) -> list[Text]:
         now, dense, known = self.latency()
         lines = []
         if known and now:
             of = "all layers" if known == len(self.tasks) else f"the layers of {known} of {len(self.tasks)} tasks"
             first = f", {_time(self._first[0])} at first" if self._first and self._first[0] > now * 1.005 else ""
-            lines.append(f"{of}: {_time(now)}, dense {_time(dense)}{first}: {dense / now:.2f}x")
+            fall = _bars(self.history) if bars else ""
+            lines.append(f"{of}: {_time(now)}, dense {_time(dense)}{first}: {dense / now:.2f}x{fall}")
         failures = ", ".join(f"{count} {status}" for status, count in self.statuses.most_common() if status != "ok")
         lines.append(f"failures: {failures or 'none'}")
         lines.append(f"log {printable(self._log)}, seed {self._seed}; Ctrl-C keeps what is measured")
-        lines.append(f"last {printable(self.last)}" if self.last else "")
+        lines.append(f"last {printable(self.last)}" if self.last else "starting the processes that measure")
         return [_cut(line, width) for line in lines]
+
+
+def _bars(history: list[float]) -> str:
+    """How a time fell, as a row of bars: the first is full, nothing would be empty."""
+    if len(history) < 2:
+        return ""
+    shown = (
+        [history[at * (len(history) - 1) // (_BARS - 1)] for at in range(_BARS)] if len(history) > _BARS else history
+    )
+    return "  " + "".join(_LEVELS[min(7, int(8 * us / history[0]))] for us in shown)
 
 
 def _cut(line: str, width: int) -> Text:
     text = Text(line, style="dim" if line.startswith(("log ", "last ")) else "")
     text.truncate(max(10, width - 1), overflow="ellipsis")
     return text
-
-
-def _number(us: float | None) -> str:
-    return "" if us is None else f"{us:.1f}" if us >= 10 else f"{us:.2f}"
 
 
 def _time(us: float) -> str:

@@ -4,9 +4,10 @@ Before:  conv2d -> conv2d -> Add -> GlobalAveragePool           (all plain)
 After:   convert -> conv2d -> conv2d -> Add -> GlobalAveragePool  (Planes from the first convolution to the pooling)
 
 Rules: convolutions, pools and what is element-wise between them use Planes; products of more than a few tokens, layer
-norm and attention between them use Tiled; everything else is plain. All images of one size use the same planes, whose
-zero columns suffice for every convolution of that size: residuals then need no conversion. What only 1x1 convolutions
-and residuals read is stored as PlaneTiles, which has the same grid (not on a GPU).
+norm and attention between them use Tiled (HalfTiled where all multiply in float16: half_layers.py); everything else is
+plain. All images of one size use the same planes, whose zero columns suffice for every convolution of that size:
+residuals then need no conversion. What only 1x1 convolutions, strided ones too, and residuals read is stored as
+PlaneTiles, which has the same grid (not on a GPU).
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import msgspec
+
 from sparsetvm.core.graph import SPARSETVM_DOMAIN, Graph, Node, Value
-from sparsetvm.core.layout import PLAIN, AnyLayout, Plain, Planes, PlaneTiles, Tiled
+from sparsetvm.core.layout import PLAIN, AnyLayout, HalfTiled, Plain, Planes, PlaneTiles, Tiled, narrows
 from sparsetvm.core.target import Target
-from sparsetvm.core.workload import FEW_TOKENS, FEW_TOKENS_CUDA
+from sparsetvm.rewrite.half_layers import half_layers, stays_half
 from sparsetvm.rewrite.plane_geometry import conv_layouts, depthwise_pad, required_pad
+from sparsetvm.rewrite.tokens import few_tokens, token_lanes, tokens_of
 
 _UNARY = ("Relu", "Gelu", "Tanh", "Sigmoid")
 _UNARY_OWN = ("Silu", "Clip")
@@ -39,6 +43,7 @@ class _Assignment:
         self.target = target
         self.pads = _plane_pads(graph)
         self.consumers = graph.consumers()
+        self.half = half_layers(graph, target)
         self.converted: dict[tuple[str, AnyLayout], str] = {}
         self.nodes: list[Node] = []
 
@@ -48,6 +53,7 @@ class _Assignment:
             "conv2d": self._conv,
             "depthwise_conv2d": self._depthwise,
             "attention": self._attention,
+            "gather": self._gather,
         }
         for node in self.graph.nodes:
             rule = rules.get(node.op) if node.domain == SPARSETVM_DOMAIN else None
@@ -69,7 +75,7 @@ class _Assignment:
         source = value.layout
         if not isinstance(source, Plain) and not isinstance(layout, Plain):
             both_planes = isinstance(source, Planes) and isinstance(layout, Planes) and source.phases == (1, 1)
-            if not both_planes:
+            if not both_planes and not narrows(source, layout):
                 name = self._as(name, PLAIN)
         out = self.graph.add_value(f"{name}.{type(layout).__name__.lower()}", value.shape, value.dtype)
         out.layout = layout
@@ -84,13 +90,17 @@ class _Assignment:
 
     def _matmul(self, node: Node) -> bool:
         m, k = node.attrs["weight"].shape
-        shape = self.graph.values[node.inputs[0]].shape
-        rows = math.prod(shape[:-1])
+        rows = tokens_of(self.graph, node)
         source: AnyLayout = PLAIN
         result: AnyLayout = PLAIN
         if rows > few_tokens(self.target):
             lanes = token_lanes(rows, self.target)
             source, result = Tiled(rows, k, lanes), Tiled(rows, m, lanes)
+            if node.name in self.half:
+                if self.half[node.name] or self.graph.values[node.inputs[0]].layout != source:
+                    source = HalfTiled(rows, k, lanes)
+                if stays_half(self.graph, node, self.consumers[node.outputs[0]], self.half):
+                    result = HalfTiled(rows, m, lanes)
         node.inputs = [self._as(node.inputs[0], source), *(self._as(name, result) for name in node.inputs[1:])]
         return self._set(node, result)
 
@@ -127,10 +137,16 @@ class _Assignment:
         """
         if self.target.kind == "cuda" or name in self.graph.outputs or not self.consumers[name]:
             return False
-        return all(
-            user.is_op("conv2d", domain=SPARSETVM_DOMAIN) and (user.inputs[0] != name or user.attrs["conv"].pointwise)
-            for user in self.consumers[name]
-        )
+        return all(self._reads_tiles(user, name) for user in self.consumers[name])
+
+    def _reads_tiles(self, user: Node, name: str) -> bool:
+        """True when a node can read the value, an image, as plane tiles."""
+        if user.is_op("conv2d", domain=SPARSETVM_DOMAIN):
+            return user.inputs[0] != name or bool(user.attrs["conv"].pointwise)
+        # Zero columns that a pick writes come from zero columns that it reads.
+        padded = self._planes(self.graph.values[name]).pad > 0
+        passed_on = user.is_op("gather", domain=SPARSETVM_DOMAIN) or (is_pick(user) and padded)
+        return passed_on and self._read_by_tiles(user.outputs[0])
 
     def _attention(self, node: Node) -> bool:
         shape = self.graph.values[node.inputs[0]].shape
@@ -140,6 +156,13 @@ class _Assignment:
             self._as(name, tiled) if at < 3 else self._as(name, PLAIN) for at, name in enumerate(node.inputs)
         ]
         return self._set(node, tiled)
+
+    def _gather(self, node: Node) -> bool:
+        """Slices are gathered as they are; in all layouts of images the batch is outermost."""
+        layout = self.graph.values[node.inputs[0]].layout
+        if isinstance(layout, Planes | PlaneTiles):
+            layout = msgspec.structs.replace(layout, batch=layout.batch * int(node.attrs["count"]))
+        return self._set(node, layout)
 
     def _planes(self, value: Value) -> Planes:
         batch, channels, height, width = value.shape
@@ -151,6 +174,8 @@ class _Assignment:
         if first is None or first.dtype != "float32":
             return False
         out = self.graph.values[node.outputs[0]]
+        if is_pick(node) and isinstance(first.layout, PlaneTiles) and self._reads_tiles(node, first.name):
+            return self._set(node, _tiles_of(self._planes(out)))
         if node.is_op(*_POOLS) and len(first.shape) == 4 and pool_fits(node) and len(node.outputs) == 1:
             node.inputs = [self._as(node.inputs[0], self._planes(first))]
             return self._set(node, self._planes(out))
@@ -204,23 +229,6 @@ def _plane_pads(graph: Graph) -> dict[tuple[int, int], int]:
     return pads
 
 
-def few_tokens(target: Target) -> int:
-    """Products of up to this many tokens are in plain layouts, for kernels whose lanes are output rows."""
-    if target.kind == "cuda":
-        return FEW_TOKENS_CUDA
-    return FEW_TOKENS if target.isa == "avx512" else 1
-
-
-def token_lanes(rows: int, target: Target) -> int:
-    """Tokens of a tile. A vector: the smallest of 4, 8, 16 that holds them all, at most the target's.
-
-    On a GPU one tile holds all tokens, so that each feature is a row: blocks cut it into tiles as they like.
-    """
-    if target.kind == "cuda":
-        return -(-rows // target.lanes) * target.lanes
-    return next((lanes for lanes in (4, 8, 16) if rows <= lanes <= target.lanes), target.lanes)
-
-
 def pool_fits(node: Node) -> bool:
     """True for pools that the planes kernel implements: 2-D, floor mode, no dilation, padding below the window."""
     attrs = node.attrs
@@ -234,6 +242,18 @@ def pool_fits(node: Node) -> bool:
         and attrs.get("auto_pad", "NOTSET") in ("NOTSET", "VALID")
         and all(int(d) == 1 for d in dilations)
         and all(int(p) < int(k) for p, k in zip(pads, [*kernel, *kernel], strict=True))
+    )
+
+
+def is_pick(node: Node) -> bool:
+    """True for a pool of one pixel, which takes every n-th one."""
+    attrs = node.attrs
+    return (
+        node.is_op("AveragePool")
+        and list(attrs["kernel_shape"]) == [1, 1]
+        and bool(attrs.get("strides"))
+        and not any(attrs.get("pads") or ())
+        and pool_fits(node)
     )
 
 

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from onnx.reference import ReferenceEvaluator
 
 from sparsetvm.core.graph import SPARSETVM_DOMAIN, Graph, Node, Value
 from sparsetvm.frontend.names import words
@@ -184,6 +183,8 @@ class ChannelGroups:
     def _evaluate(self, node: Node, constants: np.ndarray) -> np.ndarray:
         if np.isnan(constants).all():
             return constants
+        from onnx.reference import ReferenceEvaluator  # not at the top: few models need it
+
         evaluator = ReferenceEvaluator(single_node_model(node, self.graph))
         # NaN stands for "unknown", but not every operator passes it on.
         found = np.asarray(evaluator.run(None, {node.inputs[0]: constants})[0])

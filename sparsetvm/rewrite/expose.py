@@ -21,8 +21,10 @@ def expose(graph: Graph, names: Iterable[str]) -> dict[str, str]:
     outputs: dict[str, str] = {}
     for name in dict.fromkeys(names):
         value = graph.values[name]
-        physical = graph.add_value(f"{name}.exposed", value.layout.physical_shape(value.shape), value.dtype)
-        graph.nodes.append(Node(physical.name, "alias", [name], [physical.name], {}, SPARSETVM_DOMAIN))
+        physical = graph.add_value(f"{name}.exposed", value.layout.physical_shape(value.shape), value.stored)
+        # Right behind the node that computes it, which may run more often than later ones.
+        behind = 1 + next(at for at, node in enumerate(graph.nodes) if name in node.outputs)
+        graph.nodes.insert(behind, Node(physical.name, "alias", [name], [physical.name], {}, SPARSETVM_DOMAIN))
         graph.outputs.append(physical.name)
         graph.output_names.append(physical.name)
         outputs[name] = physical.name
@@ -30,9 +32,9 @@ def expose(graph: Graph, names: Iterable[str]) -> dict[str, str]:
 
 
 def logical(value: Value, physical: np.ndarray, chunks: int) -> np.ndarray:
-    """The array of an exposed value as ONNX knows it, all chunks of the batch in one."""
+    """The array of an exposed value as ONNX knows it, all chunks of the batch (`Graph.runs`) in one."""
     layout = value.layout
     if isinstance(layout, Plain):
         return physical
-    parts = [layout.to_logical(part, value.shape) for part in np.split(physical, chunks)]
+    parts = [layout.to_logical(part.astype(value.dtype), value.shape) for part in np.split(physical, chunks)]
     return parts[0] if chunks == 1 else np.concatenate(parts)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from sparsetvm.analysis.symbolic_axis import Mask
 from sparsetvm.core.graph import Graph
 from sparsetvm.core.target import Target
 from sparsetvm.rewrite.assign_layouts import assign_layouts
 from sparsetvm.rewrite.canonical import canonicalize
 from sparsetvm.rewrite.fuse_attention import fuse_attention
 from sparsetvm.rewrite.fuse_epilogues import fuse_epilogues
+from sparsetvm.rewrite.fuse_k_winners import fuse_k_winners
 from sparsetvm.rewrite.make_layers import make_layers
+from sparsetvm.rewrite.mask_padding import mask_padding
 from sparsetvm.rewrite.remove_dead_channels import remove_dead_channels
 from sparsetvm.rewrite.reveal_blocks import reveal_blocks
 from sparsetvm.rewrite.split_batch import split_batch
@@ -16,11 +21,17 @@ from sparsetvm.rewrite.split_strided_pointwise import split_strided_pointwise
 from sparsetvm.rewrite.widen_float16 import widen_float16
 
 
-def rewrite(graph: Graph, target: Target) -> Graph:
-    """Bring an imported graph to layers, fused epilogues and assigned layouts; changes and returns `graph`."""
+def rewrite(graph: Graph, target: Target, masks: Sequence[Mask] = ()) -> Graph:
+    """Bring an imported graph to layers, fused epilogues and assigned layouts; changes and returns `graph`.
+
+    masks: where positions that were filled up must not count.
+    """
     widen_float16(graph)
     canonicalize(graph)
+    mask_padding(graph, masks)
     fuse_attention(graph, target)
+    if target.kind == "cpu":
+        fuse_k_winners(graph)
     make_layers(graph)
     remove_dead_channels(graph)
     reveal_blocks(graph, target.kind)

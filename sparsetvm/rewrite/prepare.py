@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sparsetvm.analysis.symbolic_axis import Mask
 from sparsetvm.core.graph import Graph
 from sparsetvm.core.target import Target
 from sparsetvm.core.task import Task
@@ -29,10 +30,20 @@ class Prepared:
         return list({id(task): task for task in self.tasks.values()}.values())
 
 
-def prepare(model: str | Path, target: Target, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Prepared:
-    """Load and rewrite `model` for `target`. Raises ModelError when the model is rejected."""
-    loaded = load_limited(model, shapes)
-    graph = rewrite(loaded.graph, target)
+def prepare(
+    model: str | Path,
+    target: Target,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    *,
+    sizes: Mapping[str, int] | None = None,
+    masks: Sequence[Mask] = (),
+) -> Prepared:
+    """Load and rewrite `model` for `target`. Raises ModelError when the model is rejected.
+
+    sizes: of symbolic dimensions, by name. masks: where padded positions must not count (rewrite/mask_padding.py).
+    """
+    loaded = load_limited(model, shapes, sizes)
+    graph = rewrite(loaded.graph, target, masks)
     tasks = make_tasks(graph, target)
     notes = [*loaded.notes, *graph.notes]
     if graph.float16:

@@ -1,11 +1,14 @@
 """Run a large batch as several small ones, so that activations stay in the caches.
 
 Before:  batch 16 through all nodes, chunks = 1
-After:   batch 2 through all nodes, chunks = 8     (values have the shapes of one chunk)
+After:   batch 1 through the first nodes, chunks = 16;  gather 4;  batch 4 through the rest, which runs 4 times
+         (values have the shapes of one chunk)
 
 At batch 16 the first stage of a ResNet-50 moves 50 MB per tensor: every layer is bound by memory, where an image or two
-at a time live in L2 and L3. The weights are read once per chunk, which costs little: sparse weights are small and their
-code is prefetched. (The depth-first order of streaming compilers, cut along the batch only.)
+at a time live in L2 and L3. Weights and code are read once per chunk. That is cheap for the first layers, which have
+large images and small weights. The last ones have it the other way round: where the weights from some node on outweigh
+the tensors, and several chunks fit at once, their results are gathered and go on together. (The depth-first order of
+streaming compilers, cut along the batch only.)
 """
 
 from __future__ import annotations
@@ -20,6 +23,10 @@ from sparsetvm.core.target import Target
 
 # What the tensors of one node may take per thread: most of a last-level cache's share of one core.
 _CHUNK_BYTES = 8 << 20
+# Of code and weights of a sparse layer, and of a weight of a dense one.
+_BYTES_PER_NNZ, _BYTES_PER_WEIGHT = 12, 4
+# What a byte of a tensor costs that lies in L3 instead of L2, beside a byte of code or weights from L3 or memory.
+_FURTHER = 0.5
 _ALIKE = ("Relu", "Gelu", "Tanh", "Sigmoid", "Identity", "Erf", "Cast")
 _IMAGES = ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
 _BINARY = ("Add", "Sub", "Mul", "Div")
@@ -30,21 +37,95 @@ def split_batch(graph: Graph, target: Target) -> bool:
     batch = _common_batch(graph)
     if batch < 2 or not graph.nodes or not _independent(graph, batch):
         return False
-    per_sample = max(_bytes_of(graph, node) for node in graph.nodes) // batch
+    largest = [_bytes_of(graph, node) // batch for node in graph.nodes]
     room = _CHUNK_BYTES * target.threads
-    chunk = next((c for c in range(batch, 0, -1) if batch % c == 0 and c * per_sample <= room), 1)
+    chunk = _fitting(batch, max(largest), room)
     if chunk == batch:
         return False
-    for node in graph.nodes:
+    cuts = _cuts(graph, largest, batch, chunk, room)
+    for name in graph.inputs:
+        _resize(graph, name, chunk)
+    graph.chunks, size, nodes = batch // chunk, chunk, list[Node]()
+    for at, node in enumerate(graph.nodes):
+        if at in cuts:
+            nodes.append(_gather(graph, cuts[at][0], graph.nodes[at:], cuts[at][1] // size))
+            size = cuts[at][1]
         if node.is_op("Reshape"):
             shape = graph.values[node.outputs[0]].shape
-            new = graph.add_constant(f"{node.name}.shape", np.array([chunk, *shape[1:]], np.int64))
+            new = graph.add_constant(f"{node.name}.shape", np.array([size, *shape[1:]], np.int64))
             node.inputs = [node.inputs[0], new.name]
-    for name in [*graph.inputs, *(out for node in graph.nodes for out in node.outputs if out)]:
-        value = graph.values[name]
-        value.shape = (chunk, *value.shape[1:])
-    graph.chunks = batch // chunk
+        for name in filter(None, node.outputs):
+            _resize(graph, name, size)
+        nodes.append(node)
+    graph.nodes = nodes
     return True
+
+
+def _fitting(batch: int, per_sample: int, room: int, multiple_of: int = 1) -> int:
+    """The largest divisor of the batch that is a multiple of another one and whose samples fit."""
+    sizes = range(batch, multiple_of, -1)
+    return next((c for c in sizes if batch % c == 0 == c % multiple_of and c * per_sample <= room), multiple_of)
+
+
+def _cuts(graph: Graph, largest: list[int], batch: int, chunk: int, room: int) -> dict[int, tuple[str, int]]:
+    """Where chunks grow: index of the first node of larger ones -> (the value that is gathered, their size).
+
+    largest: bytes of each node's tensors per sample. A sample saves its part of the traffic of weights, and pays with
+    tensors that lie in a cache further away, and with the copy.
+    """
+    images, cuts = _single_images(graph), dict[int, tuple[str, int]]()
+    weights = [_weight_bytes(node) for node in graph.nodes]
+    while True:
+        found = []
+        for at, name in images.items():
+            size = _fitting(batch, max(largest[at:]), room, chunk)
+            saved = sum(weights[at:]) * (1 / chunk - 1 / size)
+            paid = _FURTHER * sum(largest[at:]) + 2 * _bytes(graph, name) // batch
+            found.append((saved - paid, at, name, size))
+        gain, at, name, size = max(found, default=(0, 0, "", chunk))
+        if gain <= 0:
+            return cuts
+        cuts[at], chunk = (name, size), size
+        images = {later: name for later, name in images.items() if later > at}
+
+
+def _single_images(graph: Graph) -> dict[int, str]:
+    """Index of a node -> the value, an image, that is all that it and later nodes read of earlier ones."""
+    last_use = {name: at for at, node in enumerate(graph.nodes) for name in node.inputs}
+    last_use |= dict.fromkeys(graph.outputs, len(graph.nodes))
+    alive = {name for name in graph.inputs if name in last_use}
+    images = {}
+    for at, node in enumerate(graph.nodes):
+        alive = {name for name in alive if last_use[name] >= at}
+        name = next(iter(alive), "")
+        if len(alive) == 1 and len(graph.values[name].shape) == 4 and name not in (*graph.inputs, *graph.outputs):
+            images[at] = name
+        alive |= {name for name in node.outputs if name in last_use}
+    return images
+
+
+def _weight_bytes(node: Node) -> int:
+    weight = node.attrs.get("weight")
+    if weight is None:
+        return 0
+    return min(_BYTES_PER_NNZ * int(np.count_nonzero(weight)), _BYTES_PER_WEIGHT * int(weight.size))
+
+
+def _bytes(graph: Graph, name: str) -> int:
+    return 4 * math.prod(graph.values[name].shape)
+
+
+def _gather(graph: Graph, name: str, readers: list[Node], count: int) -> Node:
+    """A node that gathers `count` runs of a value, for the nodes behind it."""
+    value = graph.values[name]
+    out = graph.add_value(f"{name}.gathered", (count * value.shape[0], *value.shape[1:]), value.dtype)
+    for node in readers:
+        node.inputs = [out.name if read == name else read for read in node.inputs]
+    return Node(out.name, "gather", [name], [out.name], {"count": count}, SPARSETVM_DOMAIN)
+
+
+def _resize(graph: Graph, name: str, size: int) -> None:
+    graph.values[name].shape = (size, *graph.values[name].shape[1:])
 
 
 def _common_batch(graph: Graph) -> int:
@@ -54,8 +135,8 @@ def _common_batch(graph: Graph) -> int:
 
 
 def _bytes_of(graph: Graph, node: Node) -> int:
-    values = [graph.values[name] for name in [*node.inputs, *node.outputs] if name]
-    return 4 * sum(math.prod(value.shape) for value in values if not value.is_constant)
+    names = [name for name in [*node.inputs, *node.outputs] if name]
+    return sum(_bytes(graph, name) for name in names if not graph.values[name].is_constant)
 
 
 def _independent(graph: Graph, batch: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import msgspec
 
@@ -12,6 +13,7 @@ from sparsetvm.core.layout import Plain
 from sparsetvm.core.target import Target
 from sparsetvm.core.task import Task
 from sparsetvm.core.workload import Workload
+from sparsetvm.rewrite.activation_density import exact_density, with_density
 from sparsetvm.rewrite.make_layers import LAYER_OPS
 
 _LOOKUP_BYTES = 6  # a value and its column id, with padding
@@ -62,14 +64,21 @@ def _resident_bytes(workload: Workload, target: Target) -> int:
     return per_weight * workload.nnz
 
 
-def make_tasks(graph: Graph, target: Target) -> dict[str, Task]:
-    """Layer name -> task; layers with equal workloads (pattern digest included) share one task."""
+def make_tasks(graph: Graph, target: Target, densities: Mapping[str, float] | None = None) -> dict[str, Task]:
+    """Layer name -> task; layers with equal workloads (pattern digest included) share one task.
+
+    densities: layer name -> measured share of non-zeros of its input, where there is one. The graph may know better.
+    """
+    measured, producers = densities or {}, graph.producers()
     tasks: dict[str, Task] = {}
     by_id: dict[str, Task] = {}
     workloads = {node.name: workload_of(graph, node, target) for node in layer_nodes(graph)}
     cold = sum(_resident_bytes(workload, target) for workload in workloads.values()) > target.l2
     for node in layer_nodes(graph):
         workload = msgspec.structs.replace(workloads[node.name], cold=cold)
+        exact = exact_density(graph, node.inputs[0], producers)
+        known = [density for density in (exact, measured.get(node.name)) if density is not None]
+        workload = with_density(workload, target, min(known, default=None))
         task = by_id.get(workload.id)
         if task is None:
             task = Task(node.name, workload, node.attrs["weight"], node.attrs["bias"])

@@ -52,12 +52,19 @@ class CudaRun:
     """
 
     @_names_the_gpu
-    def __init__(self, machine: Any, device: int, inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo]) -> None:
+    def __init__(
+        self,
+        machine: Any,
+        device: int,
+        inputs: Sequence[TensorInfo],
+        outputs: Sequence[TensorInfo],
+        function: str = STATIC_MAIN,
+    ) -> None:
         import tvm
 
         self._number = device
         self._device = tvm.cuda(device)
-        self._function = machine[STATIC_MAIN]
+        self._function = machine[function]
         self._inputs = [tvm.runtime.empty(info.shape, info.dtype, self._device) for info in inputs]
         self._outputs = [tvm.runtime.empty(info.shape, info.dtype, self._device) for info in outputs]
         self._infos = list(inputs)

@@ -6,7 +6,8 @@ A sum of n products in float32, added in any order, with or without fused multip
 
 (N. J. Higham, Accuracy and Stability of Numerical Algorithms, 2nd edition, section 3.1). Zero weights add no error, so
 n is the number of non-zeros of a row, and 2 for bias and residual. Ours and the reference are both off by that much.
-An activation multiplies it by its largest slope and adds the error of its own evaluation.
+An activation multiplies it by its largest slope and adds the error of its own evaluation. Factors rounded to TF32 or
+float16 are off by a share of themselves, small ones in float16 by half of its smallest number.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from sparsetvm.core.graph import Node
 from sparsetvm.measure.reference import activate
 
 UNIT = 2.0**-24
-# A factor rounded to TF32 is off by at most this share of itself (core/arithmetic.py).
-_TF32_UNIT = 2.0**-11
+# A factor rounded to TF32 or float16 is off by at most this share of itself (core/arithmetic.py), or by _HALF_TINY.
+_HALF_UNIT = 2.0**-11
+_HALF_TINY = 2.0**-25
 _EXTRA_TERMS = 2  # bias and residual
 _SMALLEST_NORMAL = 2.0**-126
 # Largest slopes: gelu's is at x = sqrt(2), silu's at x = 2.4.
@@ -40,17 +42,22 @@ Session = Callable[[bytes], Any]
 class LayerReference:
     """A layer (matmul, conv2d or depthwise_conv2d of the rewritten graph) as an ONNX model.
 
-    open_session: makes an ONNX Runtime session of a serialised model. terms: of the longest sum.
+    open_session: makes an ONNX Runtime session of a serialised model. half: the result is stored in float16. terms: of
+    the longest sum.
     """
 
-    def __init__(self, layer: Node, arithmetic: Arithmetic, open_session: Session) -> None:
+    def __init__(self, layer: Node, arithmetic: Arithmetic, open_session: Session, half: bool = False) -> None:
         weight, bias = layer.attrs["weight"], layer.attrs["bias"]
         self._epilogue = layer.attrs["epilogue"]
         self._exact = open_session(_linear_model(layer, weight, bias))
         self._absolute = open_session(_linear_model(layer, np.abs(weight), None if bias is None else np.abs(bias)))
         terms = np.count_nonzero(weight, axis=1) + _EXTRA_TERMS
         self.terms = int(terms.max())
-        factors = 2 * _TF32_UNIT + _TF32_UNIT**2 if arithmetic == "tf32" else 0.0
+        self._half = half
+        # What all terms of a sum can be off by for factors too small for float16, per unit of weight and activation.
+        self._small = self.terms * _HALF_TINY if arithmetic == "float16" else 0.0
+        self._largest = float(np.abs(weight).max(initial=0.0))
+        factors = 0.0 if arithmetic == "float32" else 2 * _HALF_UNIT + _HALF_UNIT**2
         gamma = terms * UNIT / (1 - terms * UNIT)
         # The absolute sum is itself computed in float32.
         share = (2 * gamma + factors) * (1 + gamma)
@@ -58,15 +65,18 @@ class LayerReference:
         self._tiny = 2 * self.terms * _SMALLEST_NORMAL
 
     def __call__(self, x: np.ndarray, residual: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """The layer's output, and the largest distance from it of any correct float32 result; both float64."""
+        """The layer's output, and the largest distance from it of any correct result; both float64."""
         inputs = {"x": x} if residual is None else {"x": x, "residual": residual}
         exact = self._exact.run(None, inputs)[0].astype(np.float64)
         total = self._absolute.run(None, {name: np.abs(array) for name, array in inputs.items()})[0]
         result = activate(exact, self._epilogue)
         kind = self._epilogue.activation
-        limit = (self._share * total.astype(np.float64) + self._tiny) * _SLOPES[kind]
+        small = self._small * (self._largest + float(np.abs(x).max(initial=0.0)) + _HALF_TINY)
+        limit = (self._share * total.astype(np.float64) + self._tiny + small) * _SLOPES[kind]
         if kind not in ("none", "relu", "clip"):
             limit = limit + _SMOOTH_ERROR * np.maximum(1.0, np.abs(result))
+        if self._half:  # rounds what is off by `limit` already
+            limit = limit + np.maximum(_HALF_UNIT * (np.abs(result) + limit), _HALF_TINY)
         return result, np.asarray(limit + UNIT * np.abs(result))
 
 

@@ -10,13 +10,12 @@ Only TVM's runtime is used here: with TVM_USE_RUNTIME_LIB=1 set before the first
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -25,17 +24,18 @@ from typing import Any
 import numpy as np
 
 from sparsetvm.core.cuda_runtime import load_cuda_runtime
-from sparsetvm.core.manifest import TensorInfo, read_manifest
+from sparsetvm.core.manifest import STATIC_MAIN, TensorInfo, bucket_main, read_manifest
 from sparsetvm.core.results import Latency, LayerTime
 from sparsetvm.core.target import Target
 from sparsetvm.core.weights_file import map_weights, weights_path
 from sparsetvm.errors import ModelError, UsageError, did_you_mean
+from sparsetvm.runtime.arrays import Buffer, as_array, copy_out, random_arrays, shape_of, size_of_run
 from sparsetvm.runtime.compare import latency_of
 from sparsetvm.runtime.cuda import CudaRun, gpu_lock, on_gpu
+from sparsetvm.runtime.cuda_buckets import CudaBuckets
 from sparsetvm.runtime.per_layer import kernel_times
 from sparsetvm.runtime.threads import set_threads
 
-_ALIGNMENT = 64  # bytes; generated code uses aligned vector loads
 _WARM_UP_RUNS = 3
 
 
@@ -43,7 +43,8 @@ class Module:
     """A loaded model; calls are serialised, so one Module may be shared by threads. On a GPU those of all modules are.
     On a CPU different modules run beside each other, each call with a thread pool of the calling thread.
 
-    inputs, outputs: name, shape and dtype of each tensor. manifest: the parsed manifest, {} when there is none.
+    inputs, outputs: name, shape and dtype of each tensor. dynamic: the dimension whose size each call chooses (None
+    without one); shapes then have its largest bucket there, at `axis`. manifest: the parsed one, {} when there is none.
     signature: the part of it that was checked, None without one; nothing here depends on the rest.
     notes: what the user should know about how it was loaded. Raises ModelError when the file cannot be loaded.
     """
@@ -59,12 +60,14 @@ class Module:
             raise UsageError(f"'{path}' is no file", hint="sparsetvm compile MODEL -o m.so writes one")
         found = read_manifest(self.path)
         self.signature = found[1] if found else None
+        self.dynamic = self.signature.dynamic if self.signature else None
         target = self.built_for
         on_cuda = target is not None and target.kind == "cuda"
         self._lock: AbstractContextManager[object] = gpu_lock if on_cuda else threading.Lock()
         with self._lock:
-            machine, arity = _load(self.path, target)
-        self._main = machine["main"]
+            largest = bucket_main(self.dynamic.buckets[-1]) if on_cuda and self.dynamic else "main"
+            machine, arity = _load(self.path, target, largest)
+        self._main = machine[largest]
         if found is None:
             self.inputs = [TensorInfo(f"input_{i}", (), "") for i in range(arity)]
             self.notes.append("no manifest beside the library: inputs and outputs have generic names, unchecked shapes")
@@ -76,23 +79,24 @@ class Module:
             if signature.weights is not None:
                 mapped = map_weights(weights_path(self.path), signature.weights.arrays)
                 self._weights = list(map(_tensor, mapped))
-            if len(self.inputs) + len(self._weights) != arity:
+            masks = len(self.dynamic.masks) if on_cuda and self.dynamic and self.dynamic.buckets[-1] > 1 else 0
+            if len(self.inputs) + len(self._weights) + masks != arity:
                 raise ModelError(
                     f"'{path}' takes {arity} inputs, its manifest names {len(self.inputs)}",
                     hint="compile the model again",
                 )
         self._checked = found is not None
-        self._gpu: CudaRun | None = None
-        self._buffers: list[_Buffer] = []
+        self._gpu: CudaRun | CudaBuckets | None = None
+        self._buffers: list[Buffer] = []
         if on_cuda:
             with self._lock:
-                self._gpu = CudaRun(machine, target.device if target else 0, self.inputs, self.outputs)
+                self._gpu = self._open_gpu(machine, target.device if target else 0)
             return
         real = set_threads(self.threads)
         if real < self.threads:
             self.notes.append(f"{self.threads} threads were asked for, TVM's pool has {real} here")
         if self._checked:
-            self._buffers = [_Buffer(info.shape, info.dtype) for info in self.inputs]
+            self._buffers = [Buffer(info.shape, info.dtype) for info in self.inputs]
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Run once on named arrays; the results are fresh arrays that later runs leave alone.
@@ -144,6 +148,14 @@ class Module:
 
         return launch
 
+    def _open_gpu(self, machine: Any, device: int) -> CudaRun | CudaBuckets:
+        def open_run(function: str, inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo]) -> CudaRun:
+            return CudaRun(machine, device, inputs, outputs, function)
+
+        if self.dynamic is None:
+            return open_run(STATIC_MAIN, self.inputs, self.outputs)
+        return CudaBuckets(open_run, self.inputs, self.outputs, self.dynamic)
+
     def _in_order(self, inputs: Mapping[str, Any]) -> list[Any]:
         names = [info.name for info in self.inputs]
         for name in inputs:
@@ -169,15 +181,19 @@ class Module:
             set_threads(self.threads)
             results = self._main(*self._fill(given), *self._weights)
             if isinstance(results, _tensor_type()):
-                return _copy_out(results)
-            copies = tuple(_copy_out(result) for result in results)
+                return copy_out(results)
+            copies = tuple(copy_out(result) for result in results)
         return copies[0] if len(copies) == 1 else copies
 
     def _as_arrays(self, arrays: Sequence[Any]) -> list[Any]:
         """Arrays on the CPU checked; those on the GPU of this model as they are."""
+        infos = self.inputs
+        if self.dynamic is not None:
+            size = size_of_run(self.inputs, self.dynamic, [shape_of(array) for array in arrays])
+            infos = [info.sized(size) for info in self.inputs]
         return [
-            array if self._gpu is not None and on_gpu(array) else _as_array(array, info)
-            for array, info in zip(arrays, self.inputs, strict=True)
+            array if self._gpu is not None and on_gpu(array) else as_array(array, info)
+            for array, info in zip(arrays, infos, strict=True)
         ]
 
     def benchmark(self, inputs: Mapping[str, Any] | None = None, *, seconds: float = 1.0, repeats: int = 10) -> Latency:
@@ -205,6 +221,10 @@ class Module:
         """
         if self._gpu is not None:
             raise UsageError("a model on a GPU runs as one CUDA graph: its kernels have no times of their own here")
+        if self.dynamic is not None:
+            raise UsageError(
+                "a model with buckets has kernels for each of them", hint="compile it with --shape for one size"
+            )
         given = self._as_arrays(self._in_order(inputs if inputs is not None else self.random_inputs()))
         with self._lock:
             set_threads(self.threads)
@@ -213,11 +233,14 @@ class Module:
             kernels = self.signature.kernels if self.signature is not None else []
             return kernel_times(machine, lambda: main(*tensors), kernels, seconds)
 
-    def random_inputs(self, seed: int = 0) -> dict[str, np.ndarray]:
-        """Standard normal float inputs, zeros for other dtypes (which may be indices)."""
+    def random_inputs(self, seed: int = 0, *, size: int | None = None) -> dict[str, np.ndarray]:
+        """Standard normal float inputs, zeros for other dtypes (which may be indices).
+
+        size: of the dimension that is open, the largest bucket when None.
+        """
         if not self._checked:
             raise UsageError("the shapes of the inputs are not known without a manifest", hint="pass inputs")
-        return random_arrays(self.inputs, seed)
+        return random_arrays([info if size is None else info.sized(size) for info in self.inputs], seed)
 
     def __enter__(self) -> Module:
         return self
@@ -239,38 +262,16 @@ class Module:
         return f"Module({str(self.path)!r}, inputs={[info.name for info in self.inputs]}, threads={self.threads})"
 
     def _fill(self, arrays: list[np.ndarray]) -> list[Any]:
-        buffers = self._buffers if self._checked else [_Buffer(array.shape, str(array.dtype)) for array in arrays]
-        for buffer, array in zip(buffers, arrays, strict=False):
+        """The arrays in aligned buffers, which are kept while their shapes stay the same."""
+        if [buffer.array.shape for buffer in self._buffers] != [array.shape for array in arrays] or not self._checked:
+            self._buffers = [Buffer(array.shape, str(array.dtype)) for array in arrays]
+        for buffer, array in zip(self._buffers, arrays, strict=True):
             np.copyto(buffer.array, array)
-        return [buffer.tensor for buffer in buffers]
+        return [buffer.tensor for buffer in self._buffers]
 
 
-class _Buffer:
-    """An aligned tensor with a numpy view of the same memory."""
-
-    def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
-        import tvm_ffi
-
-        bytes_needed = math.prod(shape) * np.dtype(dtype).itemsize
-        raw = np.zeros(bytes_needed + _ALIGNMENT, np.uint8)
-        start = -raw.ctypes.data % _ALIGNMENT
-        self.array = raw[start : start + bytes_needed].view(dtype).reshape(shape)
-        self.tensor = tvm_ffi.from_dlpack(self.array)
-
-
-def random_arrays(tensors: Iterable[TensorInfo], seed: int = 0) -> dict[str, np.ndarray]:
-    """Standard normal values for float tensors, zeros for other dtypes (which may be indices)."""
-    rng = np.random.default_rng(seed)
-    return {
-        info.name: rng.standard_normal(info.shape).astype(info.dtype)
-        if np.dtype(info.dtype).kind == "f"
-        else np.zeros(info.shape, info.dtype)
-        for info in tensors
-    }
-
-
-def _load(path: Path, target: Target | None) -> tuple[Any, int]:
-    """The virtual machine of a library, ready to call, and the number of inputs of its function "main"."""
+def _load(path: Path, target: Target | None, function: str = "main") -> tuple[Any, int]:
+    """The virtual machine of a library, ready to call, and the number of inputs of a function."""
     cuda = target is not None and target.kind == "cuda"
     if cuda:
         load_cuda_runtime(to_run=True)
@@ -281,7 +282,7 @@ def _load(path: Path, target: Target | None) -> tuple[Any, int]:
         device = tvm.cuda(target.device) if target is not None and cuda else tvm.cpu()
         with _loadable(path.resolve()) as library:
             machine = VirtualMachine(tvm.runtime.load_module(str(library)), device)
-        return machine, int(machine.module["get_function_arity"]("main"))
+        return machine, int(machine.module["get_function_arity"](function))
     except Exception as error:
         # TVM raises RuntimeError, AttributeError, ValueError and its own types here; all mean the same to a user.
         reason = str(error).strip().splitlines()
@@ -325,40 +326,3 @@ def _tensor_type() -> Any:
     import tvm_ffi
 
     return tvm_ffi.Tensor
-
-
-def _copy_out(tensor: Any) -> np.ndarray:
-    """A fresh numpy array: the tensor's memory goes back to the virtual machine's pool."""
-    return np.array(np.from_dlpack(tensor))
-
-
-def _as_array(value: Any, info: TensorInfo) -> np.ndarray:
-    """`value` as a numpy array without a copy where possible, checked against `info` (shape and dtype, when known)."""
-    if isinstance(value, np.ndarray):
-        array = value
-    elif hasattr(value, "__dlpack__"):
-        try:
-            array = np.from_dlpack(value)
-        except (RuntimeError, BufferError, TypeError) as error:
-            raise UsageError(
-                f"input '{info.name}': this array cannot be read on the CPU: {error}", hint="move it to the CPU first"
-            ) from error
-    else:
-        array = np.asarray(value)
-    if not info.dtype:
-        return array
-    if array.dtype != info.dtype:
-        raise UsageError(
-            f"input '{info.name}': expected {info.dtype}, given {array.dtype}",
-            hint=f"convert it: array.astype('{info.dtype}')",
-        )
-    if array.shape != info.shape:
-        raise UsageError(
-            f"input '{info.name}': expected shape {_dims(info.shape)}, given {_dims(array.shape)}",
-            hint="shapes are fixed when the model is compiled; compile again with --shape for another one",
-        )
-    return array
-
-
-def _dims(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape)) if shape else "scalar"

@@ -73,13 +73,13 @@ def _names(symbols: Sequence[str], kernels: Sequence[dict[str, str]]) -> list[tu
     known = [*kernels] * chunks
     fits = [kernel["symbol"] for kernel in known] == ours
     following = iter(known)
-    seen: Counter[str] = Counter()
+    calls, seen = Counter(kernel["name"] for kernel in known), Counter[str]()
     names = []
     for symbol in symbols:
         if fits and symbol.startswith(_OURS):
             kernel = next(following)
             seen[kernel["name"]] += 1
-            part = f" (chunk {seen[kernel['name']]})" if chunks > 1 else ""
+            part = f" (chunk {seen[kernel['name']]})" if calls[kernel["name"]] > 1 else ""
             names.append((kernel["name"] + part, kernel["op"]))
         else:
             names.append((symbol, "TVM" if not symbol.startswith(_OURS) else ""))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from sparsetvm.core.arithmetic import TOLERANCES
 from sparsetvm.core.results import LayerError, OutputError, VerifyReport
 from sparsetvm.errors import EnvironmentProblem, UsageError
 from sparsetvm.frontend.read import checked_digest
+from sparsetvm.runtime.arrays import size_of_shapes
 from sparsetvm.runtime.module import Module
 
 
@@ -47,7 +50,8 @@ def check_signature(session: Any, module: Module, reference: Path) -> None:
         if dims is None:
             problem = f"no input '{info.name}'"
         elif len(dims) != len(info.shape) or any(
-            isinstance(dim, int) and dim != size for dim, size in zip(dims, info.shape, strict=True)
+            isinstance(dim, int) and (dim != size or axis == info.axis)
+            for axis, (dim, size) in enumerate(zip(dims, info.shape, strict=True))
         ):
             problem = f"input '{info.name}' of shape {dims}, not {list(info.shape)}"
         elif types[info.name] != info.dtype:
@@ -65,11 +69,19 @@ def _dtype_name(text: str) -> str:
 
 
 def verify_module(
-    module: Module, reference: Path, *, samples: int, tolerance: float | None, seed: int, per_layer: bool = False
+    module: Module,
+    reference: Path,
+    *,
+    samples: int,
+    tolerance: float | None,
+    seed: int,
+    per_layer: bool = False,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> VerifyReport:
     """Run `samples` random inputs through both; the report has the worst errors, with `per_layer` also of each layer.
 
-    tolerance: None for the manifest's, which is larger for a float16 model (core/manifest.py says why).
+    tolerance: None for the manifest's, which is larger for a float16 model (core/manifest.py says why). shapes:
+    the size to run of a model with an open dimension; all its buckets and sizes between them when None.
     """
     if tolerance is None:
         tolerance = module.signature.tolerances.rel_l2_error if module.signature else TOLERANCES["float32"]
@@ -77,8 +89,9 @@ def verify_module(
     check_signature(session, module, reference)
     worst: dict[str, OutputError] = {}
     overflowed: set[str] = set()
-    for sample in range(samples):
-        inputs = module.random_inputs(seed + sample)
+    sizes = _sizes(module, shapes)
+    for sample, size in itertools.product(range(samples), sizes):
+        inputs = module.random_inputs(seed + sample, size=size)
         ours = module.run(inputs)
         theirs = dict(zip((o.name for o in session.get_outputs()), session.run(None, inputs), strict=True))
         for name, value in ours.items():
@@ -91,6 +104,8 @@ def verify_module(
     relative = max(output.rel_l2_error for output in outputs)
     layers: list[LayerError] = []
     notes = _notes(module, sorted(overflowed))
+    if module.dynamic is not None:
+        notes.append(f"dimension '{module.dynamic.name}' ran with {', '.join(map(str, sizes))}")
     same = True
     if per_layer:
         from sparsetvm.runtime.verify_layers import verify_layers
@@ -109,6 +124,16 @@ def verify_module(
         notes=notes,
         layers=layers,
     )
+
+
+def _sizes(module: Module, shapes: Mapping[str, tuple[int, ...]] | None) -> list[int | None]:
+    """Sizes of the open dimension to run: every bucket, one less than it and, where slices may follow, one more."""
+    given = size_of_shapes(module, shapes)
+    if module.dynamic is None or given is not None:
+        return [given]
+    steps = (-1, 0, 1) if module.dynamic.splits else (-1, 0)
+    near = {size + step for size in module.dynamic.buckets for step in steps}
+    return [*sorted(near - {0})]
 
 
 def _notes(module: Module, overflowed: list[str]) -> list[str]:

@@ -25,7 +25,8 @@ import msgspec
 import numpy as np
 import onnx
 
-from sparsetvm.build.compile import LayerChoice, compile_graph
+from sparsetvm.build.compile import compile_networks
+from sparsetvm.build.network import LayerChoice, Network
 from sparsetvm.core.arithmetic import Arithmetic
 from sparsetvm.core.config import Config
 from sparsetvm.core.graph import SPARSETVM_DOMAIN, Graph, Node
@@ -70,10 +71,14 @@ def verify_layers(
         raise SparseTvmError("the manifest names no target")
     with tempfile.TemporaryDirectory(prefix="sparsetvm-layers-") as folder:
         library = Path(folder) / "layers.so"
-        compile_graph(graph, prepared.tasks, choices, target, library, {"name": prepared.path.name})
+        networks = [Network(graph, prepared.tasks, choices)]
+        compile_networks(networks, target, library, {"name": prepared.path.name})
         with Module(library, threads=module.threads) as twin:
             model = _ModelValues(reference, module.threads, {layer.y for layer in layers})
-            references = [LayerReference(layer.node, layer.arithmetic, model.open) for layer in layers]
+            references = [
+                LayerReference(layer.node, layer.arithmetic, model.open, graph.values[layer.y].layout.half)
+                for layer in layers
+            ]
             report: dict[str, LayerError] = {}
             same = True
             for sample in range(samples):
@@ -81,7 +86,9 @@ def verify_layers(
                 found = twin.run(inputs)
                 ours = module.run(inputs)
                 same &= all(np.array_equal(ours[name], found[name], equal_nan=True) for name in final)
-                values = {name: logical(graph.values[name], found[out], graph.chunks) for name, out in outputs.items()}
+                values = {
+                    name: logical(graph.values[name], found[out], graph.runs(name)) for name, out in outputs.items()
+                }
                 theirs = model.run(inputs)
                 for layer, expected in zip(layers, references, strict=True):
                     error = _compare(layer, expected, {**inputs, **values}, theirs)
@@ -106,6 +113,11 @@ def _as_compiled(module: Module, reference: Path) -> tuple[Prepared, dict[str, L
     if target is None:
         raise UsageError(
             f"'{module.path}' has no manifest, which says how each layer was compiled", hint="compile the model again"
+        )
+    if module.dynamic is not None:
+        raise UsageError(
+            f"--per-layer: '{module.path}' has a network for each of its buckets",
+            hint="compile the model with --shape for one size, and verify that",
         )
     prepared = prepare(reference, target, {info.name: info.shape for info in module.inputs})
     recorded = {str(layer["name"]): layer for layer in module.manifest.get("layers", [])}

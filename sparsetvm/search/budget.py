@@ -77,6 +77,11 @@ class TuneOptions:
             )
         return EFFORTS[self.effort]
 
+    def checked(self) -> TuneOptions:
+        """These options. Raises UsageError for an unknown effort."""
+        _ = self.preset
+        return self
+
     @property
     def patience(self) -> int:
         return self.preset.patience if self.early_stopping is None else self.early_stopping

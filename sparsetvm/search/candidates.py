@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from sparsetvm.analysis.gpu_roofline import dense_us, us_of
 from sparsetvm.analysis.roofline import WORTH_IT, expected_speedup
+from sparsetvm.core.arithmetic import Arithmetic
 from sparsetvm.core.config import Config
 from sparsetvm.core.pattern import PatternSummary
 from sparsetvm.core.record import Record
@@ -37,17 +38,18 @@ def _unknown(config: Config) -> float | None:
 class TemplateChoice:
     """One template of the union: its space for the workload and its config without tuning.
 
-    preferred, quick, estimate: as in Template, for this workload.
+    version_of, preferred, quick, estimate: as in Template, for this workload.
     """
 
     name: str
-    version: int
+    version_of: Callable[[Config], int]
     dense: bool
     space: Space
     default: Config
     preferred: bool = True
     quick: bool = True
     estimate: Estimate = _unknown
+    arithmetic: Arithmetic = "float32"
 
     @property
     def clocks(self) -> float | None:
@@ -165,14 +167,27 @@ def _stays_dense(choices: Sequence[TemplateChoice], workload: Workload, target: 
 
 def _choice(t: Template, workload: Workload, target: Target) -> TemplateChoice:
     return TemplateChoice(
-        t.name, t.version, t.dense, t.space(workload, target), t.default(workload, target),
+        t.name, t.version_of, t.dense, t.space(workload, target), t.default(workload, target),
         t.preferred(workload, target), t.quick(workload), lambda config: t.estimate(workload, config, target),
+        t.arithmetic,
     )  # fmt: skip
 
 
 def _fastest_first(choices: Sequence[TemplateChoice]) -> list[TemplateChoice]:
-    """The choices, those that may give the default and have an estimate by it in their places."""
-    clocks = {choice.name: value for choice in choices if (value := choice.clocks) is not None}
+    """The choices, those that may give the default and have an estimate by it in their places; so are the dense ones in
+    float16 among themselves.
+    """
+    sparse = {choice.name: value for choice in choices if (value := choice.clocks) is not None}
+    half = {
+        choice.name: value
+        for choice in choices
+        if choice.dense and choice.arithmetic == "float16" and (value := choice.estimate(choice.default)) is not None
+    }
+    return _ranked(_ranked(choices, sparse), half)
+
+
+def _ranked(choices: Sequence[TemplateChoice], clocks: Mapping[str, float]) -> list[TemplateChoice]:
+    """The choices, those that have clocks ordered by them in their places."""
     ranked = iter(sorted((c for c in choices if c.name in clocks), key=lambda c: clocks[c.name]))
     return [next(ranked) if choice.name in clocks else choice for choice in choices]
 
@@ -184,9 +199,9 @@ def validator(candidates: Candidates) -> Valid:
         choice = candidates.choice(config.template)
         return (
             choice is not None
-            and choice.version == version
             and space in ("", choice.space.fingerprint)
             and choice.space.contains(config)
+            and choice.version_of(config) == version
         )
 
     return valid
@@ -195,7 +210,9 @@ def validator(candidates: Candidates) -> Valid:
 def known_dense(
     index: RecordIndex, workload: Workload, candidates: Candidates, device: DeviceFingerprint
 ) -> Record | None:
-    """The best record of a dense config of this shape: the pattern does not matter to dense kernels."""
+    """The best record of a dense config of this shape: neither the pattern nor zeros of X matter to dense
+    kernels.
+    """
     family, sizes = _without_pattern(workload), (workload.m, workload.k, workload.n)
     usable = [
         record
@@ -210,4 +227,4 @@ def known_dense(
 
 
 def _without_pattern(workload: Workload) -> Workload:
-    return msgspec.structs.replace(workload, pattern=_NO_PATTERN)
+    return msgspec.structs.replace(workload, pattern=_NO_PATTERN, activation_density=msgspec.UNSET)

@@ -62,6 +62,7 @@ def workload_features(workload: Workload, target: Target) -> dict[str, float]:
         "weights_per_l2": workload.nnz * _FLOAT / target.l2,
         "x_per_l2": workload.k * workload.n * _FLOAT / target.l2,
         "conv": float(conv is not None),
+        "active": workload.active,
     }
     if conv is not None:
         found["taps"] = float(conv.kernel[0] * conv.kernel[1])

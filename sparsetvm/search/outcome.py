@@ -71,9 +71,9 @@ class RecordMaker:
             workload=task.workload,
             config=measured.config,
             status=measured.status,
-            device=self.device,
+            device=measured.device or self.device,
             toolchain=toolchain_fingerprint(),
-            template_version=0 if choice is None else choice.version,
+            template_version=0 if choice is None else choice.version_of(measured.config),
             space="" if choice is None else choice.space.fingerprint,
             times_us=measured.times_us if measured.ok else (),
             error=measured.error,
@@ -85,6 +85,7 @@ class RecordMaker:
             time=datetime.now(timezone.utc).isoformat(timespec="microseconds"),
             remeasured=measured.remeasured,
             conditions=measured.conditions,
+            other_us=measured.other_us,
         )
 
 

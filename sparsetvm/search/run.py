@@ -7,15 +7,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from sparsetvm.analysis.layers import why_dense
 from sparsetvm.core.record import Record
 from sparsetvm.core.results import Event, Progress, TaskReport, TuneReport
-from sparsetvm.core.target import Target, device_fingerprint
+from sparsetvm.core.target import DeviceFingerprint, Target, device_fingerprint
 from sparsetvm.core.task import Task
 from sparsetvm.errors import UsageError, did_you_mean
 from sparsetvm.log.journal import append, check_writable, journal_path
 from sparsetvm.log.location import log_dir as find_log_dir
 from sparsetvm.log.lookup import RecordIndex
-from sparsetvm.schedules.base import arithmetic_of
+from sparsetvm.schedules.base import arithmetic_of, ignores_zeros
 from sparsetvm.search.budget import TuneOptions
 from sparsetvm.search.candidates import candidates_of, validator
 from sparsetvm.search.outcome import TaskOutcome, TuningInterrupted
@@ -27,7 +28,8 @@ class TuneRun:
     """A run over some tasks. `index` holds the records of the log, those of this run too; `outcomes` what was chosen.
 
     model: what the report calls the tasks together; each task is in `tasks` once. open_measurer: repeats -> what
-    measures configs on the device, opened only when something is tuned.
+    measures configs on the device, opened only when something is tuned. device: what that is, None for the target's
+    device in this machine.
     """
 
     def __init__(
@@ -41,11 +43,13 @@ class TuneRun:
         seed: int,
         open_measurer: Callable[[int], Measurer],
         progress: Progress,
+        device: DeviceFingerprint | None = None,
     ) -> None:
+        self.device = device or device_fingerprint(target)
         self.model, self.tasks, self.target, self.options = model, tasks, target, options
         self.seed, self.open_measurer, self.progress = seed, open_measurer, progress
         self.folder = find_log_dir(log_dir)
-        self.journal = journal_path(self.folder, device_fingerprint(target))
+        self.journal = journal_path(self.folder, self.device)
         self.index = RecordIndex.open(self.folder, list(records))
         self.outcomes: list[TaskOutcome] = []
 
@@ -60,13 +64,14 @@ class TuneRun:
         measurer = self.open_measurer(self.options.preset.repeats)
         try:
             self.outcomes = tune_tasks(
-                chosen, self.target, self.options, self.index, self._append, measurer, self.progress, self.seed
-            )
+                chosen, self.target, self.options, self.index, self._append, measurer, self.progress, self.seed,
+                device=self.device,
+            )  # fmt: skip
         except TuningInterrupted as stopped:
             self.outcomes, interrupted = stopped.outcomes, True
         finally:
             measurer.close()
-        reports = [report_of(outcome) for outcome in self.outcomes]
+        reports = [report_of(outcome, self.target) for outcome in self.outcomes]
         return self._report(reports, time.monotonic() - begun, interrupted)
 
     def _plan(self, tasks: Sequence[Task]) -> dict[str, Any]:
@@ -93,14 +98,12 @@ class TuneRun:
         reports = []
         for task in select(self.tasks, selection):
             candidates = candidates_of(task.workload, self.target)
-            decision = self.index.best(
-                task.workload, device_fingerprint(self.target), validator(candidates), self.options.reuse
-            )
+            decision = self.index.best(task.workload, self.device, validator(candidates), self.options.reuse)
             known = decision.record if decision.kind in ("exact", "compatible") else None
             source = (decision.source if decision.source == "shipped" else decision.kind) if known else "default"
             config = known.config if known else candidates.default
             outcome = TaskOutcome(task, config, source, known.best_us if known else None)  # type: ignore[arg-type]
-            reports.append(report_of(outcome))
+            reports.append(report_of(outcome, self.target))
         return self._report(reports, 0.0, False)
 
     def _report_bad_lines(self) -> None:
@@ -120,7 +123,7 @@ class TuneRun:
         return TuneReport(
             model=self.model,
             target=str(self.target),
-            device=device_fingerprint(self.target).model,
+            device=self.device.model,
             threads=self.target.threads,
             trials_run=sum(outcome.trials for outcome in self.outcomes),
             reused=sum(report.source in ("exact", "compatible", "shipped") for report in reports),
@@ -134,9 +137,10 @@ class TuneRun:
         )
 
 
-def report_of(outcome: TaskOutcome) -> TaskReport:
+def report_of(outcome: TaskOutcome, target: Target) -> TaskReport:
     """The row of one outcome."""
-    pattern = outcome.task.workload.pattern
+    pattern, arithmetic = outcome.task.workload.pattern, arithmetic_of(outcome.config.template)
+    stays_dense = pattern.kind != "dense" and ignores_zeros(outcome.config.template) and outcome.best_us
     known = outcome.best_us is not None and outcome.dense_us is not None
     return TaskReport(
         name=outcome.task.name,
@@ -150,8 +154,9 @@ def report_of(outcome: TaskOutcome) -> TaskReport:
         trials=outcome.trials,
         source=outcome.source,
         config=str(outcome.config),
-        arithmetic=arithmetic_of(outcome.config.template),
+        arithmetic=arithmetic,
         rank_correlations=outcome.rank_correlations,
+        reason=why_dense(outcome.task.workload, target, tensor_cores=arithmetic != "float32") if stays_dense else "",
     )
 
 

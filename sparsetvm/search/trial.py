@@ -19,7 +19,8 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     """One config after it was built, run, checked and timed (or failed on the way).
 
     times_us: medians of the repeats in microseconds per call. error: relative L2 error against the float64 reference,
-    None when the outputs were not compared. message: what went wrong, one line. remeasured, conditions: as in a Record.
+    None when the outputs were not compared. message: what went wrong, one line. remeasured, conditions,
+    other_us: as in a Record. device: what measured it, None for the device of this machine.
     """
 
     config: Config
@@ -30,6 +31,8 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     build_seconds: float = 0.0
     remeasured: str = ""
     conditions: Conditions | None = None
+    device: DeviceFingerprint | None = None
+    other_us: float | None = None
 
     @property
     def ok(self) -> bool:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from sparsetvm.core.config import Config
 from sparsetvm.core.record import Record
 from sparsetvm.core.results import Event, Progress
-from sparsetvm.core.target import Target, device_fingerprint
+from sparsetvm.core.target import DeviceFingerprint, Target, device_fingerprint
 from sparsetvm.core.task import Task
 from sparsetvm.errors import NoCandidateError
 from sparsetvm.log.relation import patterns_alike
@@ -51,13 +51,16 @@ def tune_tasks(
     *,
     templates: Matching = matching,
     clock: Callable[[], float] = time.monotonic,
+    device: DeviceFingerprint | None = None,
 ) -> list[TaskOutcome]:
     """Choose a config for each task, in the order of `tasks`.
 
     Every measurement is handed to `journal_append` as soon as it is there. Raises NoCandidateError, which names the
-    layer, when no candidate of a task works, and TuningInterrupted on Ctrl-C, after the workers were stopped.
+    layer, when no candidate of a task works, and TuningInterrupted on Ctrl-C, after the workers were stopped. device:
+    what measures; None for the target's device in this machine.
     """
-    tuner = _Tuner(tasks, target, options, index, journal_append, measurer, progress, seed, templates, clock)
+    device = device or device_fingerprint(target)
+    tuner = _Tuner(tasks, target, options, index, journal_append, measurer, progress, seed, templates, clock, device)
     try:
         return tuner.run()
     except KeyboardInterrupt:
@@ -80,6 +83,7 @@ class _Tuner:
         seed: int,
         templates: Matching,
         clock: Callable[[], float],
+        device: DeviceFingerprint,
     ) -> None:
         self._tasks = tasks
         self._target = target
@@ -89,7 +93,7 @@ class _Tuner:
         self._measurer = measurer
         self._progress = progress
         self._seed = seed
-        self._device = device_fingerprint(target)
+        self._device = device
         self._broad = starts_broad(target)
         self._deadline = Deadline(options.seconds, clock)
         self._records = RecordMaker(self._device, seed, options.run)

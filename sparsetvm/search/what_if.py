@@ -53,10 +53,8 @@ class Forecaster:
             path = Path(folder) / "pruned.onnx"
             report = prune_model(self.dense.path, path, sparsity, str(pattern))
             pruned = prepare(path, self.target, self.shapes)
-        times = {
-            name: dense_time(task.workload, self.target) * self.dense.graph.chunks
-            for name, task in self.dense.tasks.items()
-        }
+        runs = _runs_of_layers(self.dense)
+        times = {name: dense_time(task.workload, self.target) * runs[name] for name, task in self.dense.tasks.items()}
         whole = sum(times.values())
         rows = {row["name"]: row for row in report.layers}
         layers = [self._layer(name, pruned, times[name] / whole, rows) for name in times]
@@ -79,7 +77,8 @@ class Forecaster:
         task = pruned.tasks.get(name)
         origin = next(node.origin for node in self.dense.graph.nodes if node.name == name)
         row = next((rows[known] for part in origin if (known := display_name(part)) in rows), {})
-        speedup, source = (None, "roofline") if task is None else self._speedup(before, task.workload, pruned)
+        often = _runs_of_layers(self.dense)[name] / _runs_of_layers(pruned).get(name, 1)
+        speedup, source = (None, "roofline") if task is None else self._speedup(before, task.workload, often)
         return LayerForecast(
             name=name,
             shape=before.describe(),
@@ -93,10 +92,9 @@ class Forecaster:
             **{key: float(row.get(key, 0.0)) for key in _COSTS},
         )
 
-    def _speedup(self, before: Workload, after: Workload, pruned: Prepared) -> tuple[float, str]:
-        """(how much faster than dense kernels now, where that comes from)."""
+    def _speedup(self, before: Workload, after: Workload, chunks: float) -> tuple[float, str]:
+        """(how much faster than dense kernels now, where that comes from). chunks: runs before over runs after."""
         dense, best = self._dense_us(before), self._best_us(after)
-        chunks = self.dense.graph.chunks / pruned.graph.chunks
         if dense is not None and best is not None:
             return dense / best * chunks, "records"
         return dense_time(before, self.target) / best_time(after, self.target) * chunks, "roofline"
@@ -110,3 +108,9 @@ class Forecaster:
         candidates = candidates_of(workload, self.target)
         record = self.index.best(workload, self.device, validator(candidates)).record
         return None if record is None else record.best_us
+
+
+def _runs_of_layers(prepared: Prepared) -> dict[str, int]:
+    """How often each layer of a model runs in one inference: once per chunk of the batch that it takes."""
+    graph = prepared.graph
+    return {node.name: graph.runs(node.outputs[0]) for node in graph.nodes if node.name in prepared.tasks}

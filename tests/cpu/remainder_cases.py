@@ -36,7 +36,8 @@ def run_kernel(
 ) -> np.ndarray:
     """Run on numpy arrays; the output starts as `fill`, so that a value that was never written shows."""
     out = tvm.runtime.tensor(np.full(shape, fill, np.float32))
-    kernel(*(tvm.runtime.tensor(np.ascontiguousarray(a, dtype=np.float32)) for a in inputs), out)
+    arrays = (a if a.dtype == np.int32 else a.astype(np.float32) for a in inputs)
+    kernel(*(tvm.runtime.tensor(np.ascontiguousarray(a)) for a in arrays), out)
     return out.numpy()
 
 

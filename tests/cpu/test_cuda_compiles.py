@@ -30,6 +30,10 @@ def workloads() -> dict[str, tuple[Workload, np.ndarray]]:
     for n in (1, 8):
         weight = sparse(rng, (512, 512), 0.1)
         found[f"{n} tokens"] = product(n, 512, 512, gelu, weight, plain=True), weight
+    weight = sparse(rng, (64, 4096), 0.1)[1:]  # without the full row: all of a row in registers
+    found["1 token, long rows"] = product(1, 63, 4096, gelu, weight, plain=True), weight
+    halves = weight.astype(np.float16).astype(np.float32)
+    found["1 token, long rows, float16 weights"] = product(1, 63, 4096, gelu, halves, plain=True), halves
     for n in (32, 1024):
         weight = sparse(rng, (512, 512), 0.1)
         found[f"{n} tokens"] = product(n, 512, 512, gelu, weight), weight

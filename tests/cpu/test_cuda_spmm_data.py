@@ -22,6 +22,7 @@ from sparsetvm.schedules.cuda.spmm_data_model import rank
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.workload import ConvGeometry, Epilogue
+from sparsetvm.search.candidates import candidates_of, validator
 
 TEMPLATE = template("cuda.spmm_data")
 
@@ -107,6 +108,17 @@ def test_convolution_matches_float64_for_any_geometry(
     workload = convolution(conv, 7, 1, RELU, weight)
     if TEMPLATE.matches(workload, H100):
         check_convolution(TEMPLATE, workload, CONV_CONFIGS[0], weight, rng)
+
+
+def test_only_records_of_clusters_are_out_of_date() -> None:
+    rng = np.random.default_rng(0)
+    weight = sparse(rng, (64, 96), 0.2)
+    workload = product(32, 64, 96, RELU, weight)
+    default = TEMPLATE.default(workload, H100)
+    valid = validator(candidates_of(workload, H100))
+    alone, clusters = default.replace(parts=1), default.replace(parts=2)
+    assert [valid(alone, version, "") for version in (1, 2)] == [True, False]
+    assert [valid(clusters, version, "") for version in (1, 2)] == [False, True]
 
 
 def test_default_is_a_point_of_the_space_and_any_point_fits_into_shared_memory() -> None:

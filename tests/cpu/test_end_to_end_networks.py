@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from end_to_end import check_against_onnxruntime
-from models import ModelBuilder, bert, conv_net, mlp, mobile_net
+from models import ModelBuilder, bert, conv_net, mlp, mobile_net, shrinking_net
 from random_networks import random_network
 
-from sparsetvm.core.target import cpu_flags
+from sparsetvm.core.target import cpu_flags, parse_target
 from sparsetvm.rewrite import split_batch
+from sparsetvm.rewrite.prepare import prepare
 
 pytestmark = pytest.mark.skipif("avx2" not in cpu_flags(), reason="needs AVX2")
 
@@ -46,6 +47,18 @@ def test_few_tokens_of_rank_three_with_residual_match_onnxruntime(tokens: int, t
 def test_batch_in_chunks_matches_onnxruntime(make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setattr(split_batch, "_CHUNK_BYTES", 1)
     check_against_onnxruntime(make(batch=3), tmp_path)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_batch_whose_chunks_grow_matches_onnxruntime(
+    threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(split_batch, "_CHUNK_BYTES", 7_000 // threads)  # one sample at 12x12
+    builder = shrinking_net(batch=8)
+    target = parse_target("cpu", threads)
+    graph = prepare(builder.save(tmp_path / "m.onnx"), target).graph
+    assert [node.attrs["count"] for node in graph.nodes if node.op == "gather"] == [8]
+    check_against_onnxruntime(builder, tmp_path, threads=threads)
 
 
 def test_load_runs_the_new_code_when_a_path_is_compiled_again(tmp_path: Path) -> None:

@@ -266,3 +266,23 @@ def test_cross_compile_writes_a_library_for_the_other_core(tuned: Tuned, tmp_pat
     assert report.target.startswith("cpu,znver4")
     assert json.loads((tmp_path / "m.so.json").read_text())["target"]["mcpu"] == "znver4"
     assert (tmp_path / "m.so").stat().st_size > 0
+
+
+class Stop(Exception):
+    """What a caller's own progress raises."""
+
+
+def test_callback_that_raises_ends_the_tune_and_loses_nothing(tmp_path: Path) -> None:
+    model = mlp((16, 24, 8), batch=9).save(tmp_path / "m.onnx")
+    seen: list[str] = []
+
+    def stop(event: Event) -> None:
+        seen.append(event.kind)
+        if seen.count("trial") == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        sparsetvm.tune(model, threads=1, trials=20, log_dir=tmp_path / "log", progress=stop)
+    (log,) = (tmp_path / "log").glob("*.jsonl")
+    assert len(log.read_text().splitlines()) >= 2
+    assert seen.count("trial") == 2

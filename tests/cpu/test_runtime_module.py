@@ -82,6 +82,48 @@ def test_dlpack_inputs_are_taken(module, arrays):
     np.testing.assert_allclose(total, arrays["x"] + arrays["y:0"], rtol=1e-6)
 
 
+class Foreign:
+    """A tensor of another library, as DLPack shows it. device: type and number; 1 is the CPU, 2 an NVIDIA GPU."""
+
+    def __init__(self, array, device=(1, 0)):
+        self._array, self._device = array, device
+
+    def __dlpack_device__(self):
+        return self._device
+
+    def __dlpack__(self, **options):
+        if self._device[0] != 1:
+            raise BufferError("the tensor is not on the CPU")
+        return self._array.__dlpack__(**options)
+
+
+def test_tensors_of_any_library_are_taken_and_results_given_back_to_it(module, arrays):
+    total, _ = module(Foreign(arrays["x"]), Foreign(arrays["y:0"]))
+    np.testing.assert_allclose(total, arrays["x"] + arrays["y:0"], rtol=1e-6)
+    assert total.__dlpack_device__() == (1, 0)  # on the device where they came from
+
+
+def test_torch_tensors_are_taken_and_made_of_results_without_a_copy(module, arrays):
+    torch = pytest.importorskip("torch", reason="needs torch")
+    total, _ = module(torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y:0"]).t().contiguous().t())
+    back = torch.from_dlpack(total)
+    back[0, 0] = 7.0
+    assert total[0, 0] == 7.0
+
+
+def test_tensor_on_a_gpu_says_that_this_model_wants_it_on_the_cpu(module, arrays):
+    with pytest.raises(UsageError, match="input 'x': this array cannot be read on the CPU") as caught:
+        module(Foreign(arrays["x"], (2, 0)), arrays["y:0"])
+    assert "move it to the CPU" in str(caught.value.hint)
+
+
+def test_with_closes(library, arrays):
+    with Module(library) as loaded:
+        loaded(arrays["x"], arrays["y:0"])
+    with pytest.raises(UsageError, match="closed"):
+        loaded(arrays["x"], arrays["y:0"])
+
+
 def test_wrong_shape_names_input_expected_and_given(module, arrays):
     with pytest.raises(UsageError, match=r"input 'x': expected shape 4x16, given 3x16"):
         module(arrays["x"][:3], arrays["y:0"])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from dead_filters import dead_conv_net
 from end_to_end import compile_default
-from models import ModelBuilder, bert, conv_net, mlp, mobile_net
+from models import ModelBuilder, bert, conv_net, mlp, mobile_net, shrinking_net
 from onnx import numpy_helper
 from random_networks import random_network
 
@@ -37,6 +37,11 @@ def test_each_layer_of_a_network_stays_within_its_bound(make, tmp_path: Path) ->
 def test_chunks_of_a_batch_are_put_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(split_batch, "_CHUNK_BYTES", 1)
     assert verified(conv_net(batch=2), tmp_path).passed
+
+
+def test_values_on_both_sides_of_a_gather_are_put_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(split_batch, "_CHUNK_BYTES", 7_000)  # one sample at 12x12, eight behind it
+    assert verified(shrinking_net(batch=8), tmp_path).passed
 
 
 def change_one_weight(builder: ModelBuilder, at: int, share: float) -> None:

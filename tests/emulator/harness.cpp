@@ -53,6 +53,7 @@ struct BulkCopy {
   int bytes;
   Mbarrier* bar;
   std::vector<Copy> others;  // of a thread, which arrives when they are done; then there is no `to`
+  float values[4];           // of a store, which has no `from`
 };
 struct Fiber {
   void* stack = nullptr;
@@ -136,7 +137,7 @@ bool copy_bulk() {
   const bool any = !bulk.empty();
   for (const BulkCopy& c : bulk) {
     if (c.to) {
-      memcpy(c.to, c.from, c.bytes);
+      memcpy(c.to, c.from ? c.from : c.values, c.bytes);
       c.bar->state -= 2 * c.bytes;
       settle(c.bar);
     } else {
@@ -322,7 +323,7 @@ void mbarrier_arrive(Mbarrier* bar, int bytes) {
 }
 
 void mbarrier_arrive_copied(Mbarrier* bar) {
-  bulk.push_back({nullptr, nullptr, 0, bar, std::move(current->open)});
+  bulk.push_back({nullptr, nullptr, 0, bar, std::move(current->open), {}});
   current->open.clear();
 }
 
@@ -336,7 +337,15 @@ void mbarrier_wait(Mbarrier* bar, int parity) {
 void bulk_copy(void* to, const void* from, int bytes, Mbarrier* bar) {
   if (uintptr_t(to) % 16 || uintptr_t(from) % 16 || bytes % 16 || bytes <= 0) fail("bulk copy: not in units of 16 bytes");
   memset(to, 0xff, bytes);
-  bulk.push_back({to, from, bytes, bar, {}});
+  bulk.push_back({to, from, bytes, bar, {}, {}});
+}
+
+void store_later(void* to, const float* values, int count, Mbarrier* bar) {
+  const int bytes = 4 * count;
+  if (uintptr_t(to) % bytes) fail("st.async: misaligned address");
+  memset(to, 0xff, bytes);
+  bulk.push_back({to, nullptr, bytes, bar, {}, {}});
+  memcpy(bulk.back().values, values, bytes);
 }
 }  // namespace sp_emu
 

@@ -41,7 +41,7 @@ def run_network(
             continue
         launch, names, constants = found
         out = graph.values[node.outputs[0]]
-        result = np.full(out.layout.physical_shape(out.shape), np.nan, out.dtype)
+        result = np.full(out.layout.physical_shape(out.shape), np.nan, out.stored)
         run_launch(launch, [*(np.array(values[name]) for name in names), *map(np.array, constants), result])
         values[out.name] = result
         launches += 1

@@ -69,3 +69,7 @@ def test_interrupted_tuning_goes_on_without_repeating_a_measurement(tune: list[s
     assert any(record.stage == "final" for record in records)
     searched = Counter((record.workload.id, record.config) for record in records if record.stage == "search")
     assert set(searched.values()) == {1}
+    timed = [record for record in records if record.status == "ok"]
+    assert all(record.other_us is not None and record.other_us > record.best_us / 2 for record in timed)
+    known = [record.conditions for record in timed]
+    assert all(one is not None and one.mhz and one.memory_mhz for one in known)

@@ -101,8 +101,10 @@ def nvcc_faults(launch: Launch, folder: Path) -> str:
     return "\n".join(spilled + warned)
 
 
-def run_remainder(launch: Launch, inputs: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-    """Run on the emulator; the output starts as NaN, so that a value that was never written shows."""
-    y = np.full(shape, np.nan, np.float32)
+def run_remainder(
+    launch: Launch, inputs: list[np.ndarray], shape: tuple[int, ...], kind: type = np.float32
+) -> np.ndarray:
+    """Run on the emulator; the output starts as NaN, so that a value that was never written shows. kind: of Y."""
+    y = np.full(shape, np.nan, kind)
     run_launch(launch, [*(np.ascontiguousarray(array, np.float32) for array in inputs), y])
     return y

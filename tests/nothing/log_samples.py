@@ -114,7 +114,9 @@ configs = st.dictionaries(_name, st.integers(-(1 << 31), 1 << 31) | _text, max_s
 )
 _devices = st.builds(DeviceFingerprint, st.just("cpu"), _text, _text, st.sampled_from(["avx512", "avx2"]), _size, _text)
 _toolchains = st.builds(ToolchainFingerprint, _text, _text, _text, _text)
-_conditions = st.builds(Conditions, _text, st.none() | _positive, st.none() | _positive, st.none() | st.floats(0, 10))
+_conditions = st.builds(
+    Conditions, _text, st.none() | _positive, st.none() | _positive, st.none() | st.floats(0, 10), st.none() | _positive
+)
 
 
 @st.composite
@@ -139,4 +141,5 @@ def records(draw: st.DrawFn) -> Record:
         time=draw(_text),
         remeasured=draw(_text),
         conditions=draw(st.none() | _conditions),
+        other_us=draw(st.none() | _positive),
     )

@@ -70,6 +70,13 @@ def test_kernel_table_has_a_row_for_each_group_and_no_empty_columns():
     assert "sparsetvm 1.2" in table
 
 
+def test_kernel_table_compares_with_the_fastest_library_too():
+    times = {"sparsetvm-dense": 40.0, "numpy": 60.0, "onnxruntime": 50.0, "scipy": 1.0}
+    table = kernel_sections({"machine": MACHINE, "rows": [kernel(baselines_us=times)]})["anchors"]
+    assert table.splitlines()[0].endswith("| best dense | over best library |")
+    assert table.splitlines()[2].endswith("| ONNX Runtime | 5.0x |")
+
+
 def test_kernel_table_of_a_gpu_compares_with_each_precision_and_names_no_core():
     rows = [kernel(baselines_us={"torch-fp32": 40.0, "torch-fp16": 5.0}), kernel(baselines_us={"torch-fp32": 10.0})]
     table = kernel_sections({"machine": {**MACHINE, "isa": "sm_90"}, "rows": rows})["anchors"]

@@ -103,6 +103,12 @@ def test_anchors_are_chosen_by_columns_and_sparsity():
     assert len(chosen) == 15
 
 
+def test_cases_are_chosen_by_parts_of_their_names():
+    gpu = parse_target("cuda,sm_90")
+    names = {case.name.split(" ", 3)[3] for case in find_cases("structured", gpu, parts=["32x32", "2:4"])}
+    assert names == {"32x32 fp16", "2:4 fp16"}
+
+
 def test_anchor_is_warm_in_the_layout_between_two_layers_with_the_exact_density():
     one, many = (find_cases("anchors", TARGET, columns=[n], limit=1)[0].task(TARGET).workload for n in (1, 784))
     assert isinstance(one.layout_in, Plain)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import types
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
@@ -13,6 +14,7 @@ import sparsetvm
 from sparsetvm import errors
 from sparsetvm.cli.main import COMMANDS, cli
 from sparsetvm.core import results
+from sparsetvm.examples import example_path
 
 
 def layer(**changes):
@@ -206,7 +208,8 @@ def test_tune_passes_every_option_on(run, api, tmp_path):
     line = (
         "tune m.onnx --target cpu,znver4 --threads 2 --trials 9 --budget 1h30m --early-stopping 5 --effort quick "
         "--tasks conv1,3-5 --records more.jsonl --log-dir logs --no-reuse --dry-run --seed 7 --jobs 2 "
-        "--shape x=1x3x8x8 --shape y:0=4 -o out.so --report r.html --allow-tf32 --allow-fp16"
+        "--shape x=1x3x8x8 --shape y:0=4 -o out.so --report r.html --allow-tf32 --allow-fp16 "
+        "--buckets n=1,8 --tracker here:9190 --key gpu --calibrate random"
     )
     assert run(line).exit_code == 0
     args, kwargs = api.calls["tune"]
@@ -216,7 +219,8 @@ def test_tune_passes_every_option_on(run, api, tmp_path):
         "target": "cpu,znver4", "threads": 2, "trials": 9, "budget": 5400.0, "early_stopping": 5, "effort": "quick",
         "tasks": "conv1,3-5", "records": ("more.jsonl",), "log_dir": "logs", "reuse": False, "dry_run": True, "seed": 7,
         "jobs": 2, "shapes": {"x": (1, 3, 8, 8), "y:0": (4,)}, "output": "out.so",
-        "page": "r.html", "allow_tf32": True, "allow_fp16": True,
+        "page": "r.html", "allow_tf32": True, "allow_fp16": True, "buckets": {"n": (1, 8)}, "tracker": "here:9190",
+        "key": "gpu", "calibrate": "random",
     }  # fmt: skip
 
 
@@ -234,11 +238,46 @@ def test_settings_are_echoed_on_stderr_unless_quiet(run):
 
 
 def test_bench_passes_competitors_on(run, api):
-    assert run("bench m.so --against none --threads 2 --seconds 500ms --reference m.onnx").exit_code == 0
-    assert api.calls["bench"] == (
-        ("m.so",), {"against": (), "threads": 2, "seconds": 0.5, "inputs": None, "reference_model": "m.onnx",
-             "target": "cpu", "allow_tf32": False, "allow_fp16": False, "per_layer": False},
-    )  # fmt: skip
+    line = "bench m.so --against none --threads 2 --seconds 500ms --reference m.onnx --percentiles 95,99.9 --warm-up 1s"
+    assert run(line).exit_code == 0
+    args, options = api.calls["bench"]
+    assert args == ("m.so",)
+    assert callable(options.pop("progress"))
+    assert options == {
+        "against": (), "threads": 2, "instances": 1, "seconds": 0.5, "iterations": None, "warm_up": 1.0,
+        "percentiles": (95.0, 99.9), "export_times": None, "inputs": None, "reference_model": "m.onnx", "target": "cpu",
+        "shapes": None, "allow_tf32": False, "allow_fp16": False, "per_layer": False,
+    }  # fmt: skip
+
+
+def test_bench_orders_percentiles(run, api):
+    latency = msgspec.structs.replace(LATENCY, percentiles={"p99.9": 7.0, "p75": 5.0})
+    api.reports["bench"] = msgspec.structs.replace(api.reports["bench"], latency_ms=latency, against={"ort": latency})
+    head = run("bench m.so").stdout.splitlines()[1]
+    assert head.split()[:5] == ["p50", "p75", "p90", "p99", "p99.9"]
+
+
+def test_next_command_repeats_the_options_that_it_needs(run):
+    shown = run("inspect m.onnx --threads 2 --shape x=1x3 --shape a\\b=2").stdout
+    assert "next: sparsetvm tune m.onnx --threads 2 --shape x=1x3 --shape 'a\\b=2' -o model.so" in shown
+    assert "next: sparsetvm tune m.onnx -o model.so" in run("inspect m.onnx").stdout
+    shown = run("tune m.onnx --threads 2 --trials 3 --allow-fp16").stdout
+    assert "next: sparsetvm compile m.onnx --allow-fp16 --threads 2 -o model.so" in shown
+
+
+def test_shipped_model_is_named_as_it_is_typed(run, api):
+    path = str(example_path("digits"))
+    api.reports["inspect"] = msgspec.structs.replace(api.reports["inspect"], model=path)
+    shown = run("inspect example:digits").stdout
+    assert shown.startswith("example:digits for")
+    assert "next: sparsetvm tune example:digits" in shown
+    assert path not in shown
+
+
+def test_array_file_of_another_kind_is_named(run):
+    result = run("bench m.so -i m.onnx")
+    assert result.exit_code == 2
+    assert "m.onnx': it is no .npz or .npy file" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -247,10 +286,13 @@ def test_bench_passes_competitors_on(run, api):
         ("tne m.onnx", "did you mean 'tune'?"),
         ("tune nothing.onnx", "nothing.onnx"),
         ("tune m.onnx --budget soon", "90s"),
+        ("bench m.so --percentiles 0,50", "above 0"),
+        ("bench m.so --percentiles most", "write 50,95,99.9"),
+        ("bench m.so --seconds 1 --iterations 5", "the one or the other"),
         ("tune m.onnx --budget 0s", "longer than nothing"),
         ("tune m.onnx --shape x=1x0", "NAME=1x3x224x224"),
         ("tune m.onnx --threads 0", "threads"),
-        ("inspect example:digit", "did you mean 'digits'?"),
+        ("inspect example:digit", "did you mean 'example:digits'?"),
         ("bench m.so --against ortt", "did you mean 'ort'?"),
         ("prune m.onnx --sparsity 1.0 -o p.onnx", "sparsity"),
         ("compile m.onnx", "--output"),

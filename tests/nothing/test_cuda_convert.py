@@ -9,7 +9,7 @@ import pytest
 from cuda_remainder_cases import TARGET, needs_nvcc, nvcc_faults, run_remainder
 from sparsetvm.schedules.cuda.remainder.convert import convert_kernel
 
-from sparsetvm.core.layout import PLAIN, Planes, Tiled
+from sparsetvm.core.layout import PLAIN, HalfTiled, Planes, Tiled
 from sparsetvm.errors import SparseTvmError
 
 _RANDOM = np.random.default_rng(0)
@@ -26,6 +26,16 @@ def test_convert_plain_to_tiled_and_back(rows: int, cols: int, lanes: int, trans
     packed = run_remainder(there, [x], tiled.physical_shape(x.shape))
     assert np.array_equal(packed, tiled.to_physical(matrix))
     assert np.array_equal(run_remainder(back, [packed], x.shape), x)
+
+
+@pytest.mark.parametrize(("rows", "cols", "lanes"), [(37, 45, 40), (33, 40, 8)])
+def test_convert_rounds_to_half_tiled_from_plain_and_from_tiled(rows: int, cols: int, lanes: int) -> None:
+    tiled, half = Tiled(rows, cols, lanes), HalfTiled(rows, cols, lanes)
+    matrix = _RANDOM.standard_normal((rows, cols)).astype(np.float32)
+    for source, given in ((PLAIN, matrix), (tiled, tiled.to_physical(matrix))):
+        launch = convert_kernel(source, half, matrix.shape, TARGET, "round")
+        packed = run_remainder(launch, [given], half.physical_shape(matrix.shape), np.float16)
+        assert np.array_equal(packed, half.to_physical(matrix.astype(np.float16)))
 
 
 @pytest.mark.parametrize(("size", "pad"), [((7, 7), 1), ((5, 13), 0), ((3, 37), 3)])
@@ -62,13 +72,17 @@ def test_convert_shifts_pixels() -> None:
     assert np.array_equal(run_remainder(launch, [x], planes.physical_shape(x.shape)), planes.to_physical(shifted))
 
 
-def test_convert_refuses_tiles_to_planes() -> None:
-    with pytest.raises(SparseTvmError, match="no conversion"):
-        convert_kernel(Tiled(4, 4, 4), Planes(1, 1, 2, 2, 0, 4), (1, 1, 2, 2), TARGET, "none")
+def test_convert_refuses_tiles_to_planes_and_float16_to_others() -> None:
+    for source, destination in (
+        (Tiled(4, 4, 4), Planes(1, 1, 2, 2, 0, 4)), (HalfTiled(4, 4, 8), Tiled(4, 4, 8)), (HalfTiled(4, 4, 8), PLAIN),
+    ):  # fmt: skip
+        with pytest.raises(SparseTvmError, match="no conversion"):
+            convert_kernel(source, destination, (1, 1, 2, 2), TARGET, "none")
 
 
 @needs_nvcc
 def test_convert_compiles_for_sm_90_without_spills(tmp_path: Path) -> None:
     assert nvcc_faults(convert_kernel(PLAIN, Tiled(4, 4, 4), (4, 4), TARGET, "others"), tmp_path) == ""
+    assert nvcc_faults(convert_kernel(PLAIN, HalfTiled(4, 4, 8), (4, 4), TARGET, "half"), tmp_path) == ""
     planes = Planes(1, 3, 2, 2, 1, 4, (2, 2))
     assert nvcc_faults(convert_kernel(PLAIN, planes, (1, 3, 4, 4), TARGET, "planes"), tmp_path) == ""

@@ -16,8 +16,8 @@ from sparsetvm.core.target import device_fingerprint, parse_target
 from sparsetvm.errors import EnvironmentProblem, TargetError
 from sparsetvm.log.journal import journal_path
 from sparsetvm.measure.nvcc import kernel_symbol, launch_source, macro_value
-from sparsetvm.rewrite.assign_layouts import token_lanes
 from sparsetvm.rewrite.prepare import prepare
+from sparsetvm.rewrite.tokens import token_lanes
 
 H200 = parse_target("cuda,sm_90")
 

@@ -9,14 +9,12 @@ from pathlib import Path
 import click
 import msgspec
 import pytest
+from doc_commands import DOCS, ROOT, help_examples, script_commands, sparsetvm_commands
 
 from sparsetvm import errors, settings
 from sparsetvm.cli.main import COMMANDS, cli
 from sparsetvm.core import results
 from sparsetvm.core.record import STATUSES
-
-ROOT = Path(__file__).parents[2]
-DOCS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def read(name):
@@ -90,18 +88,7 @@ def test_links_lead_somewhere(path):
     assert [link for link in links if not (path.parent / link).exists()] == []
 
 
-def shown_commands():
-    """(document, words) of every `sparsetvm ...` line in fenced blocks, and of those in backticks with an argument."""
-    fence = re.compile(r"^```(?:sh)?\n(.*?)^```", re.M | re.S)
-    for path in DOCS:
-        text = path.read_text()
-        blocks = "\n".join(fence.findall(text)).replace("\\\n", " ")
-        prose = re.sub(r"\s+", " ", re.sub(r"```.*?```", "", text, flags=re.S))
-        lines = re.findall(r"^sparsetvm (.+)$", blocks, re.M) + re.findall(r"`sparsetvm ((?:\w+ )+[^`]+)`", prose)
-        yield from ((path.name, line) for line in lines if not re.search(r"\||\.\.\.|COMMAND", line))
-
-
-@pytest.mark.parametrize(("document", "line"), sorted(set(shown_commands())))
+@pytest.mark.parametrize(("document", "line"), sorted({*sparsetvm_commands(), *help_examples()}))
 def test_commands_of_the_documents_are_understood(document, line, tmp_path, monkeypatch):
     """Parsed, not run: commands, options and values that do not exist would be refused here."""
     monkeypatch.chdir(tmp_path)
@@ -120,3 +107,18 @@ def test_commands_of_the_documents_are_understood(document, line, tmp_path, monk
     # A sentence may leave arguments out, and an option may print something and end.
     with contextlib.suppress(click.MissingParameter, click.exceptions.Exit):
         command.make_context(command.name, words, parent=ctx.parent)
+
+
+def test_scripts_of_the_documents_have_the_options_that_they_are_shown_with():
+    """Read from the source: running them for --help would import half of the world."""
+    shown = list(script_commands())
+    assert len(shown) >= 10
+    sources = {path.name: path.read_text() for path in (ROOT / "scripts").glob("*.py")}
+    libraries = "".join(path.read_text() for path in (ROOT / "scripts").glob("*/*.py"))
+    missing = [
+        (document, script, option)
+        for document, script, options in shown
+        for option in options
+        if f'"{option}"' not in sources[script] + libraries
+    ]
+    assert missing == []

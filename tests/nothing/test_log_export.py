@@ -25,9 +25,11 @@ def test_export_is_csv_without_formulas(tmp_path: Path) -> None:
 
 
 def test_t4_has_the_fields_of_its_schema(tmp_path: Path) -> None:
-    known = Conditions("performance", 3700.0, 0.5)
+    known = Conditions("performance", 3700.0, 0.5, memory_mhz=3201.0)
     export(
-        [record(2500.0, error=1e-7, build_seconds=0.25, conditions=known), record(None)], tmp_path / "log.json", "t4"
+        [record(2500.0, error=1e-7, build_seconds=0.25, conditions=known, other_us=4000.0), record(None)],
+        tmp_path / "log.json",
+        "t4",
     )
     document = json.loads((tmp_path / "log.json").read_text())
     assert document["schema_version"] == "1.0.0"
@@ -39,8 +41,10 @@ def test_t4_has_the_fields_of_its_schema(tmp_path: Path) -> None:
     assert (good["invalidity"], good["correctness"]) == ("correct", 1)
     assert good["measurements"] == [
         {"name": "time", "value": 2.5, "unit": "ms"},
+        {"name": "time_other_l2", "value": 4.0, "unit": "ms"},
         {"name": "relative_error", "value": 1e-7, "unit": ""},
         {"name": "clock", "value": 3700.0, "unit": "MHz"},
+        {"name": "memory_clock", "value": 3201.0, "unit": "MHz"},
         {"name": "load", "value": 0.5, "unit": ""},
     ]
     assert good["workload_id"] == WORKLOAD.id

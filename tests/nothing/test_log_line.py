@@ -109,6 +109,8 @@ def test_forged_line_is_read_when_nothing_is_wrong() -> None:
         ({"error": -1.0}, "negative error"),
         ({"template_version": -1}, "out of range"),
         ({"conditions": {"mhz": -1.0}}, "conditions"),
+        ({"conditions": {"memory_mhz": -1.0}}, "conditions"),
+        ({"other_us": 0.0}, "other state of L2"),
         ({"conditions": {"governor": "\x1b[2J"}}, "control characters"),
         ({"remeasured": "a\nb"}, "control characters"),
         ({"schema": 2}, "schemas of line and record differ"),

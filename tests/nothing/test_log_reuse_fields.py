@@ -15,7 +15,7 @@ from sparsetvm.core.config import Config
 from sparsetvm.core.pattern import PatternSummary
 from sparsetvm.core.record import Record
 from sparsetvm.core.target import DeviceFingerprint, ToolchainFingerprint
-from sparsetvm.core.workload import Workload
+from sparsetvm.core.workload import ACTIVATION_DENSITIES, Workload
 from sparsetvm.log.lookup import Decision, RecordIndex
 
 SPACE = "feedfacecafe"
@@ -57,6 +57,7 @@ WORKLOAD_FIELDS: dict[str, tuple[st.SearchStrategy[Any], str]] = {
     "layout_residual": (layouts, "hard"),
     "tf32": (st.just(True), "hard"),
     "fp16": (st.just(True), "hard"),
+    "activation_density": (st.sampled_from(ACTIVATION_DENSITIES), "hard"),
     "pattern": (st.nothing(), "its own fields"),
 }
 PATTERN_FIELDS: dict[str, tuple[st.SearchStrategy[Any], str]] = {

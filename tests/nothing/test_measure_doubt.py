@@ -9,9 +9,10 @@ import pytest
 from log_samples import WORKLOAD
 
 from sparsetvm.api import _collect
+from sparsetvm.core.nvml import current_clocks
 from sparsetvm.core.results import Event
 from sparsetvm.core.target import Target
-from sparsetvm.measure.conditions import read_conditions
+from sparsetvm.measure.conditions import read_conditions, read_gpu_conditions
 from sparsetvm.measure.doubt import (
     Expectation,
     Limits,
@@ -94,6 +95,19 @@ def test_conditions_come_from_cpufreq_or_else_from_cpuinfo(tmp_path: Path, monke
     real = read_conditions(tmp_path / "cpu", cpuinfo)
     assert (real.governor, real.mhz) == ("performance", 3400.0)
     assert read_conditions(tmp_path / "none", tmp_path / "none").mhz is None
+
+
+def test_conditions_of_a_gpu_are_its_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (0.256, 1.0, 1.0))
+    monkeypatch.setattr("sparsetvm.measure.conditions.current_clocks", {0: (1980, 3201), 1: None}.get)
+    known, unknown = read_gpu_conditions(0), read_gpu_conditions(1)
+    assert (known.mhz, known.memory_mhz, known.load, known.governor) == (1980, 3201, 0.26, "")
+    assert (unknown.mhz, unknown.memory_mhz) == (None, None)
+
+
+def test_clocks_are_unknown_where_the_management_library_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparsetvm.core.nvml.LIBRARY", "libnone.so.9")
+    assert current_clocks(63) is None
 
 
 def test_report_of_a_tune_collects_warnings_that_progress_also_shows() -> None:

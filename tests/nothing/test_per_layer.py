@@ -25,3 +25,9 @@ def test_manifest_that_does_not_fit_gives_symbols():
 def test_chunks_of_a_batch_are_numbered():
     times = summarize_calls([[*RUN, *RUN]], KERNELS)
     assert [t.name for t in times if t.op == "conv2d"] == ["a (chunk 1)", "b (chunk 1)", "a (chunk 2)", "b (chunk 2)"]
+
+
+def test_kernels_that_run_again_before_a_gather_are_numbered():
+    kernels = [KERNELS[0], KERNELS[0], KERNELS[1]]
+    times = summarize_calls([[(LAYER, 1e-6)] * 3], kernels)
+    assert [t.name for t in times] == ["a (chunk 1)", "a (chunk 2)", "b"]

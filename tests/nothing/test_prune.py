@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from sparsetvm.analysis.magnitude import cost_of, parse_goal
+from sparsetvm.analysis.magnitude import cost_of, parse_goal, parse_pattern
 from sparsetvm.analysis.patterns import summarize
 from sparsetvm.analysis.prune import prune_model, prune_weight
 from sparsetvm.analysis.structure import find_structure
@@ -392,3 +392,21 @@ def test_prune_model_takes_a_sparsity_with_the_pattern(network: Path, tmp_path: 
     report = prune_model(network, tmp_path / "out.onnx", None, "block:4x1@0.75")
     assert (report.pattern, report.sparsity) == ("block:4x1", pytest.approx(0.75, abs=0.01))
     assert 0 < report.l1_removed_unstructured < report.l1_removed < 1
+
+
+def test_complementary_filters_of_a_set_overlay_to_a_dense_one() -> None:
+    pattern = parse_pattern("complementary:20")
+    weight = np.random.default_rng(0).standard_normal((80, 400)).astype(np.float32)
+    pruned = prune_weight(weight, 0.95, pattern)
+    assert np.all(np.count_nonzero(pruned.reshape(4, 20, 400), axis=1) == 1)
+    largest = np.abs(weight).reshape(4, 20, 400).max(axis=1)
+    assert np.array_equal(np.abs(pruned).reshape(4, 20, 400).max(axis=1), largest)
+    found = find_structure(pruned)
+    assert (found.kind, found.axis, found.n_m[0]) == ("n:m", "output", 1)
+
+
+@pytest.mark.parametrize("text", ["complementary", "complementary:1", "complementary:x", "complementary:20:4"])
+def test_complementary_needs_the_size_of_a_set(text: str) -> None:
+    with pytest.raises(UsageError, match="no pattern") as caught:
+        parse_pattern(text)
+    assert "complementary:20" in str(caught.value.hint)

@@ -4,11 +4,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from sparsetvm.analysis.layers import inspect_layers
+from sparsetvm.analysis.layers import inspect_layer, inspect_layers, why_dense
 from sparsetvm.analysis.patterns import summarize
 from sparsetvm.analysis.roofline import WORTH_IT, break_even_sparsity, expected_speedup
 from sparsetvm.core.graph import Graph, Node
-from sparsetvm.core.layout import PLAIN
+from sparsetvm.core.layout import PLAIN, Tiled
 from sparsetvm.core.pattern import PatternSummary
 from sparsetvm.core.target import parse_target
 from sparsetvm.core.workload import ConvGeometry, Epilogue, Workload
@@ -95,6 +95,20 @@ def test_depthwise_gains_less_than_a_full_convolution() -> None:
         matmul(512, 9, 196, 0.9), op="conv2d", conv=msgspec.structs.replace(geometry, groups=512)
     )
     assert expected_speedup(depthwise, ZEN4) < expected_speedup(full, ZEN4) / 2
+
+
+def test_a_pruned_layer_that_stays_dense_says_what_wins_and_how_many_zeros_would_be_needed() -> None:
+    gpu = parse_target("cuda,sm_90,tf32")
+    tiled = Tiled(1024, 4096, 1024)
+    wide = msgspec.structs.replace(matmul(4096, 4096, 1024, 0.7), tf32=True, layout_in=tiled, layout_out=tiled)
+    needed = round(100 * break_even_sparsity(wide, gpu))
+    assert 75 < needed < 99
+    reason = inspect_layer("fc", wide, gpu).reason
+    assert reason == f"stays dense: 70 % sparse, tensor cores win, break-even here is about {needed} %"
+    said = f"n=1024 at 70 %: tensor cores win; about {needed} % would be needed"
+    assert why_dense(wide, gpu, tensor_cores=True) == said
+    # Where the roofline had expected a gain, it does not know what would be needed.
+    assert why_dense(matmul(4096, 4096, 1024, 0.99), gpu, tensor_cores=False) == "n=1024 at 99 %: dense wins"
 
 
 def test_inspect_reports_every_layer_with_verdict_and_reason() -> None:

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import mlp
 
-from sparsetvm import api
 from sparsetvm.core.manifest import ModelInfo, Signature, manifest_path, read_manifest, sha256_of
 from sparsetvm.errors import ModelError, UsageError
 from sparsetvm.frontend.load import load_model
+from sparsetvm.runtime import bench
 from sparsetvm.runtime import module as module_room
 from sparsetvm.runtime.module import Module
 from sparsetvm.runtime.verify import onnxruntime_session
@@ -119,7 +119,7 @@ def test_library_of_another_manifest_is_refused_before_any_of_it_is_loaded(libra
 
 
 class Loaded:
-    """What `api.bench` asks a module for."""
+    """What `bench` asks a module for."""
 
     def __init__(self, path, **model):
         self.path = path
@@ -131,7 +131,7 @@ def test_manifest_makes_bench_open_no_path(tmp_path, name):
     (tmp_path / "m.onnx").write_bytes(b"beside the folder")
     (tmp_path / "folder" / "sub").mkdir(parents=True)
     with audited() as events, pytest.raises(UsageError, match="--reference"):
-        api._recorded_model(Loaded(tmp_path / "folder" / "m.so", name=name))
+        bench._recorded(Loaded(tmp_path / "folder" / "m.so", name=name))
     assert not [path for path, _ in opened(events) if not path.endswith((".py", ".pyc", ".so"))]
 
 
@@ -139,12 +139,12 @@ def test_bench_takes_the_model_of_the_manifest_only_with_its_digest(tmp_path, mo
     monkeypatch.chdir(tmp_path)
     path = mlp().save(tmp_path / "m.onnx")
     digest = load_model(path).digest
-    assert api._recorded_model(Loaded(tmp_path / "m.so", name="m.onnx", sha256=digest)) == path
-    assert api._recorded_model(Loaded(tmp_path / "a" / "m.so", name="m.onnx", sha256=digest)) == Path("m.onnx")
+    assert bench._recorded(Loaded(tmp_path / "m.so", name="m.onnx", sha256=digest)) == path
+    assert bench._recorded(Loaded(tmp_path / "a" / "m.so", name="m.onnx", sha256=digest)) == Path("m.onnx")
     with pytest.raises(UsageError, match="has changed since"):
-        api._recorded_model(Loaded(tmp_path / "m.so", name="m.onnx", sha256="0" * 64))
+        bench._recorded(Loaded(tmp_path / "m.so", name="m.onnx", sha256="0" * 64))
     with pytest.raises(UsageError, match="neither beside it"):
-        api._recorded_model(Loaded(tmp_path / "m.so", name="n.onnx", sha256=digest))
+        bench._recorded(Loaded(tmp_path / "m.so", name="n.onnx", sha256=digest))
 
 
 def test_onnxruntime_is_not_given_a_model_that_our_reader_refuses(tmp_path):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from canonical_checks import rewritten
 from graph_eval import evaluate
-from models import ModelBuilder, bert, conv_net, mobile_net, random_inputs
+from models import ModelBuilder, bert, conv_net, mobile_net, random_inputs, shrinking_net
 from onnx import helper, numpy_helper
 
-from sparsetvm.core.graph import Graph
+from sparsetvm.core.graph import Graph, Node
 from sparsetvm.core.target import Target
 from sparsetvm.rewrite import split_batch as pass_under_test
 from sparsetvm.rewrite.canonical import canonicalize
@@ -92,3 +92,54 @@ def test_constants_that_differ_by_sample_keep_the_batch_whole() -> None:
 @pytest.mark.usefixtures("small_caches")
 def test_single_sample_stays_whole() -> None:
     assert not split_batch(layered(conv_net()), TARGET)
+
+
+def test_chunks_grow_where_weights_outweigh_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    builder = shrinking_net(batch=8)
+    inputs = random_inputs(builder.model())
+    graph = layered(builder)
+    expected = evaluate(graph, inputs)
+    monkeypatch.setattr(pass_under_test, "_CHUNK_BYTES", 7_000)
+    assert split_batch(graph, TARGET)
+    (gather,) = (node for node in graph.nodes if node.op == "gather")
+    assert (graph.chunks, gather.inputs, gather.attrs) == (8, ["small"], {"count": 8})
+    assert [graph.runs(name) for name in ("small", gather.outputs[0], *graph.outputs)] == [8, 1, 1]
+    assert graph.model_shape(graph.outputs[0]) == (8, 5)
+    assert not any("small" in node.inputs for node in graph.nodes if node is not gather)
+
+    first, rest = graph.parts()
+    samples = [{"x": inputs["x"][at : at + 1]} for at in range(8)]
+    images = [evaluate(part_of(graph, first, ["x"], ["small"]), sample)["small"] for sample in samples]
+    batch = {gather.outputs[0]: np.concatenate(images)}
+    found = evaluate(part_of(graph, rest[1:], list(batch), graph.outputs), batch)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value)
+
+
+def part_of(graph: Graph, nodes: list[Node], inputs: list[str], outputs: list[str]) -> Graph:
+    return Graph("part", graph.opset, nodes, graph.values, inputs, outputs)
+
+
+def test_chunks_do_not_grow_for_a_few_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 4x4 with one output channel the copy and the tensors are more than the weights."""
+    builder = ModelBuilder("light", seed=0)
+    x = builder.relu(builder.conv(builder.input("x", (8, 4, 12, 12)), 4, 8))
+    small = builder.op("MaxPool", x, kernel_shape=[3, 3], strides=[3, 3])
+    builder.output(builder.op("Flatten", builder.conv(small, 8, 1, 1)))
+    graph = layered(builder)
+    monkeypatch.setattr(pass_under_test, "_CHUNK_BYTES", 7_000)
+    assert split_batch(graph, TARGET)
+    assert (graph.chunks, [node.op for node in graph.nodes if node.op == "gather"]) == (8, [])
+
+
+def test_chunks_stay_where_a_later_node_reads_two_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    builder = ModelBuilder("branches", seed=0)
+    x = builder.relu(builder.conv(builder.input("x", (8, 4, 12, 12)), 4, 8))
+    left, right = (builder.op(op, x, kernel_shape=[4, 4], strides=[4, 4]) for op in ("MaxPool", "AveragePool"))
+    builder.output(builder.op("Flatten", builder.op("Add", left, right)))
+    graph = layered(builder)
+    monkeypatch.setattr(pass_under_test, "_CHUNK_BYTES", 4 * (4 + 8) * 144)
+    assert split_batch(graph, TARGET)
+    assert graph.chunks == 8
+    gathered = {name for node in graph.nodes if node.op == "gather" for name in node.inputs}
+    assert not gathered & {left, right}

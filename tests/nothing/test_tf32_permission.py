@@ -79,8 +79,8 @@ def test_products_of_few_tokens_have_the_same_task_with_and_without(tmp_path: Pa
     assert not any(task.workload.tf32 for task in prepare(tmp_path / "m.onnx", STRICT).unique_tasks())
 
 
-def test_only_one_template_computes_in_tf32_and_it_is_a_dense_candidate_where_allowed() -> None:
-    assert [name for name in template_names() if arithmetic_of(name) == "tf32"] == [NAME]
+def test_only_two_templates_compute_in_tf32_and_the_dense_one_is_a_candidate_where_allowed() -> None:
+    assert [name for name in template_names() if arithmetic_of(name) == "tf32"] == ["cuda.block_tf32", NAME]
     assert template(NAME).tolerance > 10 * template("cuda.dense").tolerance
     assert candidates_of(pruned(False), STRICT).choice(NAME) is None
     allowed = candidates_of(pruned(True), TF32).choice(NAME)
@@ -95,9 +95,10 @@ def test_tensor_cores_make_sparse_kernels_less_worth_it() -> None:
 def record(workload: Workload, config: Config, us: float) -> Record:
     found = candidates_of(workload, TF32).choice(config.template) or candidates_of(pruned(True), TF32).choice(NAME)
     assert found is not None
+    version = found.version_of(config if config.template == found.name else found.default)
     return Record(
         workload=workload, config=config, status="ok", device=device_fingerprint(TF32),
-        toolchain=toolchain_fingerprint(), template_version=found.version, space=found.space.fingerprint,
+        toolchain=toolchain_fingerprint(), template_version=version, space=found.space.fingerprint,
         times_us=(us,), stage="final", run="r", time="2026-01-02T03:04:05Z",
     )  # fmt: skip
 
@@ -145,7 +146,10 @@ def test_tuning_takes_tensor_cores_for_a_pruned_layer_only_where_they_win(tensor
     assert allowed.config.template.startswith(winner)
     assert strict.config.template.startswith("cuda.spmm")
     assert allowed.dense_us == min(tensor_us, 30.0)
-    assert (report_of(allowed).arithmetic, report_of(strict).arithmetic) == (arithmetic_of(winner), "float32")
+    reports = report_of(allowed, TF32), report_of(strict, STRICT)
+    assert [report.arithmetic for report in reports] == [arithmetic_of(winner), "float32"]
+    assert ("tensor cores win" in reports[0].reason) == (winner == NAME)
+    assert reports[1].reason == ""
 
 
 def test_dense_build_uses_tensor_cores_where_they_are_allowed(tmp_path: Path) -> None:

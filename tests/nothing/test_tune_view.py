@@ -20,6 +20,11 @@ def trial(task, best, dense=None, status="ok"):
     return Event(kind="trial", task=task, message="Config.of('x')", data=data)
 
 
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
 class Clock:
     now = 100.0
 
@@ -53,6 +58,37 @@ def test_latency_falls_and_says_from_where():
     assert "all layers: 40 us, dense 80 us: 2.00x" in text(shown)
     shown.apply(trial("conv0", 10.0, 40.0))
     assert "all layers: 20 us, dense 80 us, 40 us at first: 4.00x" in text(shown)
+
+
+def test_latency_is_drawn_as_it_falls_where_the_terminal_can():
+    shown = view(plan(1), *(trial("conv0", us, 40.0) for us in (20.0, 20.0, 10.0, 2.0)))
+    assert shown.history == [40.0, 20.0, 4.0]
+    assert "20.00x  █▅▁" in text(shown)
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
+    Console(file=out, width=100, height=30).print(shown)
+    line = next(line for line in out.buffer.getvalue().decode().splitlines() if line.startswith("all layers"))
+    assert line.rstrip().endswith("20.00x")
+
+
+def test_long_histories_are_thinned_to_their_first_and_last():
+    shown = view(plan(1), *(trial("conv0", 100.0 - at, 400.0) for at in range(90)))
+    line = next(line for line in text(shown).splitlines() if line.startswith("all layers"))
+    bars = line.split()[-1]
+    assert (len(bars), bars[0], bars[-1]) == (24, "█", "▁")
+
+
+def test_end_of_a_run_is_not_announced_on_a_terminal_nor_warnings_twice():
+    stream = Terminal()
+    with LiveProgress(Console(file=stream, force_terminal=True, width=100, height=30), verbose=False) as progress:
+        for event in (
+            plan(),
+            Event(kind="warning", task="conv0", message="noisy by 9 %", data={"noise": 0.09}),
+            Event(kind="end", message="done"),
+        ):
+            progress(event)
+    assert "[warning] conv0: noisy by 9 %" in stream.getvalue()
+    assert "noise=" not in stream.getvalue()
+    assert "[end]" not in stream.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -91,11 +127,6 @@ def test_hostile_name_cannot_reach_the_terminal():
     shown = text(view(event, trial("a\x1b[31m[bold]", 1.0)))
     assert "\x1b" not in shown
     assert "[bold]" in shown
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
 
 
 def test_live_progress_keeps_notes_and_drops_the_table_at_the_end():

@@ -93,7 +93,7 @@ def records_of(task: Task, dense_us: float, sparse_us: float) -> list[Record]:
             dense_us if choice.dense else sparse_us,
             workload=task.workload,
             config=choice.default,
-            template_version=choice.version,
+            template_version=choice.version_of(choice.default),
             space=choice.space.fingerprint,
             device=DEVICE,
             toolchain=toolchain_fingerprint(),

@@ -20,6 +20,7 @@ import sparsetvm
 from sparsetvm.build.choose import choose_dense
 from sparsetvm.build.compile import build_executable
 from sparsetvm.build.fatbin import cubins_in, fatbin
+from sparsetvm.build.network import Network
 from sparsetvm.core.manifest import STATIC_MAIN
 from sparsetvm.core.target import parse_target
 from sparsetvm.errors import EnvironmentProblem, SparseTvmError
@@ -55,8 +56,8 @@ def executable_text(model: onnx.ModelProto, folder: Path) -> str:
     """The virtual machine's code of the network."""
     onnx.save(model, folder / "m.onnx")
     prepared = prepare(folder / "m.onnx", H200)
-    configs = {name: choice.config for name, choice in choose_dense(prepared.tasks, H200).items()}
-    return build_executable(prepared.graph, prepared.tasks, configs, H200)[0].as_text()
+    network = Network(prepared.graph, prepared.tasks, choose_dense(prepared.tasks, H200))
+    return build_executable([network], H200)[0].as_text()
 
 
 def function(text: str, name: str) -> list[str]:

@@ -22,7 +22,8 @@ FRAME = """<!DOCTYPE html><body><iframe id=phone src=report.html width=390 heigh
 onload = () => { document.getElementById('seen').textContent = JSON.stringify(['phone', 'desk'].map(id => {
   const page = document.getElementById(id).contentDocument, root = page.documentElement;
   const small = [...page.querySelectorAll('svg')].filter(svg => svg.getBoundingClientRect().width < 250).length;
-  return {over: root.scrollWidth - root.clientWidth, small, plots: page.querySelectorAll('svg').length,
+  const loaded = document.getElementById(id).contentWindow.performance.getEntriesByType('resource').length;
+  return {loaded, over: root.scrollWidth - root.clientWidth, small, plots: page.querySelectorAll('svg').length,
     back: getComputedStyle(page.body).backgroundColor, color: getComputedStyle(page.body).color};
 }))}</script>"""
 
@@ -30,6 +31,7 @@ onload = () => { document.getElementById('seen').textContent = JSON.stringify(['
 def look(folder, *flags):
     command = [
         BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1300,900",
+        "--disable-background-networking", "--no-first-run",
         f"--user-data-dir={folder / 'profile'}", "--allow-file-access-from-files", "--enable-logging=stderr",
         "--dump-dom", *flags, (folder / "frame.html").as_uri(),
     ]  # fmt: skip
@@ -47,6 +49,7 @@ def test_report_fits_phone_and_desktop_in_light_and_dark(tmp_path):
     (tmp_path / "frame.html").write_text(FRAME)
     light = look(tmp_path, "--blink-settings=preferredColorScheme=1")
     assert [(seen["over"], seen["small"], seen["plots"] > 3) for seen in light] == [(0, 0, True)] * 2
+    assert [seen["loaded"] for seen in light] == [0, 0]  # one file, nothing from elsewhere
     dark = look(tmp_path, "--blink-settings=preferredColorScheme=0")
     assert light[0]["back"] == "rgb(255, 255, 255)" != dark[0]["back"]
     assert light[0]["color"] != dark[0]["color"]

@@ -1,16 +1,19 @@
-"""Conversions between layouts: plain matrices and Tiled, plain images, Planes and phase-split Planes.
+"""Conversions between layouts: plain matrices, Tiled and HalfTiled, plain images, Planes and phase-split Planes.
 
     X: physical shape of `source`, Y: physical shape of `destination`
 
-Requires: float32; Planes are read with phases (1, 1) only, since nothing but a strided convolution reads others.
+Requires: X in float32; Planes are read with phases (1, 1) only, since nothing but a strided convolution reads others.
 """
 
 from __future__ import annotations
 
+import math
+
 from sparsetvm.schedules.cuda.launch import Launch
+from sparsetvm.schedules.cuda.remainder.cast import cast_kernel
 from sparsetvm.schedules.cuda.remainder.images import images_of
 
-from sparsetvm.core.layout import AnyLayout, Plain, Planes, Tiled
+from sparsetvm.core.layout import AnyLayout, Plain, Planes, Tiled, narrows
 from sparsetvm.core.target import Target
 from sparsetvm.errors import SparseTvmError
 
@@ -36,6 +39,10 @@ def convert_kernel(
     Rows of a Tiled destination past the end become zero, as does all of Planes outside the image.
     Raises SparseTvmError for a pair of layouts that no kernel converts.
     """
+    if isinstance(source, Tiled) and narrows(source, destination):
+        return cast_kernel(math.prod(source.physical_shape(shape)), True, target, symbol)
+    if source.half or (transposed and destination.half):
+        raise SparseTvmError(f"no conversion from {source} to {destination}", hint="round to float16 last")
     if isinstance(source, Plain) and isinstance(destination, Tiled):
         return _columns(destination, True) if transposed else _rows_to_tiles(destination)
     if isinstance(source, Tiled) and isinstance(destination, Plain):
@@ -49,15 +56,15 @@ def convert_kernel(
     )
 
 
-def _transpose(tiles: int, rows: int, columns: int, rows_in: int, rows_out: int) -> Launch:
+def _transpose(tiles: int, rows: int, columns: int, rows_in: int, rows_out: int, half: bool = False) -> Launch:
     grid = (-(-columns // 32), -(-rows // _SQUARE), tiles)
-    return Launch(
-        "convert.cu", "transpose", (), grid, _THREADS, scalars=(rows, columns, rows_in, rows_out), overlaps=True
-    )
+    scalars = (rows, columns, rows_in, rows_out)
+    defines = (("SP_HALF", int(half)),)
+    return Launch("convert.cu", "transpose", defines, grid, _THREADS, scalars=scalars, overlaps=True)
 
 
 def _rows_to_tiles(tiled: Tiled) -> Launch:
-    return _transpose(tiled.tiles, tiled.lanes, tiled.cols, tiled.rows, tiled.tiles * tiled.cols)
+    return _transpose(tiled.tiles, tiled.lanes, tiled.cols, tiled.rows, tiled.tiles * tiled.cols, tiled.half)
 
 
 def _tiles_to_rows(tiled: Tiled) -> Launch:

@@ -16,7 +16,7 @@ def found_section(story: Story) -> Element:
     rows: list[list[Child]] = [
         [
             el("bdi", task.name) if task.layers else el("code", task.workload.id[:8]),
-            task.workload.describe(),
+            task.workload.describe().replace("->", "\N{RIGHTWARDS ARROW}"),  # a hyphen is where lines break
             percent(task.workload.pattern.sparsity),
             task.workload.pattern.describe() + (f"; {task.structure}" if task.structure else ""),
             f"{task.workload.pattern.row_imbalance:.1f}",

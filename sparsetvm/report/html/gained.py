@@ -82,8 +82,8 @@ def _roofline(story: Story, tasks: Sequence[TaskStory]) -> Element:
         plot.line([point, ours[shown.index(task)]], "link")
     plot.dots([p for _, p in dense], "dense", lambda at: f"{dense[at][0].name}, dense: {dense[at][1][1]:.4g} GFLOP/s")
     plot.dots(ours, "ours", lambda at: f"{shown[at].name}: {ours[at][1]:.4g} GFLOP/s, {micros(shown[at].best)}", 4)
-    part.append(el("div", plot.element("roofline"), class_="roofline"))
-    part.append(el("p", _roof_words(limit, mhz, threads, device.kind), class_="soft"))
+    words = el("p", _roof_words(limit, mhz, threads, device.kind), class_="soft")
+    part.append(el("div", el("div", plot.element("roofline"), class_="roofline"), words, class_="two"))
     return part
 
 

@@ -7,6 +7,7 @@ from collections import defaultdict
 
 from sparsetvm.core.record import Record
 from sparsetvm.core.version import VERSION
+from sparsetvm.examples import shown_model
 from sparsetvm.report.html.element import Element, el
 from sparsetvm.report.html.parts import table
 from sparsetvm.report.story import Story, clocks_of
@@ -48,7 +49,7 @@ def reproduce_section(story: Story) -> Element:
 
 
 def _commands(story: Story) -> list[str]:
-    model = shlex.quote(story.model or "MODEL.onnx")
+    model = shlex.quote(shown_model(story.model or "MODEL.onnx"))
     tasks = story.tasks
     threads = f" --threads {tasks[-1].workload.threads}" if tasks and tasks[-1].device.kind == "cpu" else ""
     target = f" --target {tasks[-1].device.kind}" if tasks else ""

@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.special import erf
 
 from sparsetvm.core.graph import Graph
-from sparsetvm.rewrite.canonical.sampled_function import fuse_function
+from sparsetvm.rewrite.canonical.sampled_function import erf, fuse_function
 
 
 def gelu(x: np.ndarray) -> np.ndarray:

@@ -7,15 +7,14 @@ After:   sparsetvm.Silu(x)
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import expit
 
 from sparsetvm.core.graph import SPARSETVM_DOMAIN, Graph
-from sparsetvm.rewrite.canonical.sampled_function import fuse_function
+from sparsetvm.rewrite.canonical.sampled_function import fuse_function, sigmoid
 
 
 def silu(x: np.ndarray) -> np.ndarray:
     """x * sigmoid(x)."""
-    result: np.ndarray = x * expit(x)
+    result: np.ndarray = x * sigmoid(x)
     return result
 
 

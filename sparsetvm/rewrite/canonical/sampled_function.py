@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from scipy.special import erf, expit
 
 from sparsetvm.core.graph import Graph, Node
 from sparsetvm.rewrite.canonical.edit import Uses, rewrite_node, scalar
@@ -24,10 +23,23 @@ _TOLERANCE, _TOLERANCE_FLOAT16 = 2e-6, 5e-5
 _MAX_STEPS = 10
 _MAX_SOURCES = 12
 
+
+def erf(x: np.ndarray) -> np.ndarray:
+    """The error function; SciPy takes a quarter of a second to import, so only where it is met."""
+    from scipy.special import erf as scipy_erf
+
+    return np.asarray(scipy_erf(x))
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    """1 / (1 + e^-x), in a form that cannot overflow."""
+    return np.asarray(0.5 * (1.0 + np.tanh(0.5 * x)))
+
+
 _UNARY: dict[str, Function] = {
     "Erf": erf,
     "Tanh": np.tanh,
-    "Sigmoid": expit,
+    "Sigmoid": sigmoid,
     "Exp": np.exp,
     "Neg": np.negative,
     "Reciprocal": np.reciprocal,
@@ -47,8 +59,11 @@ def fuse_function(
 ) -> bool:
     """Replace every expression through one of the `anchors` that computes `function` by the node `op`."""
     changed = False
+    found_anchors = [node for node in graph.nodes if node.is_op(*anchors)]
+    if not found_anchors:
+        return False
     expected = function(_SAMPLES)
-    for anchor in [node for node in graph.nodes if node.is_op(*anchors)]:
+    for anchor in found_anchors:
         found = _find(graph, anchor, expected)
         if found is None:
             continue

@@ -1,0 +1,152 @@
+"""Arrays that a compiled model is given and gives back: checked, aligned, of the size of the run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sparsetvm.core.buckets import Dynamic
+from sparsetvm.core.manifest import TensorInfo
+from sparsetvm.errors import UsageError
+
+if TYPE_CHECKING:
+    from sparsetvm.runtime.module import Module
+
+_ALIGNMENT = 64  # bytes; generated code uses aligned vector loads
+
+
+class Buffer:
+    """An aligned tensor with a numpy view of the same memory."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
+        import tvm_ffi
+
+        bytes_needed = math.prod(shape) * np.dtype(dtype).itemsize
+        raw = np.zeros(bytes_needed + _ALIGNMENT, np.uint8)
+        start = -raw.ctypes.data % _ALIGNMENT
+        self.array = raw[start : start + bytes_needed].view(dtype).reshape(shape)
+        self.tensor = tvm_ffi.from_dlpack(self.array)
+
+
+def random_arrays(tensors: Iterable[TensorInfo], seed: int = 0) -> dict[str, np.ndarray]:
+    """Standard normal values for float tensors, zeros for other dtypes (which may be indices)."""
+    rng = np.random.default_rng(seed)
+    return {
+        info.name: rng.standard_normal(info.shape).astype(info.dtype)
+        if np.dtype(info.dtype).kind == "f"
+        else np.zeros(info.shape, info.dtype)
+        for info in tensors
+    }
+
+
+def size_of_run(inputs: Sequence[TensorInfo], dynamic: Dynamic, shapes: Sequence[tuple[int, ...]]) -> int:
+    """The size of the open dimension that the inputs have. Raises UsageError for inputs that do not agree, for none,
+    and for more than the model can run.
+    """
+    size, first = 0, ""
+    for info, shape in zip(inputs, shapes, strict=True):
+        if info.axis is None:
+            continue
+        if len(shape) != len(info.shape):
+            raise UsageError(
+                f"input '{info.name}': expected {shown_dims(info, dynamic)}, given {_dims(tuple(shape))}",
+                hint=f"{dynamic.name} may be of any size, the other dimensions are fixed",
+            )
+        if not first:
+            size, first = int(shape[info.axis]), info.name
+        elif shape[info.axis] != size:
+            raise UsageError(
+                f"input '{info.name}' has {shape[info.axis]} in dimension '{dynamic.name}', input '{first}' has {size}",
+                hint="give all inputs the same size there",
+            )
+    return checked_size(size, dynamic)
+
+
+def checked_size(size: int, dynamic: Dynamic) -> int:
+    """`size` when the model can run it, else UsageError."""
+    if size < 1:
+        raise UsageError(f"dimension '{dynamic.name}' of size {size}", hint="give at least one sample or token")
+    if dynamic.limit is not None and size > dynamic.limit:
+        raise UsageError(
+            f"dimension '{dynamic.name}' of size {size}: the model was compiled for up to {dynamic.limit}",
+            hint=f"compile it again with --buckets up to {size}, or cut the input",
+        )
+    return size
+
+
+def size_of_shapes(module: Module, shapes: Mapping[str, tuple[int, ...]] | None) -> int | None:
+    """What `--shape` says of the open dimension of a loaded model; None when nothing is said."""
+    if not shapes:
+        return None
+    infos = {info.name: info for info in module.inputs}
+    for name, shape in shapes.items():
+        if name not in infos:
+            raise UsageError(f"--shape {name}: the model has no such input", hint=f"its inputs are {', '.join(infos)}")
+        if module.dynamic is None and shape != infos[name].shape:
+            raise UsageError(
+                f"--shape {name}={_dims(shape)}: '{module.path}' was compiled for {_dims(infos[name].shape)}",
+                hint="compile the model with --buckets to run other sizes",
+            )
+    if module.dynamic is None:
+        return None
+    given = [info for info in module.inputs if info.name in shapes and info.axis is not None]
+    if not given:
+        return None
+    size = size_of_run(given, module.dynamic, [shapes[info.name] for info in given])
+    for name, shape in shapes.items():
+        if shape != infos[name].sized(size).shape:
+            raise UsageError(
+                f"--shape {name}={_dims(shape)}: the model takes {shown_dims(infos[name], module.dynamic)}",
+                hint=f"only '{module.dynamic.name}' may be of any size",
+            )
+    return size
+
+
+def shape_of(array: Any) -> tuple[int, ...]:
+    """The shape of an array, of whatever library, or of nested lists."""
+    return tuple(int(size) for size in array.shape) if hasattr(array, "shape") else np.shape(array)
+
+
+def copy_out(tensor: Any) -> np.ndarray:
+    """A fresh numpy array: the tensor's memory goes back to the virtual machine's pool."""
+    return np.array(np.from_dlpack(tensor))
+
+
+def as_array(value: Any, info: TensorInfo) -> np.ndarray:
+    """`value` as a numpy array without a copy where possible, checked against `info` (shape and dtype, when known)."""
+    if isinstance(value, np.ndarray):
+        array = value
+    elif hasattr(value, "__dlpack__"):
+        try:
+            array = np.from_dlpack(value)
+        except (RuntimeError, BufferError, TypeError) as error:
+            raise UsageError(
+                f"input '{info.name}': this array cannot be read on the CPU: {error}", hint="move it to the CPU first"
+            ) from error
+    else:
+        array = np.asarray(value)
+    if not info.dtype:
+        return array
+    if array.dtype != info.dtype:
+        raise UsageError(
+            f"input '{info.name}': expected {info.dtype}, given {array.dtype}",
+            hint=f"convert it: array.astype('{info.dtype}')",
+        )
+    if array.shape != info.shape:
+        raise UsageError(
+            f"input '{info.name}': expected shape {_dims(info.shape)}, given {_dims(array.shape)}",
+            hint="shapes are fixed when the model is compiled; compile again with --shape for another one",
+        )
+    return array
+
+
+def _dims(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) if shape else "scalar"
+
+
+def shown_dims(info: TensorInfo, dynamic: Dynamic | None) -> str:
+    """The shape of a tensor with the name of the open dimension in its place: "batchx3x224x224"."""
+    return "x".join(dynamic.name if dynamic and at == info.axis else str(d) for at, d in enumerate(info.shape))
