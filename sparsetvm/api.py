@@ -168,8 +168,8 @@ def tune(
     early; the report then has `interrupted` set and everything measured is in the log. page: an HTML report to write.
     progress: called with an Event (core/results.py) for each step, in this thread; an exception that it raises ends the
     call. reuse: False ignores the log. records: more logs to read; log_dir: the one to write.
-    calibrate, buckets: as in `compile`; the layers of every bucket are tuned. tracker, key: measure on the workers of a fleet
-    ("host:port" of a TVM tracker, docs/fleet.md) instead of this machine; their device is the target then.
+    calibrate, buckets: as in `compile`; the layers of all buckets are tuned. tracker, key: measure on the workers of a
+    fleet ("host:port" of a TVM tracker, docs/fleet.md) instead of this machine; their device is the target then.
 
     >>> from sparsetvm.examples import digits_path
     >>> import tempfile
