@@ -42,10 +42,12 @@ _TEMPLATES: dict[str, tuple[str, str]] = {
     "cuda.spmm_code": ("sparsetvm.schedules.cuda.spmm_code", "SpmmCode"),
     "cuda.block_tiles": ("sparsetvm.schedules.cuda.block_tiles", "BlockTiles"),
     "cuda.block_mma": ("sparsetvm.schedules.cuda.block_mma", "BlockMma"),
+    "cuda.block_wgmma": ("sparsetvm.schedules.cuda.block_wgmma", "BlockWgmma"),
     "cuda.block_tf32": ("sparsetvm.schedules.cuda.block_tf32", "BlockTf32"),
     "cuda.two_four": ("sparsetvm.schedules.cuda.two_four", "TwoFour"),
     "cuda.dense_gemv": ("sparsetvm.schedules.cuda.dense_gemv", "DenseGemv"),
     "cuda.dense_tf32": ("sparsetvm.schedules.cuda.dense_tf32", "DenseTf32"),
+    "cuda.dense_wgmma": ("sparsetvm.schedules.cuda.dense_wgmma", "DenseWgmma"),
     "cuda.dense_fp16": ("sparsetvm.schedules.cuda.dense_fp16", "DenseFp16"),
     "cuda.dense": ("sparsetvm.schedules.cuda.dense", "Dense"),
 }

@@ -17,26 +17,22 @@ Exit code 1 otherwise.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import random
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-import psutil
+from checklib.fleet_field import Field, field
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.layout import PLAIN
@@ -93,67 +89,9 @@ def supervise(tracker: str, key: str, port: int) -> None:
     supervisor.run()
 
 
-def free_port() -> int:
-    """Of a tracker, with room above it for the workers' ports."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return min(int(probe.getsockname()[1]), 60000)
-
-
-class Field:
-    """The tracker and the workers of one run. diary: what workers say that they measured."""
-
-    def __init__(self, folder: Path) -> None:
-        self.diary = folder / "diary.jsonl"
-        self.port = free_port()
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        ports = ["--port", str(self.port), "--port-end", str(self.port + 1)]
-        command = [sys.executable, "-m", "tvm.exec.rpc_tracker", "--host", "127.0.0.1", *ports, "--silent"]
-        self.start("tracker", command, {})
-        for _ in range(600):  # it imports TVM first
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1.0):
-                return
-            time.sleep(0.2)
-        raise SystemExit("the tracker does not start: is tornado installed?")
-
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    def start(self, name: str, command: Sequence[str], variables: dict[str, str]) -> None:
-        self.processes[name] = subprocess.Popen(command, env={**os.environ, **variables}, start_new_session=True)
-
-    def worker(self, name: str, key: str) -> None:
-        port = self.port + 100 + 10 * len(self.processes) + len(self.processes)  # two neighbours on different cores
-        command = [sys.executable, __file__, "supervise", self.address, key, str(port)]
-        self.start(name, command, {_WHO: name, _DIARY: str(self.diary)})
-
-    def kill_a_process_of(self, name: str, rng: random.Random) -> bool:
-        """SIGKILL the server, or the session in which it measures; the supervisor is left alone."""
-        with contextlib.suppress(psutil.Error):
-            servers = psutil.Process(self.processes[name].pid).children(recursive=True)
-            if servers:
-                rng.choice(servers).kill()
-                return True
-        return False
-
-    def close(self) -> None:
-        for process in self.processes.values():
-            process.terminate()
-        for process in self.processes.values():
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(20)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-
-
-@contextlib.contextmanager
-def field(folder: Path) -> Iterator[Field]:
-    made = Field(folder)
-    try:
-        yield made
-    finally:
-        made.close()
+def start_worker(there: Field, name: str, key: str, diary: Path) -> None:
+    arguments = [__file__, "supervise", there.address, key, str(there.worker_port())]
+    there.start(name, arguments, {_WHO: name, _DIARY: str(diary)})
 
 
 # --- what is tuned ----------------------------------------------------------------------------------------------------
@@ -173,12 +111,12 @@ def tune(trials: int, seed: int, folder: Path) -> dict[str, Any]:
     """Trials while workers die."""
     from fleet_templates import TEMPLATES, crashes
 
-    rng, ended = random.Random(seed), threading.Event()
-    with field(folder) as there:
+    rng, ended, diary = random.Random(seed), threading.Event(), folder / "diary.jsonl"
+    with field() as there:
         for name in ("calm 1", "calm 2", "victim 1", "victim 2", "stranger"):
             if name == "stranger":
                 open_fleet(there.address, "sim")  # the first worker that answers says what the fleet is
-            there.worker(name, "sim")
+            start_worker(there, name, "sim", diary)
         kills: Counter[str] = Counter()
 
         def kill() -> None:
@@ -208,7 +146,7 @@ def tune(trials: int, seed: int, folder: Path) -> dict[str, Any]:
             )  # fmt: skip
         seconds = time.monotonic() - began
         ended.set()
-    return judge(journal, trials, appended, outcomes, there.diary, crashes) | {
+    return judge(journal, trials, appended, outcomes, diary, crashes) | {
         "seconds": seconds,
         "kills": dict(kills),
     }
@@ -244,11 +182,11 @@ def throughput(count: int, folder: Path) -> dict[str, Any]:
     """Trials per second on one worker and on two."""
     task = small_task("throughput", 8)
     speeds: dict[int, float] = {}
-    with field(folder) as there:
+    with field() as there:
         for workers in (1, 2):
             key = f"sim{workers}"
             for number in range(workers):
-                there.worker(f"{key} {number}", key)
+                start_worker(there, f"{key} {number}", key, folder / "diary.jsonl")
             fleet = open_fleet(there.address, key)
             while fleet.tracker.count() < workers:
                 time.sleep(0.2)
@@ -275,6 +213,7 @@ def main() -> int:
     parser.add_argument("--only", choices=["tune", "throughput"])
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that workers end too
     sys.path.insert(0, str(_TEMPLATES))
     os.environ["PYTHONPATH"] = f"{_TEMPLATES}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     figures: dict[str, Any] = {"schema": 1}

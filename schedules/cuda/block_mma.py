@@ -31,7 +31,6 @@ from sparsetvm.schedules.cuda.panels import (
     supports_panels,
 )
 
-from sparsetvm.core.arithmetic import Arithmetic
 from sparsetvm.core.config import Config
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
@@ -46,6 +45,8 @@ _MISCELLANEOUS = 34  # registers of a thread besides sums and steps
 _LATENCY, _STEP = 1130, 550  # clocks: of loads, shared by the steps in flight; of a step besides
 _OVERLAP = 5.4  # exponent of the norm of traffic and latency
 _FINISHED = 0.16  # clocks for a sum of a warp
+# Breaks ties: launches of 64 blocks that follow each other took twice as long in two of six runs, of 128 in none.
+_FEW_BLOCKS = 1.02
 
 
 class BlockMma(Template):
@@ -53,8 +54,7 @@ class BlockMma(Template):
 
     name = "cuda.block_mma"
     version = 1
-    arithmetic: Arithmetic = "float16"
-    w_bytes = 2  # of a number of W: float16, or TF32
+    arithmetic = "float16"
 
     def matches(self, workload: Workload, target: Target) -> bool:
         return target.kind == "cuda" and supports_panels(workload) and shares_columns(workload) and workload.nnz > 0
@@ -67,48 +67,59 @@ class BlockMma(Template):
         return self.smallest_estimate(workload, target)
 
     def estimate(self, workload: Workload, config: Config, target: Target) -> float:
-        """Fitted to 527 times on an H200 (2048 x 2048 and 4096 x 4096, blocks of 64 x 64 to 8 x 1, 16 to 1024
-        positions, float16 in memory), off by 15 % (rms); the config it names is 15 % slower than the fastest on
-        average, 43 % at worst. Bytes from L2 and the chain of a warp's steps overlap, stores and sums come on top.
-        """
-        g, shape = flat_geometry(workload), _Shape.of(config, workload, self.w_bytes)
-        mean, spread = expected_steps(workload, shape.tm)
-        blocks = -(-workload.m // (shape.tm * shape.panels)) * -(-g.positions // shape.tn) * g.batch
-        share = blocks / target.sms
-        resident = max(1, _REGISTERS // (shape.registers * 32 * shape.warps))
-        waves = max(1.0, share / resident)
-        traffic = share * shape.panels * mean * 16 * (shape.tn * shape.x_bytes + shape.tm * shape.w_bytes) / L2_BYTES
-        chain = waves * (mean + 1.5 * spread) / shape.slices * (_STEP + _LATENCY / shape.depth)
-        sums = _FINISHED * shape.warps * shape.tm * shape.tn * min(share, resident)
-        stored = share * shape.panels * shape.tm * shape.tn * shape.y_bytes / STORED
-        both: float = (traffic**_OVERLAP + chain**_OVERLAP) ** (1 / _OVERLAP)
-        return FIXED + stored + sums + both
+        return panel_clocks(workload, config, target)
 
     def pack(
         self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target
     ) -> Packed:
-        return pack_panels(weight, bias, workload, config, w_bytes=self.w_bytes)
+        return pack_panels(weight, bias, workload, config)
 
     def kernel(self, workload: Workload, config: Config, packed: Packed, target: Target, symbol: str) -> Any:
-        g, shape = flat_geometry(workload), _Shape.of(config, workload, self.w_bytes)
-        defines = (
-            *(("SP_TM", shape.tm), ("SP_J", shape.j), ("SP_G", shape.tn // (8 * shape.j)), ("SP_PANELS", shape.panels)),
-            *(("SP_SLICES", shape.slices), ("SP_DEPTH", shape.depth), ("SP_RUN", run_of(workload))),
-            *(("SP_X_HALF", int(workload.layout_in.half)), ("SP_Y_HALF", int(workload.layout_out.half))),
-            *(("SP_TF32", int(self.w_bytes == 4)), *epilogue_defines(workload.epilogue)),
-        )
-        panels = -(-workload.m // shape.tm)
-        return Launch(
-            "block_mma.cu",
-            "block_mma",
-            defines,
-            (-(-panels // shape.panels), -(-g.positions // shape.tn), g.batch),
-            32 * shape.warps,
-            4 * shape.warps * shape.tm * (shape.tn + 4) if shape.slices > 1 else 0,
-            1,
-            panel_scalars(g, workload.m, panels),
-            overlaps=True,
-        )
+        return panel_launch(workload, config)
+
+
+def panel_clocks(workload: Workload, config: Config, target: Target, w_bytes: int = 2) -> float:
+    """What to expect; w_bytes: of a number of W, 2 in float16 and 4 in TF32.
+
+    Fitted to 527 times on an H200 (2048 x 2048 and 4096 x 4096, blocks of 64 x 64 to 8 x 1, 16 to 1024 positions,
+    float16 in memory), off by 15 % (rms); the config it names is 15 % slower than the fastest on average, 43 % at
+    worst. Bytes from L2 and the chain of a warp's steps overlap, stores and sums come on top.
+    """
+    g, shape = flat_geometry(workload), _Shape.of(config, workload, w_bytes)
+    mean, spread = expected_steps(workload, shape.tm)
+    blocks = -(-workload.m // (shape.tm * shape.panels)) * -(-g.positions // shape.tn) * g.batch
+    share = blocks / target.sms
+    resident = max(1, _REGISTERS // (shape.registers * 32 * shape.warps))
+    waves = max(1.0, share / resident)
+    traffic = share * shape.panels * mean * 16 * (shape.tn * shape.x_bytes + shape.tm * shape.w_bytes) / L2_BYTES
+    chain = waves * (mean + 1.5 * spread) / shape.slices * (_STEP + _LATENCY / shape.depth)
+    sums = _FINISHED * shape.warps * shape.tm * shape.tn * min(share, resident)
+    stored = share * shape.panels * shape.tm * shape.tn * shape.y_bytes / STORED
+    both: float = (traffic**_OVERLAP + chain**_OVERLAP) ** (1 / _OVERLAP)
+    return (FIXED + stored + sums + both) * (_FEW_BLOCKS if share < 0.75 else 1.0)
+
+
+def panel_launch(workload: Workload, config: Config, w_bytes: int = 2) -> Launch:
+    """The launch of block_mma.cu."""
+    g, shape = flat_geometry(workload), _Shape.of(config, workload, w_bytes)
+    defines = (
+        *(("SP_TM", shape.tm), ("SP_J", shape.j), ("SP_G", shape.tn // (8 * shape.j)), ("SP_PANELS", shape.panels)),
+        *(("SP_SLICES", shape.slices), ("SP_DEPTH", shape.depth), ("SP_RUN", run_of(workload))),
+        *(("SP_X_HALF", int(workload.layout_in.half)), ("SP_Y_HALF", int(workload.layout_out.half))),
+        *(("SP_TF32", int(w_bytes == 4)), *epilogue_defines(workload.epilogue)),
+    )
+    panels = -(-workload.m // shape.tm)
+    return Launch(
+        "block_mma.cu",
+        "block_mma",
+        defines,
+        (-(-panels // shape.panels), -(-g.positions // shape.tn), g.batch),
+        32 * shape.warps,
+        4 * shape.warps * shape.tm * (shape.tn + 4) if shape.slices > 1 else 0,
+        1,
+        panel_scalars(g, workload.m, panels),
+        overlaps=True,
+    )
 
 
 def pack_panels(

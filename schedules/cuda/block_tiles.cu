@@ -75,7 +75,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, SP_RESIDENT)
           if (run[r] >> kStartBits)
             for (int column = 0; column < kWide; column++)
               sp::copy_box(boxes + stage * kX + (r * kWide + column) * kBox, &map, p0 + 64 * column,
-                           run[r] & ((1 << kStartBits) - 1), full + stage, 1);
+                           run[r] & ((1 << kStartBits) - 1), full + stage);
         sp::bulk_copy(tiles + stage * kW, w, taken, full + stage);
       }
       __syncwarp();

@@ -101,7 +101,7 @@ class BlockTiles(Template):
         defines = (
             *(("SP_TM", shape.tm), ("SP_PANELS", shape.panels), ("SP_TN", shape.tn), ("SP_WARPS", shape.warps)),
             *(("SP_RUN", run), ("SP_RUNS", _STAGE_COLUMNS // run), ("SP_STAGES", shape.stages)),
-            *(("SP_RESIDENT", shape.resident), ("SP_CLUSTER", 1), ("SP_Y_HALF", int(workload.layout_out.half))),
+            *(("SP_RESIDENT", shape.resident), ("SP_Y_HALF", int(workload.layout_out.half))),
             *epilogue_defines(workload.epilogue),
         )
         return Launch(

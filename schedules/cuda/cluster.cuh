@@ -1,5 +1,5 @@
-// What blocks of a cluster tell each other beside distributed shared memory (device.cuh): barriers of other blocks, and
-// stores to their shared memory that such a barrier counts (bulk.cuh has the barriers of one block).
+// What blocks of a cluster tell each other beside distributed shared memory (device.cuh): stores to another block's shared
+// memory that a barrier of that block counts (bulk.cuh has the barriers of one block).
 //
 // A block that others store to makes its barriers, then: barriers_ready(), cluster_arrive(); whoever stores calls
 // cluster_wait() before. cluster_sync() would do as well, but is a fence of all memory, which takes about a microsecond.
@@ -11,9 +11,6 @@ namespace sp {
 
 #ifdef SP_EMULATE
 
-__device__ __forceinline__ void barrier_arrive_at(Mbarrier* bar, int rank) {
-  sp_emu::mbarrier_arrive(static_cast<Mbarrier*>(const_cast<void*>(sp_emu::remote(bar, rank))), 0);
-}
 __device__ __forceinline__ void cluster_arrive() {}
 __device__ __forceinline__ void cluster_wait() { sp_emu::cluster_barrier(); }
 struct RemoteStore {
@@ -30,15 +27,6 @@ __device__ __forceinline__ RemoteStore remote_store(float* shared, Mbarrier* bar
 
 #else
 
-// Arrives at the barrier of block `rank` that lies where `bar` does. Not for all of the cluster to see what was written
-// before (.release.cluster): that waits for everything that the thread has started, and doubled the time of two_four.
-__device__ __forceinline__ void barrier_arrive_at(Mbarrier* bar, int rank) {
-  asm volatile(
-      "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
-      "mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(shared_address(bar)),
-      "r"(rank)
-      : "memory");
-}
 __device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 

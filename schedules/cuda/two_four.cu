@@ -1,17 +1,15 @@
 // Product of a weight with at most two non-zeros of every four columns on Hopper's sparse tensor cores: factors in
 // float16, sums in float32.
 //   SP_TILES (1, 2): tiles of 64 rows of a group of four warps; a block has two groups. SP_TN (128, 256): its positions.
-//   SP_STAGES: steps of 64 columns that are in shared memory or on their way.
-//   SP_CLUSTER: blocks with the same positions and other rows; each copies a part of X to all. SP_Y_HALF: Y is float16.
+//   SP_STAGES: steps of 64 columns that are in shared memory or on their way. SP_Y_HALF: Y is float16.
 #include "store_rows.cuh"
 #include "streams.cuh"
 #include "wgmma.cuh"
 
-constexpr int kTiles = SP_TILES, kTN = SP_TN, kStages = SP_STAGES, kCluster = SP_CLUSTER;
+constexpr int kTiles = SP_TILES, kTN = SP_TN, kStages = SP_STAGES;
 constexpr int kGroups = 2, kThreads = 128 * kGroups + 128, kTM = 64 * kTiles * kGroups;
 constexpr int kStep = 64, kWide = kTN / 64, kBox = kStep * 128;  // bytes of 64 rows of 64 positions
 constexpr int kStage = kWide * kBox;
-constexpr int kPieces = kWide > kCluster ? kWide : kCluster, kPiece = kStage / kPieces;  // a copy, bytes of it
 
 using Y = sp::Element<SP_Y_HALF>;
 
@@ -20,7 +18,7 @@ constexpr int kRows = kGroups * kTiles * kWeights;
 
 // w: by tile of 64 rows and step: two halves [2][64][8] of the kept columns in float16, then 128 words as wgmma_sparse
 // wants them.
-extern "C" __global__ void SP_CLUSTER_DIMS __launch_bounds__(kThreads, 1)
+extern "C" __global__ void __launch_bounds__(kThreads, 1)
     two_four(const unsigned short* __restrict__ x, SP_RESIDUAL_OF(Y::type) const char* __restrict__ w,
              const float* __restrict__ bias, Y::type* __restrict__ y, int rows,
              int steps, int positions, int y_row, int r_row, const __grid_constant__ sp::TensorMap map) {
@@ -31,19 +29,15 @@ extern "C" __global__ void SP_CLUSTER_DIMS __launch_bounds__(kThreads, 1)
   char* const weights = stages + kStages * kStage;
   sp::Mbarrier* const full = reinterpret_cast<sp::Mbarrier*>(weights + kStages * kRows);
   sp::Mbarrier* const empty = full + kStages;
-  const int rank = kCluster > 1 ? sp::cluster_rank() : 0;
   const int p0 = blockIdx.y * kTN, warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
   if (threadIdx.x == 0) {
     for (int s = 0; s < kStages; s++) {
       sp::barrier_init(full + s, 1);
-      sp::barrier_init(empty + s, kGroups * kCluster);
+      sp::barrier_init(empty + s, kGroups);
     }
     sp::barriers_ready();
   }
-  if (kCluster > 1)
-    sp::cluster_sync();
-  else
-    __syncthreads();
+  __syncthreads();
 
   if (warp >= 4 * kGroups) {
     sp::fewer_registers<40>();
@@ -51,21 +45,15 @@ extern "C" __global__ void SP_CLUSTER_DIMS __launch_bounds__(kThreads, 1)
       w += static_cast<size_t>(blockIdx.x * kGroups * kTiles) * steps * kWeights;
       sp::wait_for_previous();
       int stage = 0, parity = 1;
-      // Clusters begin at different columns, so that fewer of them ask L2 for the same; blocks on their own are slower so.
-      int step = kCluster > 1 ? static_cast<int>(blockIdx.x / kCluster) * steps / static_cast<int>(gridDim.x / kCluster) : 0;
-      for (int left = steps; left > 0; left--, step = step + 1 == steps ? 0 : step + 1) {
+      for (int step = 0; step < steps; step++) {
         sp::barrier_wait(empty + stage, parity);
         if (sp::one_lane()) {
           sp::barrier_expect(full + stage, kStage + kRows);
           for (int i = 0; i < kGroups * kTiles; i++)
             sp::bulk_copy(weights + stage * kRows + i * kWeights, w + static_cast<size_t>(i * steps + step) * kWeights,
                           kWeights, full + stage);
-          // Of kWide boxes of 64 positions, each in kPieces / kWide parts of its rows.
-          for (int piece = rank; piece < kPieces; piece += kCluster) {
-            const int column = piece % kWide, part = piece / kWide, height = kPiece / 128;
-            sp::copy_box(stages + stage * kStage + column * kBox + part * kPiece, &map, p0 + 64 * column,
-                         kStep * step + height * part, full + stage, (1 << kCluster) - 1);
-          }
+          for (int column = 0; column < kWide; column++)
+            sp::copy_box(stages + stage * kStage + column * kBox, &map, p0 + 64 * column, kStep * step, full + stage);
         }
         __syncwarp();
         if (++stage == kStages) stage = 0, parity ^= 1;
@@ -99,12 +87,7 @@ extern "C" __global__ void SP_CLUSTER_DIMS __launch_bounds__(kThreads, 1)
                               sp::wgmma_boxes(from + 32 * 128, kBox), chosen[d][i]);
         sp::wgmma_commit();
         sp::wgmma_wait<1>();  // the step before has been multiplied: its stage is free
-        if (first + d > 0 && mine < kCluster) {
-          if (kCluster > 1)
-            sp::barrier_arrive_at(empty + before, mine);
-          else
-            sp::barrier_arrive(empty + before);
-        }
+        if (first + d > 0 && mine == 0) sp::barrier_arrive(empty + before);
         before = stage;
         if (++stage == kStages) stage = 0, parity ^= 1;
       }
@@ -129,5 +112,4 @@ extern "C" __global__ void SP_CLUSTER_DIMS __launch_bounds__(kThreads, 1)
                                           [&](int j, int e) { return sums[i][4 * j + 2 * half + e]; });
       }
   }
-  if (kCluster > 1) sp::cluster_sync();  // until no block copies to this one any more
 }

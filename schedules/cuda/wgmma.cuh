@@ -1,7 +1,7 @@
-// Hopper's own tensor core instructions (sm_90a) on a weight with two non-zeros of every four columns, and copies of
-// tiles of X by the copy engine, to one block or to all blocks of a cluster.
+// Hopper's own tensor core instructions (sm_90a), also on weights with two non-zeros of every four columns, and copies of
+// tiles of X by the copy engine.
 #pragma once
-#include "cluster.cuh"
+#include "bulk.cuh"
 
 namespace sp {
 
@@ -9,8 +9,8 @@ namespace sp {
 
 using sp_emu::TensorMap;
 using sp_emu::shared_address;
-__device__ __forceinline__ void copy_box(void* shared, const TensorMap* map, int n, int k, Mbarrier* bar, int mask) {
-  sp_emu::copy_box(shared, map, n, k, bar, mask);
+__device__ __forceinline__ void copy_box(void* shared, const TensorMap* map, int n, int k, Mbarrier* bar) {
+  sp_emu::copy_box(shared, map, n, k, bar);
 }
 __device__ __forceinline__ bool one_lane() { return threadIdx.x % 32 == 0; }
 template <int COUNT>
@@ -32,27 +32,25 @@ __device__ __forceinline__ void wgmma_sparse(float (&d)[COUNT], uint64_t a, uint
   sp_emu::multiply_sparse(d, a, b, chosen, HALF);
 }
 
+template <int COUNT>
+__device__ __forceinline__ void wgmma_dense(float (&d)[COUNT], uint64_t a, uint64_t b) {
+  sp_emu::multiply_dense(d, a, b);
+}
+
 #else
 
 // What cuTensorMapEncodeTiled writes.
 struct alignas(64) TensorMap {
   uint64_t opaque[16];
 };
-// Copies the box at column n, row k to the same place of the shared memory of all blocks in `mask`; its bytes count for
-// the current phase of their `bar`. Boxes are 64 float16 wide; 16 bytes number c of row k are stored at number c ^ k % 8.
-__device__ __forceinline__ void copy_box(void* shared, const TensorMap* map, int n, int k, Mbarrier* bar, int mask) {
-  if (SP_CLUSTER > 1)
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster"
-        " [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared_address(shared)),
-        "l"(map), "r"(n), "r"(k), "r"(shared_address(bar)), "h"(static_cast<unsigned short>(mask))
-        : "memory");
-  else
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
-        " [%0], [%1, {%2, %3}], [%4];" ::"r"(shared_address(shared)),
-        "l"(map), "r"(n), "r"(k), "r"(shared_address(bar))
-        : "memory");
+// Copies the box at column n, row k; its bytes count for the current phase of `bar`. Boxes are 64 float16 wide; 16 bytes
+// number c of row k are stored at number c ^ k % 8.
+__device__ __forceinline__ void copy_box(void* shared, const TensorMap* map, int n, int k, Mbarrier* bar) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      " [%0], [%1, {%2, %3}], [%4];" ::"r"(shared_address(shared)),
+      "l"(map), "r"(n), "r"(k), "r"(shared_address(bar))
+      : "memory");
 }
 // True in one lane of a warp that is all here. Copies that the compiler sees behind this are single instructions; behind
 // any other condition it puts each into a loop over the lanes, which takes longer than the copy.
@@ -77,8 +75,8 @@ __device__ __forceinline__ void wgmma_done(float (&d)[COUNT]) {
 #pragma unroll
   for (int i = 0; i < COUNT; i++) asm volatile("" : "+f"(d[i])::"memory");
 }
-// Operands of wgmma_sparse in shared memory. W: 64 rows of 16 kept columns as [2][64][8]. X: 32 rows of boxes that lie
-// `box` bytes apart.
+// Operands of wgmma_sparse and wgmma_dense in shared memory. W: 64 rows of 16 kept columns as [2][64][8]. X: 32 or 16
+// rows of boxes that lie `box` bytes apart.
 __device__ __forceinline__ uint64_t wgmma_weight(const void* shared) {
   return static_cast<uint64_t>(128 >> 4) << 32 | static_cast<uint64_t>(1024 >> 4) << 16 |
          (shared_address(shared) & 0x3ffff) >> 4;
@@ -124,6 +122,37 @@ __device__ __forceinline__ void wgmma_sparse(float (&d)[128], uint64_t a, uint64
         SP_EIGHT(d, 48), SP_EIGHT(d, 56), SP_EIGHT(d, 64), SP_EIGHT(d, 72), SP_EIGHT(d, 80),
         SP_EIGHT(d, 88), SP_EIGHT(d, 96), SP_EIGHT(d, 104), SP_EIGHT(d, 112), SP_EIGHT(d, 120)
       : "l"(a), "l"(b), "r"(chosen), "n"(HALF));
+}
+// D[64][n] += A[64][16] B[16][n], the operands as above: the sparse instruction's kept columns are all.
+__device__ __forceinline__ void wgmma_dense(float (&d)[64], uint64_t a, uint64_t b) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "
+      "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, "
+      "%42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, "
+      "%62, %63"
+      "}, %64, %65, p, 1, 1, 0, 1;\n}"
+      : SP_EIGHT(d, 0), SP_EIGHT(d, 8), SP_EIGHT(d, 16), SP_EIGHT(d, 24), SP_EIGHT(d, 32), SP_EIGHT(d, 40),
+        SP_EIGHT(d, 48), SP_EIGHT(d, 56)
+      : "l"(a), "l"(b));
+}
+__device__ __forceinline__ void wgmma_dense(float (&d)[128], uint64_t a, uint64_t b) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "
+      "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, "
+      "%42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, "
+      "%62, %63, %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, "
+      "%82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, "
+      "%101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, "
+      "%117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+      "}, %128, %129, p, 1, 1, 0, 1;\n}"
+      : SP_EIGHT(d, 0), SP_EIGHT(d, 8), SP_EIGHT(d, 16), SP_EIGHT(d, 24), SP_EIGHT(d, 32), SP_EIGHT(d, 40),
+        SP_EIGHT(d, 48), SP_EIGHT(d, 56), SP_EIGHT(d, 64), SP_EIGHT(d, 72), SP_EIGHT(d, 80), SP_EIGHT(d, 88),
+        SP_EIGHT(d, 96), SP_EIGHT(d, 104), SP_EIGHT(d, 112), SP_EIGHT(d, 120)
+      : "l"(a), "l"(b));
 }
 #undef SP_EIGHT
 

@@ -53,6 +53,8 @@ _STREAMED_BLOCK, _LONG_BLOCK, _FEW_IN_A_BLOCK = 384, 512, 0.03
 # Density from which FMAs and not loads are the bound, so that sharing columns gains nothing; size of X and Y, in L2s,
 # from which sums of scattered rows cost up to a fifth of the time.
 _STREAMED_SHARED_BELOW, _STREAMED_FAR = 0.08, 7
+# Code and weights that stream at full rate; of more, pieces that prefetch each other take a tenth less time.
+_MOST_STREAMED = 12 << 20
 # Fields of the table that the host reads pieces from.
 _FIELDS = 6
 _ROW, _FINISHED_ROWS, _WEIGHT, _WEIGHT_LINES, _CODE_SHARE, _WEIGHT_SHARE = range(_FIELDS)
@@ -101,6 +103,10 @@ class PatternCode(Template):
         rows = 30
         if target.isa != "avx512":
             rows, block = (6, 384) if tap_geometry(workload).total_tiles >= _MANY_TILES else (13, block)
+        # Cold code that would stream well when warm: larger pieces. Short K stays whole, to be written in place.
+        larger = _streams_code(target) and tap_geometry(workload).total_tiles > 1
+        if larger and workload.k > block:
+            block = _STREAMED_BLOCK
         tiles = _default_tiles(workload, target)
         short = workload.nnz < _SHORT * workload.m
         warm = target.isa == "avx512" and not workload.cold and tap_geometry(workload).total_tiles > 1
@@ -110,7 +116,7 @@ class PatternCode(Template):
             self.name,
             rows=rows,
             k_block=min(knobs[1].values, key=lambda v: abs(int(v) - block)),
-            groups=8 if rows == 6 else 64 if warm and short else 2,
+            groups=8 if rows == 6 or larger else 64 if warm and short else 2,
             tiles=tiles,
             order="k" if warm and tiles * _tile_bytes(workload) > _MOST_OF_L2 * target.l2 else "rows",
             prefetch="next" if workload.cold or _BYTES_PER_NNZ * workload.nnz > target.l2 // (1 + warm) else "none",
@@ -123,14 +129,15 @@ class PatternCode(Template):
         block = _STREAMED_BLOCK if workload.pattern.density > _FEW_IN_A_BLOCK else _LONG_BLOCK
         far = workload.activation_bytes > _STREAMED_FAR * target.l2
         alike = workload.pattern.density <= _STREAMED_SHARED_BELOW and not far
+        streams = _BYTES_PER_NNZ * workload.nnz <= _MOST_STREAMED
         return Config.of(
             self.name,
             rows=30,
             k_block=min(blocks, key=lambda v: abs(int(v) - block)),
-            groups=64,
+            groups=64 if streams else 8,
             tiles=_default_tiles(workload, target),
             order="rows",
-            prefetch="sums",
+            prefetch="sums" if streams else "next",
             groups_of="alike" if alike else "neighbours",
         )
 

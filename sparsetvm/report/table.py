@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -26,23 +27,23 @@ def say(out: Console, text: str) -> None:
     out.print(Text(printable(text)), soft_wrap=True)
 
 
-_NAME_WIDTH = 14
+_BETWEEN = 2  # columns of the terminal between those of a table
 _MAX_CELL = 160  # a name of ten thousand characters would fill pages
 _MAX_WIDTH = {"config": 42, "workload": 29}  # what may be cut so that the rest fits
 
 
 def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, fold: Sequence[str] = ()) -> Table:
-    """A table; a column whose title starts with ">" is right-aligned, the columns in `fold` wrap, others are cut."""
+    """A table; a column whose title starts with ">" is right-aligned, the columns in `fold` wrap, others are cut.
+
+    Where the terminal is too narrow, names wrap and words are cut: figures stay whole.
+    """
     rows = [[display_name(cell, _MAX_CELL) for cell in row] for row in rows]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
-    for title in columns:
+    for title, width in zip(columns, _widths(columns, rows, fold), strict=True):
         name = title.removeprefix(">")
-        longest = max((len(row[len(table.columns)]) for row in rows), default=0)
         table.add_column(
             Text(name),  # no markup: in "n:m:2:4" a plain string would have an emoji
-            # Names may wrap but must not vanish when the other columns are wide.
-            min_width=min(longest, _NAME_WIDTH) if name in fold else longest if title.startswith(">") else None,
-            max_width=_MAX_WIDTH.get(name),
+            width=width,
             justify="right" if title.startswith(">") else "left",
             overflow="fold" if name in fold else "ellipsis",
             no_wrap=name not in fold,
@@ -50,6 +51,25 @@ def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, fold: S
     for row in rows:
         table.add_row(*map(Text, row))
     return table
+
+
+def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], fold: Sequence[str]) -> list[int]:
+    """Columns as wide as what is in them; too wide a table takes from names first, then from words, then again."""
+    names = [title.removeprefix(">") for title in columns]
+    widths = [
+        min(_MAX_WIDTH.get(name, _MAX_CELL), max(cell_len(text) for text in (name, *(row[at] for row in rows))))
+        for at, name in enumerate(names)
+    ]
+    folded = [at for at, name in enumerate(names) if name in fold]
+    words = [at for at, title in enumerate(columns) if not title.startswith(">") and at not in folded]
+    excess = sum(widths) + _BETWEEN * (len(widths) - 1) - console().width
+    for least, among in ((14, folded), (12, words), (8, words), (8, folded), (4, [*folded, *words])):
+        while excess > 0 and (widest := max(among, key=widths.__getitem__, default=None)) is not None:
+            if widths[widest] <= least:
+                break
+            widths[widest] -= 1
+            excess -= 1
+    return widths
 
 
 def percent(share: float) -> str:

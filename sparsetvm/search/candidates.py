@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from sparsetvm.analysis.gpu_roofline import dense_us, us_of
 from sparsetvm.analysis.roofline import WORTH_IT, expected_speedup
+from sparsetvm.core.arithmetic import Arithmetic
 from sparsetvm.core.config import Config
 from sparsetvm.core.pattern import PatternSummary
 from sparsetvm.core.record import Record
@@ -48,6 +49,7 @@ class TemplateChoice:
     preferred: bool = True
     quick: bool = True
     estimate: Estimate = _unknown
+    arithmetic: Arithmetic = "float32"
 
     @property
     def clocks(self) -> float | None:
@@ -155,11 +157,21 @@ def candidates_of(workload: Workload, target: Target, templates: Matching = matc
     return Candidates(tuple(choices))
 
 
+def _half_clocks(choices: Sequence[TemplateChoice]) -> dict[str, float]:
+    """Estimates of the dense templates in float16."""
+    half = [choice for choice in choices if choice.dense and choice.arithmetic == "float16"]
+    return {choice.name: value for choice in half if (value := choice.estimate(choice.default)) is not None}
+
+
 def _stays_dense(choices: Sequence[TemplateChoice], workload: Workload, target: Target) -> bool:
-    """True when no sparse config is expected to gain enough, neither by the roofline nor by its template's estimate."""
+    """True when no sparse config is expected to gain enough, neither by the roofline nor by its template's estimate, or
+    a dense one in float16 has the smallest estimate.
+    """
+    clocks = min((value for choice in choices if (value := choice.clocks) is not None), default=math.inf)
+    if min(_half_clocks(choices).values(), default=math.inf) < clocks < math.inf:
+        return True
     if expected_speedup(workload, target) >= WORTH_IT:
         return False
-    clocks = min((value for choice in choices if (value := choice.clocks) is not None), default=math.inf)
     return target.kind != "cuda" or dense_us(workload, target) < WORTH_IT * us_of(clocks)
 
 
@@ -167,12 +179,20 @@ def _choice(t: Template, workload: Workload, target: Target) -> TemplateChoice:
     return TemplateChoice(
         t.name, t.version_of, t.dense, t.space(workload, target), t.default(workload, target),
         t.preferred(workload, target), t.quick(workload), lambda config: t.estimate(workload, config, target),
+        t.arithmetic,
     )  # fmt: skip
 
 
 def _fastest_first(choices: Sequence[TemplateChoice]) -> list[TemplateChoice]:
-    """The choices, those that may give the default and have an estimate by it in their places."""
-    clocks = {choice.name: value for choice in choices if (value := choice.clocks) is not None}
+    """The choices, those that may give the default and have an estimate by it in their places; so are the dense ones in
+    float16 among themselves.
+    """
+    sparse = {choice.name: value for choice in choices if (value := choice.clocks) is not None}
+    return _ranked(_ranked(choices, sparse), _half_clocks(choices))
+
+
+def _ranked(choices: Sequence[TemplateChoice], clocks: Mapping[str, float]) -> list[TemplateChoice]:
+    """The choices, those that have clocks ordered by them in their places."""
     ranked = iter(sorted((c for c in choices if c.name in clocks), key=lambda c: clocks[c.name]))
     return [next(ranked) if choice.name in clocks else choice for choice in choices]
 

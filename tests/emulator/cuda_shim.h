@@ -234,19 +234,16 @@ struct TensorMap {
 inline uint32_t shared_address(const void* shared) {
   return uint32_t(static_cast<const char*>(shared) - dynamic_shared());
 }
-inline void copy_box(void* shared, const TensorMap* map, int n, int k, Mbarrier* bar, int mask) {
+inline void copy_box(void* shared, const TensorMap* map, int n, int k, Mbarrier* bar) {
   static const char zeros[16] = {};
-  for (int rank = 0; rank < cluster_size; rank++) {
-    if (!(mask >> rank & 1)) continue;
-    char* to = static_cast<char*>(const_cast<void*>(remote(shared, rank)));
-    for (int r = 0; r < map->box_rows; r++)
-      for (int c = 0; c < 8; c++) {
-        const bool inside = k + r < map->rows && n + 8 * c < map->columns;
-        const char* from = inside ? map->matrix + 2 * ((k + r) * long(map->pitch) + n + 8 * c) : zeros;
-        const int line = shared_address(shared) / 128 + r;
-        bulk_copy(to + 128 * r + 16 * (c ^ line % 8), from, 16, static_cast<Mbarrier*>(const_cast<void*>(remote(bar, rank))));
-      }
-  }
+  char* to = static_cast<char*>(shared);
+  for (int r = 0; r < map->box_rows; r++)
+    for (int c = 0; c < 8; c++) {
+      const bool inside = k + r < map->rows && n + 8 * c < map->columns;
+      const char* from = inside ? map->matrix + 2 * ((k + r) * long(map->pitch) + n + 8 * c) : zeros;
+      const int line = shared_address(shared) / 128 + r;
+      bulk_copy(to + 128 * r + 16 * (c ^ line % 8), from, 16, bar);
+    }
 }
 // See sp::wgmma_sparse. a: offset in shared memory; b: the same, and the bytes from box to box above bit 32.
 template <int COUNT>
@@ -263,6 +260,26 @@ void multiply_sparse(float (&d)[COUNT], uint64_t a, uint64_t b, uint32_t chosen,
       const int k = q / 2 * 4 + (word >> (q % 8 / 2 * 4 + q % 2 * 2) & 3);
       if (q % 2 && k <= q / 2 * 4 + int(word >> (q % 8 / 2 * 4) & 3)) fail("wgmma: kept columns are not ascending");
       const float weight = value(a + q / 8 * 1024 + row * 16 + q % 8 * 2);
+      for (int j = 0; j < COUNT / 4; j++)
+        for (int e = 0; e < 2; e++) {
+          const int n = 8 * j + 2 * t + e;
+          d[4 * j + 2 * r + e] += weight * value(uint32_t(b) + n / 64 * (b >> 32) + k * 128 + (n % 64 / 8 ^ k % 8) * 16 + n % 8 * 2);
+        }
+    }
+  }
+}
+// See sp::wgmma_dense.
+template <int COUNT>
+void multiply_dense(float (&d)[COUNT], uint64_t a, uint64_t b) {
+  exchange(~0u, 0);  // the warp's lanes are here together
+  const char* const shared = dynamic_shared();
+  const auto value = [&](uint64_t at) { return half_to_float(*reinterpret_cast<const unsigned short*>(shared + at)); };
+  if (a % 16 || uint32_t(b) % 1024) fail("wgmma: misaligned operand");
+  const int g = lane() / 4, t = lane() % 4;
+  for (int r = 0; r < 2; r++) {
+    const int row = thread.x % 128 / 32 * 16 + 8 * r + g;
+    for (int k = 0; k < 16; k++) {
+      const float weight = value(a + k / 8 * 1024 + row * 16 + k % 8 * 2);
       for (int j = 0; j < COUNT / 4; j++)
         for (int e = 0; e < 2; e++) {
           const int n = 8 * j + 2 * t + e;

@@ -20,18 +20,18 @@ PATTERN = named("n:m", (2, 4), 0.5)
 
 
 @pytest.mark.parametrize(
-    ("m", "k", "n", "shape", "cluster", "y_half"),
-    [(100, 132, 40, "1x128-4", 1, True), (130, 200, 136, "2x128-5", 4, False)],
+    ("m", "k", "n", "shape", "y_half"),
+    [(100, 132, 40, "1x128-4", True), (130, 200, 136, "2x128-5", False)],
 )
-def test_two_four_matches_float64(m: int, k: int, n: int, shape: str, cluster: int, y_half: bool) -> None:
+def test_two_four_matches_float64(m: int, k: int, n: int, shape: str, y_half: bool) -> None:
     weight = two_four(m, k)
-    config = Config.of("cuda.two_four", shape=shape, cluster=cluster)
+    config = Config.of("cuda.two_four", shape=shape)
     check_half(TEMPLATE, half_product(weight, n, FULL, True, y_half, PATTERN), weight, config)
 
 
 def test_two_four_meets_the_right_partners() -> None:
     weight = two_four(70, 196)
-    config = Config.of("cuda.two_four", shape="1x128-4", cluster=2)
+    config = Config.of("cuda.two_four", shape="1x128-4")
     whole_numbers(TEMPLATE, half_product(weight, 72, FULL, True, True, PATTERN), weight, config)
 
 
@@ -69,7 +69,7 @@ def test_two_four_compiles_for_sm_90a_without_spills(shape: str, tmp_path: Path)
     number = int(shape[0])
     weight = two_four(64, 64)
     workload = half_product(weight, 64, gelu, True, number % 2 == 0, PATTERN)
-    config = Config.of("cuda.two_four", shape=shape, cluster=(1, 2, 4)[number % 3])
+    config = Config.of("cuda.two_four", shape=shape)
     packed = TEMPLATE.pack(weight, None, workload, config, TARGET)
     launch = TEMPLATE.kernel(workload, config, packed, TARGET, "kernel")
     assert launch.shared <= TARGET.shared

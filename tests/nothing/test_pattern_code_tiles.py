@@ -46,3 +46,6 @@ def test_default_streams_code_where_the_core_can(tokens: int) -> None:
     assert 4 * 16 * streamed.int("k_block") <= ZEN4.l1 * 3 // 4
     cold = msgspec.structs.replace(workload, cold=True)
     assert code.default(cold, ZEN4).str("prefetch") == "next"
+    pattern = msgspec.structs.replace(workload.pattern, density=0.5)
+    large = msgspec.structs.replace(workload, m=4096, pattern=pattern)
+    assert (code.default(large, ZEN4).int("groups"), code.default(large, ZEN4).str("prefetch")) == (8, "next")

@@ -3,10 +3,11 @@
 import io
 
 import pytest
+from rich.console import Console
 
 from sparsetvm.core import results
 from sparsetvm.core.results import Event
-from sparsetvm.report import console, inspection
+from sparsetvm.report import console, inspection, table
 from sparsetvm.report.progress import LineProgress, LiveProgress, NoProgress, describe, make_progress
 
 
@@ -31,6 +32,19 @@ def test_inspect_fits_100_columns_and_keeps_long_names_whole(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 100
     assert LONG in "".join(line.split(" ")[0] for line in lines)
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_figures_stay_whole_and_names_readable_on_narrow_terminals(monkeypatch, width):
+    out = io.StringIO()
+    monkeypatch.setattr(table, "console", lambda: Console(file=out, width=width))
+    columns = ("layer", "workload", ">zeros", ">best us", ">gain", "source")
+    row = ("stage_4/Conv_1", "conv2d 3x3/2 1024->1024 112x112", "90.0 %", "12345.6", "10.00x", "compatible")
+    Console(file=out, width=width).print(table.make_table(columns, [row], fold=("layer",)))
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    assert all(figure in lines[2] for figure in ("90.0 %", "12345.6", "10.00x"))
+    assert "".join(line[:14].split(" ")[0] for line in lines[2:]).startswith("stage_4/Conv_1")
 
 
 def test_inspect_says_each_reason_once(capsys):
