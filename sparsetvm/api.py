@@ -181,13 +181,11 @@ def tune(
     (0, ['conv1', 'conv2', 'conv3', 'fc1', 'fc2'])
     """
     from sparsetvm.build.compile import check_can_write
-    from sparsetvm.build.families import choose_networks, write_library
     from sparsetvm.measure.place import find_place
     from sparsetvm.search.budget import TuneOptions
     from sparsetvm.search.run import TuneRun
 
-    begun = time.monotonic()
-    warnings: list[str] = []
+    begun, warnings = time.monotonic(), list[str]()
     tell = _collect(warnings, progress or _silent)
     place = find_place(
         target, threads, allow_tf32, allow_fp16, tracker=tracker, key=key, jobs=jobs, seed=seed, progress=tell,
@@ -208,10 +206,7 @@ def tune(
     )  # fmt: skip
     report = run.dry(tasks) if dry_run else run.tune(tasks)
     if output is not None and not dry_run and not report.interrupted:
-        tell(Event(kind="compile", message=f"compiling {output}"))
-        networks = choose_networks(family, where, run.index, place.device, outcomes=run.outcomes)
-        write_library(family, networks, where, Path(output))
-        report.output = str(output)
+        report.output = _compile_tuned(family, place, run, Path(output), tell)
     if page is not None and not dry_run:
         _write_report(run, family.largest, where, options.run, Path(page))
     report.seconds = time.monotonic() - begun
@@ -447,6 +442,16 @@ def _calibrate(family: Family, target: Target, shapes: Shapes | None, calibrate:
         from sparsetvm.runtime.calibrate import calibrate_family
 
         calibrate_family(family, target, shapes, None if isinstance(calibrate, str) else calibrate, tell)
+
+
+def _compile_tuned(family: Family, place: Any, run: Any, output: Path, tell: Progress) -> str:
+    """Compile with what a run has just found; returns the path."""
+    from sparsetvm.build.families import choose_networks, write_library
+
+    tell(Event(kind="compile", message=f"compiling {output}"))
+    networks = choose_networks(family, place.target, run.index, place.device, outcomes=run.outcomes)
+    write_library(family, networks, place.target, output)
+    return str(output)
 
 
 def _write_report(run: Any, prepared: Prepared, target: Target, name: str, output: Path) -> None:
