@@ -7,7 +7,7 @@ TARGET is loader, analysis, log or target (tests/fuzz/targets.py). What raises a
 takes more than 20 seconds of CPU time or more memory than allowed is a finding: its input is kept in `--out`, one for
 each place where an error comes from, and the fuzzer goes on. New inputs that reach new code are kept in `--out` too, so
 that the next run goes on from there; --jobs processes share them. Prints executions, the CPU time that they took (not
-that of starting), findings and peak memory, and writes --json after each round of two minutes; exit code 1 when there
+that of starting), findings and peak memory, and writes --json after each round of 45 seconds; exit code 1 when there
 is a finding.
 
     python scripts/fuzz.py loader --repeat fuzz_out/loader/crash-...    # one input, with its traceback
@@ -43,12 +43,15 @@ NAMES = ("loader", "analysis", "log", "target")
 _INPUT_SECONDS = 20  # CPU time of one input
 _INPUT_HANGS = 300  # seconds, however busy the machine is
 _NEVER = 1 << 20  # for libFuzzer's own alarm: it prints, and so may wait for itself where the input allocates memory
-_ROUND_SECONDS = 120.0  # then the fuzzer starts anew: with what the others found, and nothing is lost when it is killed
+# Then the fuzzer starts anew: with what the others found, without what Atheris leaks, and little is lost when it is
+# killed.
+_ROUND_SECONDS = 45.0
 _EXTRA_ADDRESS_SPACE = 1 << 30  # as in the child that parses models; more is a MemoryError there and here
 _MOST_FINDINGS = 20
 _KEEP_LINES = 400
 _CURRENT, _LOG = "current", "last_round.txt"
 _HANGS = re.compile(r"^Timeout \(.*\)!$", re.MULTILINE)  # of faulthandler
+_COMPARE_SHIFT = 5 if sys.version_info >= (3, 13) else 4 if sys.version_info >= (3, 12) else 0
 _COMPARE = (operator.lt, operator.le, operator.eq, operator.ne, operator.gt, operator.ge)  # as bytecode numbers them
 
 
@@ -242,7 +245,7 @@ def without_arrays(trace: Callable[..., object]) -> Callable[..., object]:
 
     def trace_scalars(left: object, right: object, how: int, *rest: object) -> object:
         if isinstance(left, np.ndarray) or isinstance(right, np.ndarray):
-            return _COMPARE[how](left, right)
+            return _COMPARE[how >> _COMPARE_SHIFT](left, right)
         return trace(left, right, how, *rest)
 
     return trace_scalars

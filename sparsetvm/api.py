@@ -166,12 +166,10 @@ def tune(
     budget: seconds; trials: measurements in all; effort: "quick", "default" or "max" when neither is given. tasks:
     "all" or names and numbers ("2,5-7,layer"). With `output` the model is compiled afterwards. Ctrl-C ends the search
     early; the report then has `interrupted` set and everything measured is in the log. page: an HTML report to write.
-    calibrate: sample inputs (name -> array of the input's shape or (samples, *shape)), or "random": the model runs on
-    them to count the zeros that its layers read, and kernels that skip those compete. Compile with the same ones.
     progress: called with an Event (core/results.py) for each step, in this thread; an exception that it raises ends the
     call. reuse: False ignores the log. records: more logs to read; log_dir: the one to write.
-    buckets: as in `compile`; the layers of every bucket are tuned. tracker, key: measure on the workers of a fleet
-    ("host:port" of a TVM tracker, docs/fleet.md) instead of this machine; their device is the target then.
+    calibrate, buckets: as in `compile`; the layers of all buckets are tuned. tracker, key: measure on the workers of a
+    fleet ("host:port" of a TVM tracker, docs/fleet.md) instead of this machine; their device is the target then.
 
     >>> from sparsetvm.examples import digits_path
     >>> import tempfile
@@ -195,11 +193,9 @@ def tune(
     if output is not None:
         check_can_write(Path(output))  # fail before the search, not after it
     options = TuneOptions(effort, trials, budget, early_stopping, reuse, uuid.uuid4().hex[:12]).checked()
-    family = prepare_family(model, where, shapes, buckets)
-    _calibrate(family, where, shapes, calibrate, tell)
+    family = _calibrated(prepare_family(model, where, shapes, buckets), where, shapes, calibrate, tell)
     for note in family.notes:
         tell(Event(kind="note", message=note))
-
     run = TuneRun(
         str(family.largest.path), family.unique_tasks(), where, options, records, log_dir, seed, place.open_measurer,
         tell, place.device,
@@ -237,7 +233,8 @@ def compile(
 
     require_tuned: raise NoCandidateError naming the layers that no record covers, instead of using default configs.
     Nothing is measured. weights: "separate" writes packed weights to a file beside the library, which processes share.
-    calibrate: as in `tune`.
+    calibrate: sample inputs (name -> array of the input's shape or (samples, *shape)), or "random": the model runs on
+    them to count the zeros that its layers read, and kernels that skip those compete (docs/tuning.md).
     buckets: sizes of the model's symbolic dimension, which then keeps its size open: (1, 8, 64), or {"seq": (16, 128)}
     where there are several; docs/buckets.md tells how runs of other sizes are put together.
 
@@ -260,8 +257,7 @@ def compile(
     tell = progress or _silent
     where = parse_target(target, threads, allow_tf32, allow_fp16)
     check_can_write(Path(output))
-    family = prepare_family(model, where, shapes, buckets)
-    _calibrate(family, where, shapes, calibrate, tell)
+    family = _calibrated(prepare_family(model, where, shapes, buckets), where, shapes, calibrate, tell)
     index = open_index(log_dir, records)
     for note in [*family.notes, *index.skipped()]:
         tell(Event(kind="note", message=note))
@@ -437,11 +433,14 @@ def doctor() -> DoctorReport:
     return run_doctor()
 
 
-def _calibrate(family: Family, target: Target, shapes: Shapes | None, calibrate: Calibration, tell: Progress) -> None:
+def _calibrated(
+    family: Family, target: Target, shapes: Shapes | None, calibrate: Calibration, tell: Progress
+) -> Family:
     if calibrate is not None:
         from sparsetvm.runtime.calibrate import calibrate_family
 
         calibrate_family(family, target, shapes, None if isinstance(calibrate, str) else calibrate, tell)
+    return family
 
 
 def _compile_tuned(family: Family, place: Any, run: Any, output: Path, tell: Progress) -> str:

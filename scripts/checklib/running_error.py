@@ -4,6 +4,7 @@ Every value of the imported graph gets its float64 value v and a bound e on the 
 in whatever order it sums (N. J. Higham, Accuracy and Stability of Numerical Algorithms, 2nd edition, 3.1 and 3.3):
 
     sums of n products   e = |A| eB + eA |B| + eA eB + gamma(n + 1) (|A| + eA)(|B| + eB),  gamma(n) = n u / (1 - n u)
+    what is added to one e = ... + gamma(n + 1) |b|, since a kernel may begin its sum with a bias b
     smooth functions     e = slope * eX + what the evaluation of the function itself may be off
     moves of data        e moves along
 
@@ -31,6 +32,8 @@ U = 2.0**-24
 _FUNCTION = 2e-6
 # Below the smallest normal number float32 loses digits, or all; the kernels' exp ends a little earlier, at exp(-87).
 _UNDERFLOW = 2.0**-125
+
+_PRODUCTS = ("Conv", "Gemm", "MatMul")
 
 Pair = tuple[np.ndarray, np.ndarray]
 
@@ -71,11 +74,29 @@ def _run(node: Node, operands: Arrays, graph: Graph) -> np.ndarray:
     return np.asarray(evaluate_node(node, operands, graph)[0], np.float64)
 
 
+def _terms(node: Node, left: tuple[int, ...], right: tuple[int, ...]) -> int:
+    """How many products each output of a product sums."""
+    if node.op == "Conv":
+        return math.prod(right[1:])
+    return left[0] if node.op == "Gemm" and node.attrs.get("transA", 0) else left[-1]
+
+
+def _terms_before(name: str, graph: Graph) -> int:
+    """Terms of the product whose result, times and plus constants, is the value; 0 when it is no such value."""
+    producers = graph.producers()
+    while (node := producers.get(name)) is not None:
+        if node.op in _PRODUCTS:
+            return _terms(node, *(graph.values[operand].shape for operand in node.inputs[:2]))
+        computed = [operand for operand in node.inputs if operand and not graph.values[operand].is_constant]
+        if node.op not in ("Add", "BatchNormalization", "Div", "Mul", "Sub") or len(computed) != 1:
+            return 0
+        (name,) = computed
+    return 0
+
+
 def _products(node: Node, x: Arrays, e: Arrays, graph: Graph) -> Sequence[np.ndarray]:
     a, b, ea, eb = np.abs(x[0]), np.abs(x[1]), e[0], e[1]
-    terms = a.shape[-1] if node.op in ("MatMul", "Gemm") else math.prod(b.shape[1:])
-    if node.op == "Gemm" and node.attrs.get("transA", 0):
-        terms = a.shape[0]
+    terms = _terms(node, a.shape, b.shape)
     bias = [] if len(x) < 3 else [np.abs(x[2])]
     none = [np.zeros_like(array) for array in bias]
     moved = _run(node, [a, eb, *none], graph) + _run(node, [ea, b + eb, *none], graph)
@@ -84,7 +105,12 @@ def _products(node: Node, x: Arrays, e: Arrays, graph: Graph) -> Sequence[np.nda
 
 
 def _add(node: Node, x: Arrays, e: Arrays, graph: Graph) -> Sequence[np.ndarray]:
-    return [e[0] + e[1] + U * (np.abs(_run(node, x, graph)) + e[0] + e[1])]
+    first = [
+        gamma(_terms_before(other, graph) + 1) * np.abs(data)
+        for name, other, data in zip(node.inputs, reversed(node.inputs), x, strict=True)
+        if graph.values[name].is_constant
+    ]
+    return [e[0] + e[1] + U * (np.abs(_run(node, x, graph)) + e[0] + e[1]) + sum(first)]
 
 
 def _mul(node: Node, x: Arrays, e: Arrays, graph: Graph) -> Sequence[np.ndarray]:
@@ -118,7 +144,11 @@ def _mean(node: Node, x: Arrays, e: Arrays, graph: Graph) -> Sequence[np.ndarray
 def _batch_norm(node: Node, x: Arrays, e: Arrays, graph: Graph) -> Sequence[np.ndarray]:
     gain, shift, mean, variance = (np.reshape(a, (-1, *[1] * (x[0].ndim - 2))) for a in x[1:5])
     scale = np.abs(gain) / np.sqrt(variance + float(node.attrs.get("epsilon", 1e-5)))
-    return [scale * e[0] + gamma(6) * (scale * (np.abs(x[0]) + e[0] + np.abs(mean)) + np.abs(shift))]
+    return [
+        scale * e[0]
+        + gamma(6 + _terms_before(node.inputs[0], graph))
+        * (scale * (np.abs(x[0]) + e[0] + np.abs(mean)) + np.abs(shift))
+    ]
 
 
 def _smooth(slope: float) -> Rule:
@@ -149,7 +179,7 @@ def _softmax(node: Node, x: Arrays, e: Arrays, graph: Graph) -> Sequence[np.ndar
 
 
 _RULES: dict[str, Rule] = {
-    **dict.fromkeys(["Conv", "Gemm", "MatMul"], _products),
+    **dict.fromkeys(_PRODUCTS, _products),
     **dict.fromkeys(["Add", "Sub"], _add),
     "Mul": _mul,
     "Div": _div,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 import onnx
-from onnx import defs, inliner
+from onnx import defs, inliner, version_converter
 
 from sparsetvm.errors import ModelError
 from sparsetvm.frontend.expansion import check_expansion
@@ -14,7 +14,13 @@ from sparsetvm.frontend.names import display_name
 from sparsetvm.frontend.support import is_supported
 from sparsetvm.frontend.to_onnx import element_type
 
-_INLINER_ERRORS = (RuntimeError, ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
+_INLINER_ERRORS = (
+    RuntimeError,
+    ValueError,
+    onnx.checker.ValidationError,
+    onnx.shape_inference.InferenceError,
+    version_converter.ConvertError,
+)
 
 
 def inline_functions(model: onnx.ModelProto, constants: Mapping[str, np.ndarray]) -> onnx.ModelProto:
@@ -38,7 +44,10 @@ def inline_functions(model: onnx.ModelProto, constants: Mapping[str, np.ndarray]
             model = inliner.inline_local_functions(model, convert_version=True)
     except _INLINER_ERRORS as error:
         names = ", ".join(display_name(function.name) for function in model.functions)
-        raise ModelError(f"functions cannot be inlined ({names}): {display_name(str(error))}") from error
+        raise ModelError(
+            f"functions cannot be inlined ({names}): {display_name(str(error))}",
+            hint="check the model with onnx.checker.check_model(path, full_check=True)",
+        ) from error
     if wanted:
         try:
             model = inliner.inline_selected_functions(model, wanted, inline_schema_functions=True)

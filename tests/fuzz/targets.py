@@ -177,8 +177,11 @@ def mutate_model(data: bytes, rng: random.Random) -> bytes:
         names = [value for node in graph.node for value in (*node.input, *node.output)]
     except UnicodeDecodeError:
         return data
-    for _ in range(rng.choice((1, 1, 2, 4))):
-        _change(rng.choice(messages), rng, names)
+    try:
+        for _ in range(rng.choice((1, 1, 2, 4))):
+            _change(rng.choice(messages), rng, names)
+    except UnicodeDecodeError:  # a text of the file that is none, read where another one stands beside it
+        return data
     if rng.random() < 0.1:
         graph.node.add().CopyFrom(rng.choice(graph.node)) if graph.node else None
     if rng.random() < 0.1 and len(graph.node) > 1:

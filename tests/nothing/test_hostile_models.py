@@ -323,6 +323,14 @@ def test_functions_nested_too_deeply_are_refused(folder, monkeypatch):
     refused(folder, calling(*functions), "nested more than", monkeypatch)
 
 
+def test_function_that_reads_what_nobody_computes_is_refused(folder, monkeypatch):
+    """Found by fuzzing: the version converter inside of the inliner has an error of its own."""
+    broken = function("F", "Relu")
+    broken.node[0].input[0] = "nobody"
+    broken.opset_import[0].version = 13
+    refused(folder, calling(broken), "cannot be inlined|no earlier node", monkeypatch)
+
+
 def test_function_operator_without_its_inputs_is_refused(folder, monkeypatch):
     """Found by fuzzing: the inliner infers the shapes of inputs that are not there."""
     nodes = [helper.make_node("LayerNormalization", [], ["y"]), helper.make_node("Bernoulli", ["x"], ["z"])]
