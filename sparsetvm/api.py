@@ -183,8 +183,7 @@ def tune(
     from sparsetvm.search.budget import TuneOptions
     from sparsetvm.search.run import TuneRun
 
-    begun = time.monotonic()
-    warnings: list[str] = []
+    begun, warnings = time.monotonic(), list[str]()
     tell = _collect(warnings, progress or _silent)
     place = find_place(
         target, threads, allow_tf32, allow_fp16, tracker=tracker, key=key, jobs=jobs, seed=seed, progress=tell,
