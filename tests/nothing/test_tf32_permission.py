@@ -167,13 +167,15 @@ class RoundedModule:
     """A compiled model whose outputs are off by 1e-4; the manifest says how far they may be."""
 
     threads = 1
+    dynamic = None
 
     def __init__(self, builder: ModelBuilder, manifest: dict[str, object]) -> None:
         fields = {"schema": 1, "library_sha256": "", "inputs": [], "outputs": [], **manifest}
         self.model, self.signature = builder.model(), msgspec.convert(fields, Signature)
         self.inputs = self.outputs = ()
 
-    def random_inputs(self, seed: int) -> dict[str, np.ndarray]:
+    def random_inputs(self, seed: int, *, size: int | None = None) -> dict[str, np.ndarray]:
+        assert size is None
         return random_inputs(self.model, seed)
 
     def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
