@@ -15,7 +15,9 @@ _ELF = b"\x7fELF"
 
 
 def is_library(path: Path) -> bool:
-    """Whether a file is a shared library and no model."""
+    """Whether a file is a shared library and no model. One that is called .onnx is taken for a damaged model."""
+    if path.suffix == ".onnx":
+        return False
     with path.open("rb") as file:
         return file.read(len(_ELF)) == _ELF
 

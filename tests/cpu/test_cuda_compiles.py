@@ -81,7 +81,8 @@ def check_overlap(ptx: str) -> None:
 
 def compile_sm90(launch: Launch, to: Path) -> str:
     macros = [f"-D{name}={value}" for name, value in launch.defines]
-    command = [str(NVCC), "-std=c++17", "-O3", "-arch=sm_90", "-cubin", "-Xptxas", "-v", *macros]
+    arch = "-gencode=arch=compute_90a,code=sm_90a" if launch.native else "-arch=sm_90"
+    command = [str(NVCC), "-std=c++17", "-O3", arch, "-cubin", "-Xptxas", "-v", *macros]
     command += [*(f"-I{folder}" for folder in launch.folders), "--keep", "--keep-dir", str(to.parent)]
     source = launch.path
     if launch.text is not None:

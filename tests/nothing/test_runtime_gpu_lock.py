@@ -32,9 +32,9 @@ class Gpu:
         else:
             self.alone = False
 
-    def load_library(self, path: Path, target: object) -> tuple[dict[str, object], int]:
+    def load_library(self, path: Path, target: object, function: str) -> tuple[dict[str, object], int]:
         self._work()
-        return {"main": None}, 1
+        return {function: None}, 1
 
     def open_run(self, *_: object) -> Gpu:
         self._work()
@@ -59,7 +59,9 @@ def test_threads_with_modules_of_their_own_and_a_shared_one_never_meet_on_the_gp
 ) -> None:
     gpu, path = Gpu(), tmp_path / "m.so"
     path.touch()
-    signature = SimpleNamespace(inputs=[X], outputs=[X], threads=1, weights=None, target=parse_target("cuda,sm_90"))
+    signature = SimpleNamespace(
+        inputs=[X], outputs=[X], threads=1, weights=None, target=parse_target("cuda,sm_90"), dynamic=None
+    )
     monkeypatch.setattr(module_room, "read_manifest", lambda path: ({}, signature))
     monkeypatch.setattr(module_room, "_load", gpu.load_library)
     monkeypatch.setattr(module_room, "CudaRun", gpu.open_run)
