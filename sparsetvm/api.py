@@ -166,12 +166,10 @@ def tune(
     budget: seconds; trials: measurements in all; effort: "quick", "default" or "max" when neither is given. tasks:
     "all" or names and numbers ("2,5-7,layer"). With `output` the model is compiled afterwards. Ctrl-C ends the search
     early; the report then has `interrupted` set and everything measured is in the log. page: an HTML report to write.
-    calibrate: sample inputs (name -> array of the input's shape or (samples, *shape)), or "random": the model runs on
-    them to count the zeros that its layers read, and kernels that skip those compete. Compile with the same ones.
     progress: called with an Event (core/results.py) for each step, in this thread; an exception that it raises ends the
     call. reuse: False ignores the log. records: more logs to read; log_dir: the one to write.
-    buckets: as in `compile`; the layers of every bucket are tuned. tracker, key: measure on the workers of a fleet
-    ("host:port" of a TVM tracker, docs/fleet.md) instead of this machine; their device is the target then.
+    calibrate, buckets: as in `compile`; the layers of all buckets are tuned. tracker, key: measure on the workers of a
+    fleet ("host:port" of a TVM tracker, docs/fleet.md) instead of this machine; their device is the target then.
 
     >>> from sparsetvm.examples import digits_path
     >>> import tempfile
@@ -181,13 +179,11 @@ def tune(
     (0, ['conv1', 'conv2', 'conv3', 'fc1', 'fc2'])
     """
     from sparsetvm.build.compile import check_can_write
-    from sparsetvm.build.families import choose_networks, write_library
     from sparsetvm.measure.place import find_place
     from sparsetvm.search.budget import TuneOptions
     from sparsetvm.search.run import TuneRun
 
-    begun = time.monotonic()
-    warnings: list[str] = []
+    begun, warnings = time.monotonic(), list[str]()
     tell = _collect(warnings, progress or _silent)
     place = find_place(
         target, threads, allow_tf32, allow_fp16, tracker=tracker, key=key, jobs=jobs, seed=seed, progress=tell,
@@ -197,21 +193,16 @@ def tune(
     if output is not None:
         check_can_write(Path(output))  # fail before the search, not after it
     options = TuneOptions(effort, trials, budget, early_stopping, reuse, uuid.uuid4().hex[:12]).checked()
-    family = prepare_family(model, where, shapes, buckets)
-    _calibrate(family, where, shapes, calibrate, tell)
+    family = _calibrated(prepare_family(model, where, shapes, buckets), where, shapes, calibrate, tell)
     for note in family.notes:
         tell(Event(kind="note", message=note))
-
     run = TuneRun(
         str(family.largest.path), family.unique_tasks(), where, options, records, log_dir, seed, place.open_measurer,
         tell, place.device,
     )  # fmt: skip
     report = run.dry(tasks) if dry_run else run.tune(tasks)
     if output is not None and not dry_run and not report.interrupted:
-        tell(Event(kind="compile", message=f"compiling {output}"))
-        networks = choose_networks(family, where, run.index, place.device, outcomes=run.outcomes)
-        write_library(family, networks, where, Path(output))
-        report.output = str(output)
+        report.output = _write_tuned(run, family, place, Path(output), tell)
     if page is not None and not dry_run:
         _write_report(run, family.largest, where, options.run, Path(page))
     report.seconds = time.monotonic() - begun
@@ -242,7 +233,8 @@ def compile(
 
     require_tuned: raise NoCandidateError naming the layers that no record covers, instead of using default configs.
     Nothing is measured. weights: "separate" writes packed weights to a file beside the library, which processes share.
-    calibrate: as in `tune`.
+    calibrate: sample inputs (name -> array of the input's shape or (samples, *shape)), or "random": the model runs on
+    them to count the zeros that its layers read, and kernels that skip those compete (docs/tuning.md).
     buckets: sizes of the model's symbolic dimension, which then keeps its size open: (1, 8, 64), or {"seq": (16, 128)}
     where there are several; docs/buckets.md tells how runs of other sizes are put together.
 
@@ -265,8 +257,7 @@ def compile(
     tell = progress or _silent
     where = parse_target(target, threads, allow_tf32, allow_fp16)
     check_can_write(Path(output))
-    family = prepare_family(model, where, shapes, buckets)
-    _calibrate(family, where, shapes, calibrate, tell)
+    family = _calibrated(prepare_family(model, where, shapes, buckets), where, shapes, calibrate, tell)
     index = open_index(log_dir, records)
     for note in [*family.notes, *index.skipped()]:
         tell(Event(kind="note", message=note))
@@ -442,11 +433,24 @@ def doctor() -> DoctorReport:
     return run_doctor()
 
 
-def _calibrate(family: Family, target: Target, shapes: Shapes | None, calibrate: Calibration, tell: Progress) -> None:
+def _calibrated(
+    family: Family, target: Target, shapes: Shapes | None, calibrate: Calibration, tell: Progress
+) -> Family:
     if calibrate is not None:
         from sparsetvm.runtime.calibrate import calibrate_family
 
         calibrate_family(family, target, shapes, None if isinstance(calibrate, str) else calibrate, tell)
+    return family
+
+
+def _write_tuned(run: Any, family: Any, place: Any, output: Path, tell: Progress) -> str:
+    """Compile what a tune has just found; returns the path as a report has it."""
+    from sparsetvm.build.families import choose_networks, write_library
+
+    tell(Event(kind="compile", message=f"compiling {output}"))
+    networks = choose_networks(family, place.target, run.index, place.device, outcomes=run.outcomes)
+    write_library(family, networks, place.target, output)
+    return str(output)
 
 
 def _write_report(run: Any, prepared: Prepared, target: Target, name: str, output: Path) -> None:

@@ -36,7 +36,7 @@ _GROUPS = 2
 _FEWEST_ROWS, _LEAST_RUN = 16, 2 * STEP
 _ALIGNMENT = 1024
 # Clocks; bytes a clock and multiprocessor; multiply-adds a clock of a multiprocessor.
-_FIXED, _L2_BYTES, _PRODUCTS, _STORED, _LATENCY = 5000, 38, 1800, 12, 1775
+_FIXED, _L2_BYTES, _PRODUCTS, _STORED, _LATENCY = 5000, 45, 1800, 12, 1775
 
 
 class BlockWgmma(Template):

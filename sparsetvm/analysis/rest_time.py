@@ -25,9 +25,10 @@ def rest_time(graph: Graph, target: Target) -> float:
     """Cycles of one core, microseconds of a GPU; for all chunks of the model."""
     rest = [node for node in graph.nodes if not node.is_op(*_LAYERS, domain=SPARSETVM_DOMAIN) and node.op not in _FREE]
     if target.kind == "cuda":
-        return graph.chunks * sum(node_us(_moved(graph, node)) for node in rest)
-    return graph.chunks * sum(
-        stream_cycles(_moved(graph, node)) + _vectors(graph, node) / target.lanes for node in rest
+        return sum(node_us(_moved(graph, node)) for node in rest)
+    return sum(
+        graph.runs(node.outputs[0]) * (stream_cycles(_moved(graph, node)) + _vectors(graph, node) / target.lanes)
+        for node in rest
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
@@ -16,7 +17,7 @@ from sparsetvm.core.results import Event, Latency, Progress
 
 _ROUNDS = 10
 _WARM_UP_RUNS = 3
-_MOST_PER_TURN = 10_000
+_LEAST_PER_TURN, _MOST_PER_TURN = 2, 10_000
 
 Run = Callable[[], object]
 
@@ -25,8 +26,9 @@ Run = Callable[[], object]
 class BenchPlan:
     """How long to time each competitor.
 
-    seconds: about so long, at least two runs per round. iterations: so many runs of each instance instead. warm_up:
-    seconds of runs before, at least three runs. percentiles: in (0, 100], reported beside p50, p90 and p99.
+    seconds: about so long and at most twice that, but at least two runs per round. iterations: so many runs of each
+    instance instead. warm_up: seconds of runs before, at least three runs. percentiles: in (0, 100], reported beside
+    p50, p90 and p99.
     """
 
     seconds: float = 3.0
@@ -34,11 +36,16 @@ class BenchPlan:
     warm_up: float = 0.0
     percentiles: tuple[float, ...] = ()
 
+    @property
+    def longest_turn(self) -> float:
+        """Seconds after which a turn ends early: on a busy machine runs may take longer than those before suggested."""
+        return math.inf if self.iterations is not None else 2 * self.seconds / _ROUNDS
+
     def per_round(self, run: Run) -> list[int]:
         """Timed runs of one instance in each round; warms it up to find out."""
         one = _warm_up(run, self.warm_up)
         if self.iterations is None:
-            return [int(min(max(2, self.seconds / _ROUNDS / one), _MOST_PER_TURN))] * _ROUNDS
+            return [int(min(max(_LEAST_PER_TURN, self.seconds / _ROUNDS / one), _MOST_PER_TURN))] * _ROUNDS
         rounds = min(_ROUNDS, self.iterations)
         return [self.iterations // rounds + (at < self.iterations % rounds) for at in range(rounds)]
 
@@ -68,7 +75,7 @@ def interleave(runs: Mapping[str, Sequence[Run]], plan: BenchPlan, tell: Progres
                 tell(Event(kind="round", message=f"timing {', '.join(runs)}: round {at + 1} of {rounds}"))
             shuffle.shuffle(order)
             for name in order:
-                times, wall = pools[name].turn(counts[name][at])
+                times, wall = pools[name].turn(counts[name][at], plan.longest_turn)
                 timed[name].times += times
                 timed[name].wall += wall
     return timed
@@ -81,18 +88,20 @@ class _Instances:
         self._runs = runs
         self._pool = stack.enter_context(ThreadPoolExecutor(len(runs))) if len(runs) > 1 else None
 
-    def turn(self, count: int) -> tuple[list[float], float]:
-        """Milliseconds of `count` runs of each instance, and the seconds that they took."""
+    def turn(self, count: int, seconds: float) -> tuple[list[float], float]:
+        """Milliseconds of `count` runs of each instance, fewer after `seconds`; and the seconds that they took."""
         if self._pool is None:
-            times, begun, end = _timed_runs(self._runs[0], count, None)
+            times, begun, end = _timed_runs(self._runs[0], count, seconds, None)
             return times, end - begun
         barrier = threading.Barrier(len(self._runs))
-        found = list(self._pool.map(lambda run: _timed_runs(run, count, barrier), self._runs))
+        found = list(self._pool.map(lambda run: _timed_runs(run, count, seconds, barrier), self._runs))
         wall = max(end for _, _, end in found) - min(begun for _, begun, _ in found)
         return [ms for times, _, _ in found for ms in times], wall
 
 
-def _timed_runs(run: Run, count: int, barrier: threading.Barrier | None) -> tuple[list[float], float, float]:
+def _timed_runs(
+    run: Run, count: int, seconds: float, barrier: threading.Barrier | None
+) -> tuple[list[float], float, float]:
     """(milliseconds of each run, begin, end)."""
     try:
         run()  # the first run after another competitor meets its caches
@@ -102,9 +111,9 @@ def _timed_runs(run: Run, count: int, barrier: threading.Barrier | None) -> tupl
         raise
     if barrier is not None:
         barrier.wait()
-    times = []
+    times: list[float] = []
     begun = at = time.perf_counter()
-    for _ in range(count):
+    while len(times) < count and (at - begun < seconds or len(times) < _LEAST_PER_TURN):
         run()
         now = time.perf_counter()
         times.append((now - at) * 1e3)

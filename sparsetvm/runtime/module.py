@@ -88,6 +88,7 @@ class Module:
         self._checked = found is not None
         self._gpu: CudaRun | CudaBuckets | None = None
         self._buffers: list[Buffer] = []
+        self._sized: tuple[int, list[TensorInfo]] = (0, [])  # the inputs of the last size that ran
         if on_cuda:
             with self._lock:
                 self._gpu = self._open_gpu(machine, target.device if target else 0)
@@ -190,7 +191,9 @@ class Module:
         infos = self.inputs
         if self.dynamic is not None:
             size = size_of_run(self.inputs, self.dynamic, [shape_of(array) for array in arrays])
-            infos = [info.sized(size) for info in self.inputs]
+            if size != self._sized[0]:
+                self._sized = (size, [info.sized(size) for info in self.inputs])
+            infos = self._sized[1]
         return [
             array if self._gpu is not None and on_gpu(array) else as_array(array, info)
             for array, info in zip(arrays, infos, strict=True)

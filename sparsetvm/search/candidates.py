@@ -157,11 +157,21 @@ def candidates_of(workload: Workload, target: Target, templates: Matching = matc
     return Candidates(tuple(choices))
 
 
+def _half_clocks(choices: Sequence[TemplateChoice]) -> dict[str, float]:
+    """Estimates of the dense templates in float16."""
+    half = [choice for choice in choices if choice.dense and choice.arithmetic == "float16"]
+    return {choice.name: value for choice in half if (value := choice.estimate(choice.default)) is not None}
+
+
 def _stays_dense(choices: Sequence[TemplateChoice], workload: Workload, target: Target) -> bool:
-    """True when no sparse config is expected to gain enough, neither by the roofline nor by its template's estimate."""
+    """True when no sparse config is expected to gain enough, neither by the roofline nor by its template's estimate, or
+    a dense one in float16 has the smallest estimate.
+    """
+    clocks = min((value for choice in choices if (value := choice.clocks) is not None), default=math.inf)
+    if min(_half_clocks(choices).values(), default=math.inf) < clocks < math.inf:
+        return True
     if expected_speedup(workload, target) >= WORTH_IT:
         return False
-    clocks = min((value for choice in choices if (value := choice.clocks) is not None), default=math.inf)
     return target.kind != "cuda" or dense_us(workload, target) < WORTH_IT * us_of(clocks)
 
 
@@ -178,12 +188,7 @@ def _fastest_first(choices: Sequence[TemplateChoice]) -> list[TemplateChoice]:
     float16 among themselves.
     """
     sparse = {choice.name: value for choice in choices if (value := choice.clocks) is not None}
-    half = {
-        choice.name: value
-        for choice in choices
-        if choice.dense and choice.arithmetic == "float16" and (value := choice.estimate(choice.default)) is not None
-    }
-    return _ranked(_ranked(choices, sparse), half)
+    return _ranked(_ranked(choices, sparse), _half_clocks(choices))
 
 
 def _ranked(choices: Sequence[TemplateChoice], clocks: Mapping[str, float]) -> list[TemplateChoice]:

@@ -28,6 +28,18 @@ def test_seconds_give_every_round_a_few_runs_however_slow_they_are():
     assert len(timed["ours"].times) == 20
 
 
+def test_turns_end_when_runs_take_much_longer_than_the_first_ones():
+    run = Counting()
+
+    def slower():
+        run()
+        if run.runs > 6:
+            time.sleep(0.005)
+
+    timed = interleave({"ours": [slower]}, BenchPlan(seconds=0.05))
+    assert 20 <= len(timed["ours"].times) <= 60  # 10 ms in each of ten turns, not the thousands that were planned
+
+
 def test_warm_up_lasts_as_long_as_asked():
     run = Counting()
     begun = time.monotonic()

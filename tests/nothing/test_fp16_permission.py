@@ -75,6 +75,15 @@ def test_dense_products_take_wgmma_only_for_many_tokens() -> None:
         assert candidates_of(workload, FP16).default.template == expected
 
 
+def test_sparse_tensor_cores_are_left_to_many_tokens_too() -> None:
+    for n, expected in ((16, "cuda.dense_fp16"), (1024, "cuda.two_four")):
+        lin, lout = HalfTiled(n, 4096, n), HalfTiled(n, 4096, n)
+        workload = msgspec.structs.replace(
+            matmul(4096, 4096, n), layout_in=lin, layout_out=lout, fp16=True, pattern=named("n:m", (2, 4), 0.5)
+        )
+        assert candidates_of(workload, FP16).default.template == expected
+
+
 def test_float32_kernels_never_see_float16_in_memory() -> None:
     workload = pruned(True)
     lin, lout = (HalfTiled(256, 2048, 256), Tiled(256, 2048, 256))
