@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 from sparsetvm.schedules.base import Packed, Template
 from sparsetvm.schedules.x86.arguments import layer_args
-from sparsetvm.schedules.x86.vector_out import reads_few_tokens
+from sparsetvm.schedules.x86.vector_out import reads_few_tokens, write_lanes
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.target import Target
@@ -163,19 +163,11 @@ class _Kernel:
         """Residual, activation and store of 16 sums."""
         from sparsetvm.schedules.x86 import tir
         from tvm import tirx
-        from tvm.tirx.script import builder as tb
 
-        epilogue, m = self.workload.epilogue, self.workload.m
+        m = self.workload.m
         where = tirx.Ramp(at * LANES + token * m, 1, LANES)
         mask = tirx.Ramp(at * LANES, 1, LANES) < tirx.Broadcast(tir.i32(m), LANES) if m % LANES else None
-        if self.r is not None:
-            residual = self.r[where] if mask is None else tb.masked_load("float32x16", self.r, where, mask)
-            total = tir.let(total + residual)
-        value = tir.activated(total, epilogue.activation, epilogue.low, epilogue.high, LANES)
-        if mask is None:
-            tb.buffer_store(self.y, value, [where])
-        else:
-            tb.evaluate(tb.masked_store(self.y, value, where, mask))
+        write_lanes(total, self.r, self.y, where, mask, self.workload.epilogue)
 
 
 def _i64(value: int) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sparsetvm.core.layout import Plain
-from sparsetvm.core.workload import FEW_TOKENS, Workload
+from sparsetvm.core.workload import FEW_TOKENS, Epilogue, Workload
 
 
 def reads_few_tokens(workload: Workload) -> bool:
@@ -40,3 +40,18 @@ def write_vector_output(sums: Any, stride: int, residual: Any, y: Any, workload:
             tir.vstore(sums, activated(start + whole), start + whole, lanes)
         with tb.serial(m - whole) as i:
             tb.buffer_store(y, sums[start + whole + i], [out + whole + i])
+
+
+def write_lanes(total: Any, residual: Any, y: Any, where: Any, mask: Any, epilogue: Epilogue) -> None:
+    """Finish one vector of 16 sums into `y` at the places `where`; mask: the lanes that are rows, None for all."""
+    from sparsetvm.schedules.x86 import tir
+    from tvm.tirx.script import builder as tb
+
+    if residual is not None:
+        added = residual[where] if mask is None else tb.masked_load("float32x16", residual, where, mask)
+        total = tir.let(total + added)
+    value = tir.activated(total, epilogue.activation, epilogue.low, epilogue.high, 16)
+    if mask is None:
+        tb.buffer_store(y, value, [where])
+    else:
+        tb.evaluate(tb.masked_store(y, value, where, mask))
