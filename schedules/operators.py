@@ -31,6 +31,15 @@ class Attention(msgspec.Struct, frozen=True):
         """Layout of Q, K, V and the output."""
         return Tiled(self.batch * self.seq, self.heads * self.head_dim, lanes)
 
+    @property
+    def mask_fits(self) -> bool:
+        """Whether there is no mask, or one that the kernels can broadcast."""
+        if self.mask_shape is None:
+            return True
+        *leading, keys = self.mask_shape
+        broadcast = all(d in (1, full) for d, full in zip(leading, (self.batch, self.heads, self.seq), strict=False))
+        return len(leading) == 3 and broadcast and keys == self.seq
+
 
 class Pooling(msgspec.Struct, frozen=True):
     """A pooling window; `window` gives kernel, stride, pads, dilation, channels and input size (groups do not matter).
