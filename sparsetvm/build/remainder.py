@@ -182,6 +182,16 @@ def _binary(graph: Graph, node: Node, target: Target) -> RemainderKernel | None:
     )
 
 
+def _scale_channels(graph: Graph, node: Node, target: Target) -> RemainderKernel:
+    kernels = _schedules(target, "elementwise")
+    image = graph.values[node.inputs[0]]
+    return RemainderKernel(
+        ("scale_channels", image.layout, image.shape),
+        lambda symbol: kernels.scale_channels_kernel(image.layout, image.shape, target, symbol),
+        list(node.inputs),
+    )
+
+
 def _cast(graph: Graph, node: Node, target: Target) -> RemainderKernel | None:
     source, out = graph.values[node.inputs[0]], graph.values[node.outputs[0]]
     if target.kind != "cuda" or {source.dtype, out.dtype} != {"float16", "float32"}:
@@ -229,6 +239,7 @@ _RULES: dict[str, _Rule] = {
     "Softmax": _softmax,
     "sparsetvm.attention": _attention,
     "sparsetvm.k_winners": _k_winners,
+    "sparsetvm.scale_channels": _scale_channels,
     "Add": _binary,
     "Mul": _binary,
     "Cast": _cast,
@@ -236,5 +247,6 @@ _RULES: dict[str, _Rule] = {
     "Sigmoid": _unary,
     "Gelu": _unary,
     "sparsetvm.Silu": _unary,
+    "sparsetvm.HardSwish": _unary,
     "sparsetvm.Clip": _unary,
 }

@@ -25,7 +25,7 @@ from sparsetvm.rewrite.plane_geometry import conv_layouts, depthwise_pad, requir
 from sparsetvm.rewrite.tokens import few_tokens, token_lanes, tokens_of
 
 _UNARY = ("Relu", "Gelu", "Tanh", "Sigmoid")
-_UNARY_OWN = ("Silu", "Clip")
+_UNARY_OWN = ("Silu", "HardSwish", "Clip")
 _POOLS = ("MaxPool", "AveragePool")
 _RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity")
 _GLOBAL_POOLS = ("GlobalAveragePool", "GlobalMaxPool")
@@ -185,7 +185,7 @@ class _Assignment:
         if node.is_op(*_UNARY) or node.is_op(*_UNARY_OWN, domain=SPARSETVM_DOMAIN):
             return self._follow(node, first)
         if node.is_op("Add", "Mul") and len(node.inputs) == 2:
-            return self._binary(node)
+            return self._scale_channels(node) or self._binary(node)
         if node.is_op("LayerNormalization") and isinstance(first.layout, Tiled) and layer_norm_fits(node, first):
             return self._follow(node, first)
         same_features = out.shape[-1:] == first.shape[-1:]
@@ -199,6 +199,17 @@ class _Assignment:
         if isinstance(first.layout, Planes) and not _keeps_zero(node):
             return False
         return self._set(node, first.layout) and not isinstance(first.layout, Plain)
+
+    def _scale_channels(self, node: Node) -> bool:
+        """An image in planes times one factor for each of its channels, as after squeeze-and-excitation."""
+        values = [self.graph.values[name] for name in node.inputs]
+        image, factors = sorted(values, key=lambda value: -math.prod(value.shape))
+        per_channel = len(image.shape) == 4 and factors.shape == (*image.shape[:2], 1, 1) != image.shape
+        if node.op != "Mul" or not per_channel or not isinstance(image.layout, Planes):
+            return False
+        node.op, node.domain = "scale_channels", SPARSETVM_DOMAIN
+        node.inputs = [image.name, self._as(factors.name, PLAIN)]
+        return self._set(node, image.layout)
 
     def _binary(self, node: Node) -> bool:
         left, right = (self.graph.values[name] for name in node.inputs)

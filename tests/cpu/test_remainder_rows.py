@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 from remainder_cases import TARGETS, compile_kernel, run_kernel, with_threads
-from sparsetvm.schedules.x86.remainder.elementwise import binary_kernel, unary_kernel
+from sparsetvm.schedules.x86.remainder.elementwise import binary_kernel, scale_channels_kernel, unary_kernel
 from sparsetvm.schedules.x86.remainder.layer_norm import layer_norm_kernel
 from sparsetvm.schedules.x86.remainder.softmax import softmax_kernel
 
@@ -41,6 +41,18 @@ def test_binary_keeps_the_borders_of_planes_zero(activation: str, target: Target
     physical = planes.to_physical(expected)
     assert np.abs(y - physical).max() < 1e-6
     assert (y[physical == 0] == 0).all()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("width", "pad"), [(1, 0), (5, 1), (13, 3), (16, 0), (33, 1)])
+def test_scale_channels_scales_images_and_leaves_zeros_around_them(width: int, pad: int, target: Target) -> None:
+    shape = (2, 3, 5, width)
+    planes = Planes(*shape, pad, target.lanes)
+    x = _RANDOM.standard_normal(shape).astype(np.float32)
+    factors = np.array([1.5, -2.0, np.inf, 0.0, np.nan, 3.0], np.float32).reshape(2, 3, 1, 1)
+    kernel = compile_kernel(scale_channels_kernel(planes, shape, with_threads(target, 2), "kernel"), target)
+    y = run_kernel(kernel, [planes.to_physical(x), factors], planes.physical_shape(shape))
+    np.testing.assert_array_equal(y, planes.to_physical(x * factors))
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -18,7 +18,7 @@ from sparsetvm.core.layout import AnyLayout, Planes
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Epilogue
 
-_KEEP_ZERO = ("none", "relu", "gelu", "gelu_tanh", "silu", "tanh")
+_KEEP_ZERO = ("none", "relu", "gelu", "gelu_tanh", "silu", "hard_swish", "tanh")
 
 
 def binary_kernel(
@@ -68,6 +68,25 @@ def _elementwise(
                 target.threads,
                 lambda at, end: tir.vstore_lanes(y, value(at, end), at, lanes, 0, end),
             )
+    return builder.get()
+
+
+def scale_channels_kernel(layout: Planes, shape: tuple[int, ...], target: Target, symbol: str) -> tir.Expr:
+    """PrimFunc (X, S, Y): Y[b, c] = X[b, c] * S[b, c], S plain (batch, channels, 1, 1): a gate of whole channels.
+
+    Row by row, for the zeros around an image must stay zeros even when a factor is not finite.
+    """
+    images = Images(layout, shape, target.lanes)
+    physical = layout.physical_shape(shape)
+    with tir.prim_func(symbol) as builder:
+        x, s, y = tir.flat_args(X=physical, S=(*shape[:2], 1, 1), Y=physical)
+        with tir.outer(images.planes, target.threads) as plane:
+            factor = tir.let(tir.splat(s[plane], target.lanes))
+            images.zero_borders(y, plane)
+            with B.serial(images.height) as row:
+                start = images.row(plane, row)
+                for at in range(0, images.row_stride, target.lanes):
+                    images.store(y, start, at, tir.let(images.load(x, start, at) * factor))
     return builder.get()
 
 
