@@ -169,6 +169,20 @@ def _attention(graph: Graph, node: Node, target: Target) -> RemainderKernel:
     )
 
 
+def _batch_matmul(graph: Graph, node: Node, target: Target) -> RemainderKernel | None:
+    left, right = (graph.values[name] for name in node.inputs)
+    plain = all(isinstance(value.layout, Plain) and value.dtype == "float32" for value in (left, right))
+    if not plain or min(len(left.shape), len(right.shape)) < 2 or target.kind == "cuda":
+        return None
+    kernels = _schedules(target, "batch_matmul")
+    product = kernels.BatchMatmul(left.shape, right.shape)
+    return RemainderKernel(
+        ("batch_matmul", product),
+        lambda symbol: kernels.batch_matmul_kernel(product, target, symbol),
+        [left.name, right.name],
+    )
+
+
 def _binary(graph: Graph, node: Node, target: Target) -> RemainderKernel | None:
     left, right = (graph.values[name] for name in node.inputs)
     if isinstance(left.layout, Plain) or left.shape != right.shape:
@@ -243,6 +257,7 @@ _RULES: dict[str, _Rule] = {
     "Add": _binary,
     "Mul": _binary,
     "Cast": _cast,
+    "MatMul": _batch_matmul,
     "Relu": _unary,
     "Sigmoid": _unary,
     "Gelu": _unary,
