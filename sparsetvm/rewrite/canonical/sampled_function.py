@@ -150,7 +150,7 @@ class _Expression:
 
 def _applied(node: Node, operands: list[np.ndarray]) -> np.ndarray | None:
     if _is_clip(node):
-        return np.clip(operands[0], node.attrs["low"], node.attrs["high"])
+        return np.asarray(np.clip(operands[0], node.attrs["low"], node.attrs["high"]))
     if len(operands) == 1 and node.op in _UNARY:
         return _UNARY[node.op](operands[0])
     if len(operands) == 2 and node.op in _BINARY:
