@@ -137,6 +137,13 @@ def _layer_conv2d(node: Node, operands: Arrays, graph: Graph) -> np.ndarray:
     return apply_epilogue(y, node.attrs["epilogue"], operands[1] if len(operands) > 1 else None)
 
 
+def _affine_channels(node: Node, operands: Arrays, graph: Graph) -> np.ndarray:
+    x = operands[0]
+    assert x is not None
+    scale, shift = (node.attrs[name][:, None, None] for name in ("scale", "shift"))
+    return apply_epilogue(x * scale + shift, node.attrs["epilogue"])
+
+
 # ---- operators of ONNX that the reference computes slowly or in float32 ----
 
 
@@ -206,6 +213,7 @@ OPERATORS: dict[tuple[str, str], Operator] = {
     (SPARSETVM_DOMAIN, "conv2d"): _layer_conv2d,
     (SPARSETVM_DOMAIN, "depthwise_conv2d"): _layer_conv2d,
     (SPARSETVM_DOMAIN, "Clip"): lambda n, operands, g: np.clip(operands[0], n.attrs["low"], n.attrs["high"]),
+    (SPARSETVM_DOMAIN, "affine_channels"): _affine_channels,
     (SPARSETVM_DOMAIN, "Silu"): _unary(lambda x: x * expit(x)),
     (SPARSETVM_DOMAIN, "HardSwish"): _unary(hard_swish),
     ("", "Gelu"): lambda n, a, g: (gelu_tanh if n.attrs.get("approximate") == "tanh" else gelu)(a[0]),

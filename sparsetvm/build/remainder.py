@@ -206,6 +206,27 @@ def _scale_channels(graph: Graph, node: Node, target: Target) -> RemainderKernel
     )
 
 
+def _affine_channels(graph: Graph, node: Node, target: Target) -> RemainderKernel:
+    kernels = _schedules(target, "elementwise")
+    image, epilogue = graph.values[node.inputs[0]], node.attrs["epilogue"]
+    return RemainderKernel(
+        ("affine_channels", image.layout, image.shape, epilogue),
+        lambda symbol: kernels.affine_channels_kernel(image.layout, image.shape, epilogue, target, symbol),
+        list(node.inputs),
+        [node.attrs["scale"], node.attrs["shift"]],
+    )
+
+
+def _concat(graph: Graph, node: Node, target: Target) -> RemainderKernel | None:
+    parts, out = [graph.values[name].layout for name in node.inputs], graph.values[node.outputs[0]].layout
+    if not isinstance(out, Planes):
+        return None
+    kernels = _schedules(target, "concat")
+    return RemainderKernel(
+        ("concat", *parts), lambda symbol: kernels.concat_kernel(parts, out, target, symbol), list(node.inputs)
+    )
+
+
 def _cast(graph: Graph, node: Node, target: Target) -> RemainderKernel | None:
     source, out = graph.values[node.inputs[0]], graph.values[node.outputs[0]]
     if target.kind != "cuda" or {source.dtype, out.dtype} != {"float16", "float32"}:
@@ -254,6 +275,8 @@ _RULES: dict[str, _Rule] = {
     "sparsetvm.attention": _attention,
     "sparsetvm.k_winners": _k_winners,
     "sparsetvm.scale_channels": _scale_channels,
+    "sparsetvm.affine_channels": _affine_channels,
+    "Concat": _concat,
     "Add": _binary,
     "Mul": _binary,
     "Cast": _cast,

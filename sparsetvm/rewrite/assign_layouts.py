@@ -184,6 +184,10 @@ class _Assignment:
             return self._set(node, PLAIN)
         if node.is_op(*_UNARY) or node.is_op(*_UNARY_OWN, domain=SPARSETVM_DOMAIN):
             return self._follow(node, first)
+        if node.is_op("affine_channels", domain=SPARSETVM_DOMAIN):
+            return self._affine(node, first)
+        if node.is_op("Concat"):
+            return self._concat(node)
         if node.is_op("Add", "Mul") and len(node.inputs) == 2:
             return self._scale_channels(node) or self._binary(node)
         if node.is_op("LayerNormalization") and isinstance(first.layout, Tiled) and layer_norm_fits(node, first):
@@ -199,6 +203,23 @@ class _Assignment:
         if isinstance(first.layout, Planes) and not _keeps_zero(node):
             return False
         return self._set(node, first.layout) and not isinstance(first.layout, Plain)
+
+    def _affine(self, node: Node, first: Value) -> bool:
+        """Planes and plain images; others go through plain ones."""
+        layout = first.layout if isinstance(first.layout, Planes) else PLAIN
+        node.inputs = [self._as(first.name, layout)]
+        return self._set(node, layout)
+
+    def _concat(self, node: Node) -> bool:
+        """Images that are in planes for the most part are put together there."""
+        values = [self.graph.values[name] for name in node.inputs]
+        out = self.graph.values[node.outputs[0]]
+        images = len(out.shape) == 4 and int(node.attrs["axis"]) % 4 == 1 and not any(v.is_constant for v in values)
+        in_planes = sum(math.prod(v.shape) for v in values if isinstance(v.layout, Planes))
+        if self.target.kind == "cuda" or not images or 2 * in_planes <= math.prod(out.shape):
+            return False
+        node.inputs = [self._as(value.name, self._planes(value)) for value in values]
+        return self._set(node, self._planes(out))
 
     def _scale_channels(self, node: Node) -> bool:
         """An image in planes times one factor for each of its channels, as after squeeze-and-excitation."""

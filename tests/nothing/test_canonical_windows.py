@@ -40,6 +40,24 @@ def test_pads_of_pools_become_explicit(op, mode, opset):
     assert "auto_pad" not in node.attrs
 
 
+@pytest.mark.parametrize("op", ["MaxPool", "AveragePool"])
+@pytest.mark.parametrize(("kernel", "stride", "pad"), [(3, 2, 0), (3, 2, 1), (2, 2, 0), (3, 3, 0), (3, 1, 1)])
+@pytest.mark.parametrize("size", [6, 7, 8, 9])
+def test_windows_cut_short_become_padded_ones(op, kernel, stride, pad, size):
+    b = ModelBuilder(opset=13)
+    x = b.input("x", (1, 2, size, 7))
+    attrs = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [pad] * 4}
+    node = find(rewritten(b.output(b.op(op, x, ceil_mode=1, **attrs)), make_pads_explicit), op)
+    assert "ceil_mode" not in node.attrs
+
+
+def test_windows_cut_short_stay_where_padding_counts():
+    b = ModelBuilder(opset=13)
+    attrs = {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1, "count_include_pad": 1}
+    graph = rewritten(b.output(b.op("AveragePool", b.input("x", (1, 2, 8, 8)), **attrs)), make_pads_explicit)
+    assert find(graph, "AveragePool").attrs["ceil_mode"] == 1
+
+
 def test_pads_explicit_fills_in_defaults():
     b = ModelBuilder()
     y = b.op("Conv", b.input("x", (1, 2, 5, 5)), b.const(b.weight((3, 2, 3, 3), 18)))
