@@ -45,7 +45,7 @@ def fold_node(
     if written > max(_MAX_FOLDED_BYTES, _MAX_GROWTH * read):
         return None
     if node.op_type == "GatherElements":
-        data, indices = (inputs[name].data for name in node.input)
+        data, indices = (np.asarray(arrays[name]) for name in node.input)
         return [_gather_elements(node, data, indices, layer)]
     from onnx.reference import ReferenceEvaluator  # not at the top: few models need it, and it takes a while
 

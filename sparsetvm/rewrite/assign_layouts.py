@@ -5,9 +5,9 @@ After:   convert -> conv2d -> conv2d -> Add -> GlobalAveragePool  (Planes from t
 
 Rules: convolutions, pools and what is element-wise between them use Planes; products of more than a few tokens, layer
 norm and attention between them use Tiled (HalfTiled where all multiply in float16: half_layers.py); everything else is
-plain. All images of one size use the same planes, whose zero columns suffice for every convolution of that size:
-residuals then need no conversion. What only 1x1 convolutions, strided ones too, and residuals read is stored as
-PlaneTiles, which has the same grid (not on a GPU).
+plain. All images of one size use the same planes, whose zero columns suffice for every convolution of that size but the
+few that reach far: residuals then need no conversion. What only 1x1 convolutions, strided ones too, and residuals read
+is stored as PlaneTiles, which has the same grid (not on a GPU).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from sparsetvm.rewrite.half_layers import half_layers, stays_half
 from sparsetvm.rewrite.plane_geometry import conv_layouts, depthwise_pad, required_pad
 from sparsetvm.rewrite.tokens import few_tokens, token_lanes, tokens_of
 
+_COMMON_PAD = 4
 _UNARY = ("Relu", "Gelu", "Tanh", "Sigmoid")
 _UNARY_OWN = ("Silu", "HardSwish", "Clip")
 _POOLS = ("MaxPool", "AveragePool")
@@ -107,7 +108,7 @@ class _Assignment:
     def _conv(self, node: Node) -> bool:
         conv = node.attrs["conv"]
         batch, m = self.graph.values[node.outputs[0]].shape[:2]
-        pad = self.pads[conv.out_height, conv.out_width]
+        pad = max(self.pads.get((conv.out_height, conv.out_width), 0), required_pad(conv))
         source, planes = conv_layouts(conv, batch, m, pad, self.target.lanes)
         result: AnyLayout = planes
         if node.op == "conv2d" and self._read_by_tiles(node.outputs[0]):
@@ -121,6 +122,7 @@ class _Assignment:
     def _depthwise(self, node: Node) -> bool:
         planes = self._planes(self.graph.values[node.outputs[0]])
         source = self._planes(self.graph.values[node.inputs[0]])
+        source = msgspec.structs.replace(source, pad=max(source.pad, depthwise_pad(node.attrs["conv"])))
         node.inputs = [self._as(node.inputs[0], source), *(self._as(name, planes) for name in node.inputs[1:])]
         return self._set(node, planes)
 
@@ -248,7 +250,10 @@ def _tiles_of(planes: Planes) -> PlaneTiles:
 
 
 def _plane_pads(graph: Graph) -> dict[tuple[int, int], int]:
-    """Zero columns of the planes of each image size: enough for every convolution that writes or reads them."""
+    """Zero columns of the planes of each image size: enough for every convolution that writes or reads them.
+
+    One that reaches further than `_COMMON_PAD` has planes of its own: all others would compute on its zero columns.
+    """
     pads: dict[tuple[int, int], int] = {}
     for node in graph.nodes:
         if node.is_op("conv2d", "depthwise_conv2d", domain=SPARSETVM_DOMAIN):
@@ -257,7 +262,8 @@ def _plane_pads(graph: Graph) -> dict[tuple[int, int], int]:
                 size, need = (conv.out_height, conv.out_width), required_pad(conv)
             else:
                 size, need = (conv.in_height, conv.in_width), depthwise_pad(conv)
-            pads[size] = max(pads.get(size, 0), need)
+            if need <= _COMMON_PAD:
+                pads[size] = max(pads.get(size, 0), need)
     return pads
 
 

@@ -9,6 +9,7 @@ from models import ModelBuilder
 
 from sparsetvm.frontend.load import load_model
 from sparsetvm.rewrite.canonical import canonicalize
+from sparsetvm.rewrite.canonical.drop_dead_taps import drop_dead_taps
 from sparsetvm.rewrite.canonical.make_pads_explicit import make_pads_explicit
 from sparsetvm.rewrite.canonical.merge_pad_into_conv import merge_pad_into_conv
 from sparsetvm.rewrite.canonical.use_global_average_pool import use_global_average_pool
@@ -181,3 +182,16 @@ def test_tensorflow_style_stem_becomes_conv_relu_pool():
     x = b.relu(b.batch_norm(b.conv(x, 3, 8, 7, stride=2, pad=0, bias=False), 8))
     y = b.op("MaxPool", pad(b, x, [1, 1, 1, 1]), kernel_shape=[3, 3], strides=[2, 2])
     assert ops(rewritten(b.output(y), canonicalize)) == ["Conv", "Relu", "MaxPool"]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "dilation", "pad", "stride", "left"),
+    [((3, 3), 24, 24, 1, [1, 1]), ((3, 5), 6, 12, 1, [3, 3]), ((5, 5), 3, 6, 1, [5, 5]), ((3, 3), 24, 24, 2, [1, 1])],
+)
+def test_taps_that_read_only_padding_are_dropped(kernel, dilation, pad, stride, left):
+    b = ModelBuilder()
+    weight = b.weight((4, 2, *kernel), 18)
+    attrs = {"pads": [pad] * 4, "dilations": [dilation] * 2, "strides": [stride] * 2, "kernel_shape": list(kernel)}
+    y = b.op("Conv", b.input("x", (1, 2, 9, 9)), b.const(weight), **attrs)
+    graph = rewritten(b.output(y), drop_dead_taps, expect_change=left != list(kernel))
+    assert find(graph, "Conv").attrs["kernel_shape"] == left

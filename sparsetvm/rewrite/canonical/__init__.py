@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sparsetvm.core.graph import Graph
+from sparsetvm.rewrite.canonical.drop_dead_taps import drop_dead_taps
 from sparsetvm.rewrite.canonical.fold_add_into_bias import fold_add_into_bias
 from sparsetvm.rewrite.canonical.fold_batch_norm import fold_batch_norm
 from sparsetvm.rewrite.canonical.fold_scale_into_weights import fold_scale_into_weights
@@ -36,6 +37,7 @@ CANONICAL_PASSES: tuple[CanonicalPass, ...] = (
     fuse_hard_swish,
     move_scale_before_clip,
     merge_pad_into_conv,
+    drop_dead_taps,
     fold_batch_norm,
     fold_add_into_bias,
     fold_scale_into_weights,
