@@ -47,7 +47,7 @@ _MISCELLANEOUS = 34  # registers of a thread besides sums and steps
 _LATENCY, _STEP = 1130, 550  # clocks: of loads, shared by the steps in flight; of a step besides
 _OVERLAP = 5.4  # exponent of the norm of traffic and latency
 _FINISHED = 0.16  # clocks for a sum of a warp
-# Breaks ties: 64 blocks seemed to take twice as long in two of six runs, of 128 in none. Most likely that was the way of
+# Breaks ties: 64 blocks seemed to take twice as long in two of six runs, 128 in none. Most likely that was the way of
 # timing at that time (some launches were outside of graphs); to be measured again.
 _FEW_BLOCKS = 1.02
 

@@ -1,4 +1,4 @@
-"""Times of kernels on a GPU do not depend on how many calls somebody plans, nor on what the host needs between graphs."""
+"""Times of kernels on a GPU depend neither on how many calls are planned nor on what the host needs between graphs."""
 
 from __future__ import annotations
 
