@@ -95,9 +95,7 @@ class BlockMma(Template):
     ) -> Packed:
         workload = self._as_packed(workload)
         shape, taps = _Shape.of(config, workload, self.w_bytes), flat_geometry(workload).taps[0]
-        packed = panel_steps(
-            weight, shape.tm, run_of(workload), shape.panels, self.every, tf32=self.arithmetic == "tf32"
-        )
+        packed = panel_steps(weight, shape.tm, run_of(workload), shape.panels, self.every, self.arithmetic)
         starts = taps[packed.starts].astype(np.int32).ravel()
         fragments = packed.fragments.view(np.uint32).ravel()
         return Packed((packed.heads.ravel(), starts, fragments, bias_array(bias, workload.m)))
@@ -109,7 +107,8 @@ class BlockMma(Template):
             *(("SP_TM", shape.tm), ("SP_J", shape.j), ("SP_G", shape.tn // (8 * shape.j)), ("SP_PANELS", shape.panels)),
             *(("SP_SLICES", shape.slices), ("SP_DEPTH", shape.depth), ("SP_RUN", run_of(workload))),
             *(("SP_X_HALF", int(workload.layout_in.half)), ("SP_Y_HALF", int(workload.layout_out.half))),
-            *(("SP_TF32", int(self.arithmetic == "tf32")), *epilogue_defines(workload.epilogue)),
+            *(("SP_TF32", int(self.arithmetic == "tf32")), ("SP_BFLOAT", int(self.arithmetic == "bfloat16"))),
+            *epilogue_defines(workload.epilogue),
         )
         panels = -(-workload.m // shape.tm)
         return Launch(

@@ -82,8 +82,8 @@ class SpmvColumns(Template):
         resident = max(1, min(_THREADS // threads, target.shared // _shared(config)))
         waves = -(-blocks // (target.sms * resident))
         rounds = math.ceil(active / threads)
-        chain = _LATENCY + _ROUND * math.ceil(workload.k / (threads * _LOOK))
-        chain += _LATENCY * longest + _ADDED * longest * rounds + _FINISHED * rows * threads
+        listed = _LATENCY + _ROUND * math.ceil(workload.k / (threads * _LOOK))
+        chain = listed + _LATENCY * longest + _ADDED * longest * rounds + _FINISHED * rows * threads
         share = max(1.0, blocks / target.sms)
         footprint = -(-workload.m // rows) * workload.k * SLOT_BYTES * slots
         rate = _MEMORY_BYTES if workload.cold or footprint > target.l2 else _L2_BYTES
