@@ -60,6 +60,8 @@ class Layers(abc.ABC):
         """Our fastest kernels by what they make use of; of more than one token the defaults."""
         groups: dict[str, list[Config]] = {"sparse-dense": [], "sparse-sparse": [], "dense": []}
         for found in matching(task.workload, self.target):
+            if self.target.kind == "cuda" and not found.quick(task.workload):
+                continue  # code for each non-zero: nvcc would take longer than everything else
             one = task.workload.n == 1
             default = found.default(task.workload, self.target)
             groups[kind_of(found.name)] += self.configs(task, found.name) if one else [default]

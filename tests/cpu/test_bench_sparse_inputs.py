@@ -13,6 +13,7 @@ import pytest
 from benchlib.sparse_inputs import CpuLayers, GpuLayers, fastest_of_each, kind_of
 from sparsetvm.schedules.base import template, template_names
 
+from sparsetvm.core.config import Config
 from sparsetvm.core.target import cpu_flags, parse_target
 from sparsetvm.measure import cuda_candidate
 
@@ -42,6 +43,19 @@ def test_gpu_tries_a_few_configs_of_every_template_of_one_token(monkeypatch: pyt
         assert 1 < len(configs) < 20
         assert {config.template for config in configs} == {name}
     assert layers.others(task, bench_sparse_sparse.draw_input(task, 0.12), None) == {}  # type: ignore[arg-type]
+
+
+def test_gpu_leaves_out_what_takes_the_compiler_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_candidate, "open_device", lambda number: None)
+    layers = GpuLayers(target := parse_target("cuda,sm_90", 1), ())
+    tried: list[Config] = []
+    monkeypatch.setattr(layers, "_fastest", lambda task, configs, reference: (tried.extend(configs), configs))
+    task = bench_sparse_sparse.make_task(1024, 128, (1, 1), target, 1.0)
+    assert not template("cuda.spmm_code").quick(task.workload)
+    layers.ours(task, None)  # type: ignore[arg-type]
+    names = {config.template for config in tried}
+    assert {"cuda.spmm_data", "cuda.dense"} <= names
+    assert "cuda.spmm_code" not in names
 
 
 @pytest.mark.parametrize("module", [bench_sparse_sparse, bench_speech_commands])

@@ -201,3 +201,9 @@ def test_summary_names_what_is_not_ok(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "1 rows, 2.00x best dense" in said
     assert said.splitlines()[-1] == "not ok: bad"
     assert (tmp_path / "summary.txt").read_text() == said
+
+
+def test_the_document_names_every_benchmark() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "gpu.md").read_text()
+    names = [one.name for one in bench_all.benchmarks([], Path("out"), 2, 0.0)]
+    assert [name for name in names if f"`{name}`" not in text] == []
