@@ -1,6 +1,6 @@
 """All benchmarks that the tables of docs/gpu.md come from, spread over the GPUs of this machine; or tune models there.
 
-    python scripts/bench_all.py --models DIR --out OUT [--seconds 540] [--only grid*,structured*] [--budget 0]
+    python scripts/bench_all.py --models DIR --out OUT [--seconds 540] [--only grid*,blocks*] [--budget 0]
     python scripts/bench_all.py --tune --models DIR --out OUT [--seconds 540]
 
 Each benchmark is a process of its own on a GPU of its own, with a time limit; it writes OUT/NAME.json and OUT/NAME.log.
