@@ -31,8 +31,7 @@ def rewrite(graph: Graph, target: Target, masks: Sequence[Mask] = ()) -> Graph:
     canonicalize(graph)
     mask_padding(graph, masks)
     fuse_attention(graph, target)
-    if target.kind == "cpu":
-        fuse_k_winners(graph)
+    fuse_k_winners(graph)
     make_layers(graph)
     remove_dead_channels(graph)
     reveal_blocks(graph, target.kind)
