@@ -9,13 +9,16 @@ from collections.abc import Sequence
 import numpy as np
 from models import ModelBuilder
 
-ACTIVATIONS = ("none", "relu", "relu6", "clip", "gelu", "gelu_tanh", "sigmoid", "silu", "hard_swish", "tanh")
+ACTIVATIONS = ("none", "relu", "relu6", "clip", "gelu", "gelu_tanh", "sigmoid", "silu", "tanh")
+# From this number on networks have more kinds of steps; those below stay what they were when a number was noted down.
+MORE_FROM = 10_000
 
 
 def random_network(seed: int, *, wide: bool = False) -> ModelBuilder:
     """Network number `seed`: images for even numbers, tokens for odd ones; input "x", outputs "y" and sometimes "z".
 
-    wide: more kinds of steps, sizes and patterns; other networks under the same numbers.
+    wide: more kinds of steps, sizes and patterns; other networks under the same numbers. From number MORE_FROM on wide
+    networks also resize images, excite channels and know hard swish.
     """
     rng = np.random.default_rng(seed)
     opset = int(rng.choice([11, 13, 17]))
@@ -25,7 +28,7 @@ def random_network(seed: int, *, wide: bool = False) -> ModelBuilder:
         else ModelBuilder(f"random_{seed}", opset=opset, seed=seed)
     )
     grower = _Images(builder, rng) if seed % 2 == 0 else _Tokens(builder, rng)
-    grower.wide = wide
+    grower.wide, grower.more = wide, wide and seed >= MORE_FROM
     grower.grow(int(rng.integers(3, 7)))
     return builder
 
@@ -58,7 +61,7 @@ class _PatternedBuilder(ModelBuilder):
 
 
 class _Grower:
-    wide = False
+    wide = more = False
 
     def __init__(self, builder: ModelBuilder, rng: np.random.Generator) -> None:
         self.b, self.rng = builder, rng
@@ -86,7 +89,7 @@ class _Grower:
         return float(self.rng.choice([0.0, 0.5, 0.8, 0.9]))
 
     def activation(self, x: str) -> str:
-        kind, b = str(self.rng.choice(ACTIVATIONS)), self.b
+        kind, b = str(self.rng.choice((*ACTIVATIONS, "hard_swish") if self.more else ACTIVATIONS)), self.b
         if kind == "none":
             return x
         if kind == "clip":
@@ -108,7 +111,7 @@ class _Images(_Grower):
             self.channels, self.size = self.one_of(1, 7, 13), [self.one_of(1, 2, 11), self.one_of(1, 5, 19)]
         x = b.input("x", (self.batch, self.channels, *self.size))
         more = [self.arithmetic, self.normalised, self.flipped, self.cut, self.padded, self.softmax]
-        more += [self.excited, self.resized]
+        more += [self.excited, self.resized] if self.more else []
         for _ in range(steps):
             step = self.rng.choice(
                 [
