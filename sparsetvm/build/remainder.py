@@ -173,10 +173,12 @@ def _attention(graph: Graph, node: Node, target: Target) -> RemainderKernel:
 def _batch_matmul(graph: Graph, node: Node, target: Target) -> RemainderKernel | None:
     left, right = (graph.values[name] for name in node.inputs)
     plain = all(isinstance(value.layout, Plain) and value.dtype == "float32" for value in (left, right))
-    if not plain or min(len(left.shape), len(right.shape)) < 2 or target.kind == "cuda":
+    if not plain or min(len(left.shape), len(right.shape)) < 2:
         return None
     kernels = _schedules(target, "batch_matmul")
     product = kernels.BatchMatmul(left.shape, right.shape)
+    if not kernels.batch_matmul_supported(product):
+        return None
     return RemainderKernel(
         ("batch_matmul", product),
         lambda symbol: kernels.batch_matmul_kernel(product, target, symbol),

@@ -18,10 +18,15 @@ from tvm.tirx.script import builder as B
 
 from sparsetvm.core.target import Target
 
-__all__ = ["BatchMatmul", "batch_matmul_kernel"]
+__all__ = ["BatchMatmul", "batch_matmul_kernel", "batch_matmul_supported"]
 
 _MOST_VECTORS, _MOST_ROWS = 4, 14
 _CHUNKS_PER_THREAD = 4
+
+
+def batch_matmul_supported(product: BatchMatmul) -> bool:
+    """True: all of them are."""
+    return True
 
 
 def batch_matmul_kernel(product: BatchMatmul, target: Target, symbol: str) -> tir.Expr:
