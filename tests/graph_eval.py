@@ -191,6 +191,12 @@ def _layer_normalization(node: Node, operands: Arrays, graph: Graph) -> np.ndarr
     return y if beta is None else y + beta
 
 
+def _rms_normalization(node: Node, operands: Arrays, graph: Graph) -> np.ndarray:
+    x, gamma = operands
+    assert x is not None
+    return x / np.sqrt(np.square(x).mean(-1, keepdims=True) + node.attrs["epsilon"]) * gamma
+
+
 def _batch_normalization(node: Node, operands: Arrays, graph: Graph) -> np.ndarray | None:
     # The reference runs opsets below 14 in training mode.
     if node.attrs.get("training_mode", 0) or any(node.outputs[1:]):
@@ -223,4 +229,5 @@ OPERATORS: dict[tuple[str, str], Operator] = {
     ("", "Conv"): _onnx_conv,
     ("", "MaxPool"): _max_pool,
     ("", "LayerNormalization"): _layer_normalization,
+    ("", "RMSNormalization"): _rms_normalization,
 }

@@ -2,6 +2,7 @@
 //   SP_KEEP: values that a thread keeps in registers; 0: they are read again for every pass.
 //   SP_BLOCK: threads of a block; groups share one when they are warps (SP_THREADS 32).
 //   SP_CLUSTER: blocks that share the features of the same tokens (layer norm only).
+//   SP_EPSILON: makes it a layer norm; SP_CENTRED 0: an RMS norm, with 0 for the mean.
 #include "reduce.cuh"
 
 constexpr int kThreads = SP_THREADS, kTokens = SP_TOKENS, kKeep = SP_KEEP, kStep = kThreads / kTokens;
@@ -86,9 +87,11 @@ extern "C" __global__ void SP_CLUSTER_DIMS __launch_bounds__(SP_BLOCK)
       scales[i] = f < count ? gamma[f] : 0.0f, shifts[i] = f < count ? beta[f] : 0.0f;
     }
   }
-  float sum = 0.0f;
-  SP_EACH(f, v, { sum += v; })
-  float mean = reduce<false>(sum, scratch) / static_cast<float>(count);
+  float mean = 0.0f;
+#if SP_CENTRED
+  SP_EACH(f, v, { mean += v; })
+  mean = reduce<false>(mean, scratch) / static_cast<float>(count);
+#endif
   float squares = 0.0f;
   SP_EACH(f, v, {
     const float d = v - mean;

@@ -100,6 +100,7 @@ class TorchModel:
             "MaxPool": lambda: _pool(node, F.max_pool2d),
             "AveragePool": lambda: _pool(node, F.avg_pool2d),
             "LayerNormalization": lambda: _layer_norm(node),
+            "RMSNormalization": lambda: _rms_norm(node),
             "Softmax": lambda: lambda x: torch.softmax(x, int(node.attrs.get("axis", -1))),
         }.get(node.op)
         if rule is None:
@@ -160,6 +161,11 @@ def _pool(node: Node, pool: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]
 def _layer_norm(node: Node) -> Callable[..., Tensor]:
     epsilon = float(node.attrs.get("epsilon", 1e-5))
     return lambda x, scale, *bias: F.layer_norm(x, x.shape[-1:], scale, bias[0] if bias else None, epsilon)
+
+
+def _rms_norm(node: Node) -> Callable[..., Tensor]:
+    epsilon = float(node.attrs.get("epsilon", 1e-5))
+    return lambda x, scale: F.rms_norm(x, x.shape[-1:], scale, epsilon)
 
 
 def _attention(node: Node) -> Callable[..., Tensor]:

@@ -139,9 +139,10 @@ def _layer_norm(graph: Graph, node: Node, target: Target) -> RemainderKernel | N
     kernels = _schedules(target, "layer_norm")
     epsilon = float(node.attrs.get("epsilon", 1e-5))
     beta = np.zeros_like(scale) if offset is None else offset
+    centred = node.op == "LayerNormalization"
     return RemainderKernel(
-        ("layer_norm", source.layout, source.shape, epsilon),
-        lambda symbol: kernels.layer_norm_kernel(source.layout, source.shape, epsilon, target, symbol),
+        ("layer_norm", source.layout, source.shape, epsilon, centred),
+        lambda symbol: kernels.layer_norm_kernel(source.layout, source.shape, epsilon, target, symbol, centred),
         [source.name],
         [scale.reshape(-1), beta.reshape(-1)],
     )
@@ -288,6 +289,7 @@ _RULES: dict[str, _Rule] = {
     "GlobalAveragePool": _global_pool,
     "GlobalMaxPool": _global_pool,
     "LayerNormalization": _layer_norm,
+    "RMSNormalization": _layer_norm,
     "Softmax": _softmax,
     "sparsetvm.attention": _attention,
     "sparsetvm.k_winners": _k_winners,

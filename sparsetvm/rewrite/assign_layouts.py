@@ -28,6 +28,7 @@ from sparsetvm.rewrite.tokens import few_tokens, token_lanes, tokens_of
 _COMMON_PAD = 4
 _UNARY = ("Relu", "Gelu", "Tanh", "Sigmoid")
 _UNARY_OWN = ("Silu", "HardSwish", "Clip")
+_NORMS = ("LayerNormalization", "RMSNormalization")
 _POOLS = ("MaxPool", "AveragePool")
 _RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity")
 _IN_PLANES = ("Add", "Concat", "Mul", *_POOLS)
@@ -196,7 +197,7 @@ class _Assignment:
             return self._resize(node, first)
         if node.is_op("Add", "Mul") and len(node.inputs) == 2:
             return self._scale_channels(node) or self._binary(node)
-        if node.is_op("LayerNormalization") and isinstance(first.layout, Tiled) and layer_norm_fits(node, first):
+        if node.is_op(*_NORMS) and isinstance(first.layout, Tiled) and layer_norm_fits(node, first):
             return self._follow(node, first)
         same_features = out.shape[-1:] == first.shape[-1:]
         if node.is_op(*_RESHAPES) and isinstance(first.layout, Tiled) and same_features:

@@ -172,7 +172,7 @@ def _binary(graph: Graph, node: Node) -> bool:
 
 
 def _last_axis(graph: Graph, node: Node) -> bool:
-    axis = int(node.attrs.get("axis", -1 if node.op == "LayerNormalization" or graph.opset >= 13 else 1))
+    axis = int(node.attrs.get("axis", -1 if node.op != "Softmax" or graph.opset >= 13 else 1))
     return axis % len(graph.values[node.inputs[0]].shape) != 0
 
 
@@ -208,6 +208,7 @@ _ONNX: dict[str, Callable[[Graph, Node], bool]] = {
     **dict.fromkeys((*_ALIKE, *_IMAGES, "Reshape"), _always),
     **dict.fromkeys(_BINARY, _binary),
     "LayerNormalization": _last_axis,
+    "RMSNormalization": _last_axis,
     "Softmax": _last_axis,
     "Flatten": _flatten,
     "Transpose": _transpose,

@@ -115,19 +115,20 @@ def test_softmax_matches_float64(n: int, target: Target) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("centred", [True, False], ids=["layer norm", "rms norm"])
 @pytest.mark.parametrize(("rows", "n"), [(1, 1), (5, 7), (33, 16), (3, 40), (18, 300)])
-def test_layer_norm_matches_float64_on_both_layouts(rows: int, n: int, target: Target) -> None:
+def test_norm_matches_float64_on_both_layouts(rows: int, n: int, centred: bool, target: Target) -> None:
     # A mean of 50 would ruin a variance computed as E[x^2] - E[x]^2.
     x = (50 + _RANDOM.standard_normal((rows, n))).astype(np.float32)
     gamma, beta = (_RANDOM.standard_normal(n).astype(np.float32) for _ in range(2))
     wide = x.astype(np.float64)
-    deviation = wide - wide.mean(1, keepdims=True)
+    deviation = wide - wide.mean(1, keepdims=True) * centred
     expected = deviation / np.sqrt((deviation**2).mean(1, keepdims=True) + 1e-5) * gamma + beta
     tiled = Tiled(rows, n, target.lanes)
-    plain_kernel = layer_norm_kernel(PLAIN, x.shape, 1e-5, with_threads(target, 2), "kernel")
+    plain_kernel = layer_norm_kernel(PLAIN, x.shape, 1e-5, with_threads(target, 2), "kernel", centred)
     y = run_kernel(compile_kernel(plain_kernel, target), [x, gamma, beta], x.shape)
     assert np.abs(y - expected).max() < 3e-5
-    tiled_kernel = layer_norm_kernel(tiled, x.shape, 1e-5, with_threads(target, 2), "kernel")
+    tiled_kernel = layer_norm_kernel(tiled, x.shape, 1e-5, with_threads(target, 2), "kernel", centred)
     packed = [tiled.to_physical(x), gamma, beta]
     y = tiled.to_logical(run_kernel(compile_kernel(tiled_kernel, target), packed, tiled.physical_shape(())), x.shape)
     assert np.abs(y - expected).max() < 3e-5

@@ -11,6 +11,7 @@ from models import ModelBuilder
 
 from sparsetvm.rewrite.canonical.fuse_gelu import fuse_gelu
 from sparsetvm.rewrite.canonical.fuse_layer_norm import fuse_layer_norm
+from sparsetvm.rewrite.canonical.fuse_rms_norm import fuse_rms_norm
 from sparsetvm.rewrite.canonical.fuse_silu import fuse_silu
 
 SQRT_HALF = math.sqrt(0.5)
@@ -167,3 +168,40 @@ def test_layer_norm_keeps_a_scale_that_is_not_per_feature_outside():
     x = b.input("x", (2, 5, 8))
     y = b.op("Mul", layer_norm_forms(b, x, 8, "no_affine"), b.const(b.weight((5, 8), 1)))
     assert ops(rewritten(b.output(y), fuse_layer_norm)) == ["LayerNormalization", "Mul"]
+
+
+def rms_norm_forms(b: ModelBuilder, x: str, features: int, form: str) -> str:
+    square = b.op("Mul", x, x) if form == "mul_square" else b.op("Pow", x, b.const(2.0))
+    root = b.op("Sqrt", b.op("Add", b.reduce_mean(square, [-1]), b.const(1e-6)))
+    if form == "quotient":
+        normal = b.op("Div", x, root)
+    else:
+        inverse = b.op("Div", b.const(1.0), root) if form == "one_over" else b.op("Reciprocal", root)
+        normal = b.op("Mul", inverse, x) if form == "inverse_first" else b.op("Mul", x, inverse)
+    return normal if form == "no_gamma" else b.op("Mul", b.const(b.vector(features, 0.1, 1.0)), normal)
+
+
+@pytest.mark.parametrize("opset", [13, 18])
+@pytest.mark.parametrize("form", ["plain", "mul_square", "quotient", "one_over", "inverse_first", "no_gamma"])
+def test_rms_norm_fuses(form, opset):
+    b = ModelBuilder(opset=opset)
+    x = b.op("Exp", b.input("x", (2, 5, 8)))
+    graph = rewritten(b.output(b.op("Neg", rms_norm_forms(b, x, 8, form))), fuse_rms_norm)
+    assert ops(graph) == ["Exp", "RMSNormalization", "Neg"]
+    node = find(graph, "RMSNormalization")
+    assert node.attrs["epsilon"] == pytest.approx(1e-6)
+    assert [graph.values[name].shape for name in node.inputs] == [(2, 5, 8), (8,)]
+
+
+def test_rms_norm_leaves_the_root_mean_square_of_another_tensor():
+    b = ModelBuilder()
+    x, other = b.input("x", (2, 5, 8)), b.input("other", (2, 5, 8))
+    root = b.op("Sqrt", b.op("Add", b.reduce_mean(b.op("Mul", other, other), [-1]), b.const(1e-6)))
+    rewritten(b.output(b.op("Div", x, root)), fuse_rms_norm, expect_change=False)
+
+
+def test_rms_norm_leaves_a_norm_over_another_axis():
+    b = ModelBuilder()
+    x = b.input("x", (2, 5, 8))
+    root = b.op("Sqrt", b.op("Add", b.reduce_mean(b.op("Mul", x, x), [1]), b.const(1e-6)))
+    rewritten(b.output(b.op("Div", x, root)), fuse_rms_norm, expect_change=False)

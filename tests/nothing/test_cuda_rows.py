@@ -17,21 +17,23 @@ _RANDOM = np.random.default_rng(0)
 
 @pytest.mark.parametrize("n", [1, 7, 300, 4099])
 @pytest.mark.parametrize("lanes", [0, 4, 16])
-def test_layer_norm_matches_float64(n: int, lanes: int) -> None:
+@pytest.mark.parametrize("centred", [True, False], ids=["layer norm", "rms norm"])
+def test_norm_matches_float64(n: int, lanes: int, centred: bool) -> None:
     shape = (2, 5, n) if n < 4000 else (1, 3, n)
     tokens = shape[0] * shape[1]
     layout = Tiled(tokens, n, lanes) if lanes else PLAIN
     # A mean far from zero shows cancellation.
     x = (_RANDOM.standard_normal(shape) + 30).astype(np.float32)
     gamma, beta = (_RANDOM.standard_normal(n).astype(np.float32) for _ in range(2))
-    launch = layer_norm_kernel(layout, shape, 1e-5, TARGET, "norm")
+    launch = layer_norm_kernel(layout, shape, 1e-5, TARGET, "norm", centred)
     given = layout.to_physical(x) if isinstance(layout, Tiled) else x
     y = run_remainder(launch, [given, gamma, beta], layout.physical_shape(shape))
     assert np.isfinite(y).all()
     y = layout.to_logical(y, shape) if isinstance(layout, Tiled) else y
     exact = x.astype(np.float64)
-    centred = exact - exact.mean(-1, keepdims=True)
-    expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * gamma + beta
+    if centred:
+        exact -= exact.mean(-1, keepdims=True)
+    expected = exact / np.sqrt((exact**2).mean(-1, keepdims=True) + 1e-5) * gamma + beta
     assert np.abs(y - expected).max() < 2e-5
 
 
@@ -65,6 +67,7 @@ def test_rows_compile_for_sm_90_without_spills(tmp_path: Path) -> None:
     for launch in (
         layer_norm_kernel(Tiled(128, 768, 128), (128, 768), 1e-12, TARGET, "norm"),
         layer_norm_kernel(PLAIN, (128, 4096), 1e-5, TARGET, "norm"),
+        layer_norm_kernel(Tiled(64, 768, 64), (64, 768), 1e-6, TARGET, "norm", centred=False),
         softmax_kernel((12, 128, 128), TARGET, "softmax"),
         softmax_kernel((3, 50000), TARGET, "softmax"),
     ):

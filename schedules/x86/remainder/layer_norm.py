@@ -1,4 +1,4 @@
-"""Layer normalisation over the last axis, in two passes for the variance (no cancellation).
+"""Layer normalisation over the last axis, in two passes for the variance (no cancellation); RMS norm without the first.
 
 Plain [rows, n]: lanes run along a row. Tiled: lanes hold tokens and a tile is one run of floats, so the same sums need
 no step across lanes.
@@ -16,20 +16,22 @@ from sparsetvm.core.layout import Layout, Tiled
 from sparsetvm.core.target import Target
 
 
-def layer_norm_kernel(layout: Layout, shape: tuple[int, ...], epsilon: float, target: Target, symbol: str) -> tir.Expr:
+def layer_norm_kernel(
+    layout: Layout, shape: tuple[int, ...], epsilon: float, target: Target, symbol: str, centred: bool = True
+) -> tir.Expr:
     """PrimFunc (X, G, B, Y): (x - mean) / sqrt(variance + epsilon) * G + B over the last axis of the logical `shape`.
 
-    X and Y are Plain or Tiled; G and B are (n,) arrays.
+    X and Y are Plain or Tiled; G and B are (n,) arrays. centred: False for an RMS norm, where 0 stands for the mean.
     """
     n, physical = shape[-1], layout.physical_shape(shape)
     with tir.prim_func(symbol) as builder:
         x, gamma, beta, y = tir.flat_args(X=physical, G=(n,), B=(n,), Y=physical)
         if isinstance(layout, Tiled):
             with tir.outer(layout.tiles, target.threads) as tile:
-                _Norm(x, gamma, beta, y, tile * (n * layout.lanes), n, epsilon, layout.lanes).tokens()
+                _Norm(x, gamma, beta, y, tile * (n * layout.lanes), n, epsilon, layout.lanes, centred).tokens()
         else:
             with tir.outer(math.prod(shape[:-1]), target.threads) as row:
-                _Norm(x, gamma, beta, y, row * n, n, epsilon, target.lanes).row()
+                _Norm(x, gamma, beta, y, row * n, n, epsilon, target.lanes, centred).row()
     return builder.get()
 
 
@@ -46,9 +48,10 @@ class _Norm:
         n: int,
         epsilon: float,
         lanes: int,
+        centred: bool,
     ) -> None:
         self.x, self.gamma, self.beta, self.y, self.start = x, gamma, beta, y, start
-        self.n, self.epsilon, self.lanes = n, epsilon, lanes
+        self.n, self.epsilon, self.lanes, self.centred = n, epsilon, lanes, centred
 
     def row(self) -> None:
         """One row: lanes are neighbouring features."""
@@ -85,8 +88,10 @@ class _Norm:
             return tir.keep_lanes(difference * difference, self.lanes, end)
 
         share = tir.splat(1.0 / self.n, self.lanes)
-        total = reduce_run(count, self.lanes, self._load, add, 0.0, chains=8)
-        mean = tir.let((tir.reduce_lanes(total, self.lanes, add) if across else total) * share)
+        mean = tir.splat(0.0, self.lanes)
+        if self.centred:
+            total = reduce_run(count, self.lanes, self._load, add, 0.0, chains=8)
+            mean = tir.let((tir.reduce_lanes(total, self.lanes, add) if across else total) * share)
         squares = reduce_run(count, self.lanes, deviation, add, 0.0, chains=8)
         squares = tir.reduce_lanes(squares, self.lanes, add) if across else squares
         variance = tir.let(squares * share + tir.splat(self.epsilon, self.lanes))

@@ -12,6 +12,7 @@ from sparsetvm.rewrite.canonical.fold_scale_into_weights import fold_scale_into_
 from sparsetvm.rewrite.canonical.fuse_gelu import fuse_gelu
 from sparsetvm.rewrite.canonical.fuse_hard_swish import fuse_hard_swish
 from sparsetvm.rewrite.canonical.fuse_layer_norm import fuse_layer_norm
+from sparsetvm.rewrite.canonical.fuse_rms_norm import fuse_rms_norm
 from sparsetvm.rewrite.canonical.fuse_silu import fuse_silu
 from sparsetvm.rewrite.canonical.lower_hard_sigmoid import lower_hard_sigmoid
 from sparsetvm.rewrite.canonical.make_pads_explicit import make_pads_explicit
@@ -30,6 +31,7 @@ CANONICAL_PASSES: tuple[CanonicalPass, ...] = (
     make_pads_explicit,
     split_sum,
     fuse_layer_norm,
+    fuse_rms_norm,
     fuse_gelu,
     fuse_silu,
     normalize_clip,

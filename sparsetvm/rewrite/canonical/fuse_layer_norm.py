@@ -41,11 +41,11 @@ def _fuse(graph: Graph, root: Node) -> bool:
         return False
     features = graph.values[found.source].shape[-1]
     gamma, beta = np.ones(features, np.float32), np.zeros(features, np.float32)
-    scaled = _affine(graph, uses, root, "Mul", features)
+    scaled = per_feature(graph, uses, root, "Mul", features)
     if scaled is not None:
         root, gamma = scaled
         found.nodes.append(root)
-    shifted = _affine(graph, uses, root, "Add", features)
+    shifted = per_feature(graph, uses, root, "Add", features)
     if shifted is not None:
         root, beta = shifted
     stem = root.outputs[0]
@@ -59,15 +59,15 @@ def _fuse(graph: Graph, root: Node) -> bool:
     return True
 
 
-def _affine(graph: Graph, uses: Uses, node: Node, op: str, features: int) -> tuple[Node, np.ndarray] | None:
+def per_feature(graph: Graph, uses: Uses, node: Node, op: str, features: int) -> tuple[Node, np.ndarray] | None:
     """The only reader of `node` when it multiplies or adds a constant per feature, and that constant."""
     user = uses.sole_user(node.outputs[0])
     parts = split_constant(graph, user) if user is not None and user.is_op(op) else None
     if user is None or parts is None:
         return None
     constant = parts[1]
-    per_feature = constant.size == 1 or (constant.size == features and constant.shape[-1] == features)
-    if not per_feature or graph.values[user.outputs[0]].shape != graph.values[node.outputs[0]].shape:
+    fits = constant.size == 1 or (constant.size == features and constant.shape[-1] == features)
+    if not fits or graph.values[user.outputs[0]].shape != graph.values[node.outputs[0]].shape:
         return None
     return user, np.broadcast_to(constant.reshape(-1), (features,)).astype(np.float32)
 
@@ -98,18 +98,17 @@ def _match(graph: Graph, uses: Uses, node: Node) -> _Normalised | None:
 def _match_statistics(graph: Graph, uses: Uses, centred: Node, deviation: Node) -> _Normalised | None:
     """centred = x - mean(x); deviation = sqrt(mean(centred^2) + epsilon)."""
     source = centred.inputs[0]
-    mean = _last_axis_mean(graph, uses, centred.inputs[1])
+    mean = last_axis_mean(graph, uses, centred.inputs[1])
     added = uses.producer(deviation.inputs[0], "Add")
     parts = split_constant(graph, added) if added is not None else None
     if mean is None or mean.inputs[0] != source or added is None or parts is None or parts[1].size != 1:
         return None
-    variance = _last_axis_mean(graph, uses, parts[0])
+    variance = last_axis_mean(graph, uses, parts[0])
     square = uses.producer(variance.inputs[0], "Pow", "Mul") if variance is not None else None
     if variance is None or square is None:
         return None
-    base, exponent = square.inputs
-    is_square = scalar(graph, exponent) == 2.0 if square.op == "Pow" else base == exponent
-    if not is_square or not _same_difference(uses, base, centred):
+    base = squared(graph, square)
+    if base is None or not _same_difference(uses, base, centred):
         return None
     nodes = [centred, mean, square, variance, added, deviation]
     return _Normalised(source, float(parts[1].reshape(-1)[0]), nodes)
@@ -121,7 +120,15 @@ def _same_difference(uses: Uses, name: str, centred: Node) -> bool:
     return node is not None and node.inputs == centred.inputs
 
 
-def _last_axis_mean(graph: Graph, uses: Uses, name: str) -> Node | None:
+def squared(graph: Graph, square: Node) -> str | None:
+    """The value whose square a Pow or Mul computes, None when it computes something else."""
+    base, exponent = square.inputs
+    is_square = scalar(graph, exponent) == 2.0 if square.op == "Pow" else base == exponent
+    return base if is_square else None
+
+
+def last_axis_mean(graph: Graph, uses: Uses, name: str) -> Node | None:
+    """The ReduceMean over the last axis that computes `name` and keeps the axis."""
     node = uses.producer(name, "ReduceMean")
     if node is None or not node.attrs.get("keepdims", 1):
         return None
