@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -70,16 +71,57 @@ class BatchMatmul(msgspec.Struct, frozen=True):
 
     def offset(self, item: Any, shape: tuple[int, ...]) -> Any:
         """Where the matrix of an operand of this shape begins that `item` (or an expression) of the batch reads."""
-        strides, step = [], math.prod(shape[-2:])
-        for size in reversed(shape[:-2]):
-            strides.append(0 if size == 1 else step)
-            step *= size
-        offset: Any = item * 0
-        inner = 1
-        for size, stride in zip(reversed(self.batch), strides, strict=False):
-            offset = offset + item // inner % size * stride
-            inner *= size
-        return offset
+        return broadcast_offset(item, self.batch, shape[:-2], math.prod(shape[-2:]))
+
+
+class Softmax(msgspec.Struct, frozen=True):
+    """softmax(scale * X + mask) over the last axis of X. mask_shape: broadcasts to that of X, last axes equal."""
+
+    shape: tuple[int, ...]
+    scale: float = 1.0
+    mask_shape: tuple[int, ...] | None = None
+
+    def mask_offset(self, row: Any) -> Any:
+        """Where the row of the mask begins that is added to row number `row` (or an expression) of X."""
+        mask = self.mask_shape or ()
+        return broadcast_offset(row, self.shape[:-1], mask[:-1], self.shape[-1])
+
+
+def broadcast_offset(item: Any, sizes: Sequence[int], own: Sequence[int], step: int) -> Any:
+    """Where entry number `item` (or an expression) of axes `sizes` lies in an operand.
+
+    own: its axes, which broadcast to `sizes`. step: elements of an entry.
+    """
+    offset: Any = item * 0
+    inner = 1
+    for at, size in enumerate(reversed(sizes)):
+        if at < len(own) and own[-1 - at] != 1:
+            offset = offset + item // inner % size * step
+            step *= own[-1 - at]
+        inner *= size
+    return offset
+
+
+def merged_axes(
+    sizes: Sequence[int], operands: Sequence[tuple[Sequence[int], int]]
+) -> list[tuple[int, tuple[int, ...]]]:
+    """Axes of `sizes`, outermost first: entries, and for each operand the elements from one to the next (0: broadcast).
+
+    operands: the axes of each, which broadcast to `sizes`, and the elements of an entry. Neighbouring axes that every
+    operand has, or lacks, alike are one; axes of one entry are none.
+    """
+    axes: list[tuple[int, tuple[int, ...]]] = []
+    steps = [step for _, step in operands]
+    for at, size in enumerate(reversed(sizes)):
+        own = [axis[-1 - at] if at < len(axis) else 1 for axis, _ in operands]
+        if size != 1:
+            here = tuple(step if entries != 1 else 0 for step, entries in zip(steps, own, strict=True))
+            if axes and [step == 0 for step in axes[0][1]] == [step == 0 for step in here]:
+                axes[0] = (axes[0][0] * size, axes[0][1])
+            else:
+                axes.insert(0, (size, here))
+        steps = [step * entries for step, entries in zip(steps, own, strict=True)]
+    return axes
 
 
 class Pooling(msgspec.Struct, frozen=True):

@@ -197,6 +197,14 @@ def _rms_normalization(node: Node, operands: Arrays, graph: Graph) -> np.ndarray
     return x / np.sqrt(np.square(x).mean(-1, keepdims=True) + node.attrs["epsilon"]) * gamma
 
 
+def _masked_softmax(node: Node, operands: Arrays, graph: Graph) -> np.ndarray:
+    x = operands[0]
+    assert x is not None
+    scores = x * node.attrs["scale"] + (operands[1] if len(operands) > 1 else 0.0)
+    terms = np.exp(scores - scores.max(-1, keepdims=True))
+    return terms / terms.sum(-1, keepdims=True)
+
+
 def _batch_normalization(node: Node, operands: Arrays, graph: Graph) -> np.ndarray | None:
     # The reference runs opsets below 14 in training mode.
     if node.attrs.get("training_mode", 0) or any(node.outputs[1:]):
@@ -222,6 +230,7 @@ OPERATORS: dict[tuple[str, str], Operator] = {
     (SPARSETVM_DOMAIN, "affine_channels"): _affine_channels,
     (SPARSETVM_DOMAIN, "Silu"): _unary(lambda x: x * expit(x)),
     (SPARSETVM_DOMAIN, "HardSwish"): _unary(hard_swish),
+    (SPARSETVM_DOMAIN, "masked_softmax"): _masked_softmax,
     ("", "Gelu"): lambda n, a, g: (gelu_tanh if n.attrs.get("approximate") == "tanh" else gelu)(a[0]),
     ("", "Erf"): _unary(erf),
     ("", "Sigmoid"): _unary(expit),

@@ -207,6 +207,12 @@ class ModelBuilder:
         scaled = self.op("Mul", normal, self.const(self.vector(features, 0.1, 1.0), "gamma"))
         return self.op("Add", scaled, self.const(self.vector(features), "beta"))
 
+    def rms_norm(self, x: str, features: int, epsilon: float = 1e-6) -> str:
+        """RMS norm over the last axis, as torch exports that of Llama and T5."""
+        mean = self.reduce_mean(self.op("Pow", x, self.const(2.0)), [-1])
+        inverse = self.op("Reciprocal", self.op("Sqrt", self.op("Add", mean, self.const(epsilon))))
+        return self.op("Mul", self.const(self.vector(features, 0.1, 1.0)), self.op("Mul", x, inverse))
+
     def attention(
         self, x: str, batch: Dim, seq: Dim, hidden: int, heads: int, *, mask: str = "", sparsity: float = 0.0
     ) -> str:
@@ -318,6 +324,41 @@ def bert(
         wide = b.gelu_tanh(wide) if tanh else b.gelu(wide)
         x = b.layer_norm(b.op("Add", b.linear(wide, 2 * hidden, hidden, sparsity=sparsity), x), hidden)
     b.op("Identity", x, out="last_hidden_state")
+    return b.output("last_hidden_state")
+
+
+def decoder(*, batch: int = 1, seq: int = 6, hidden: int = 32, heads: int = 4, seed: int = 0) -> ModelBuilder:
+    """A block of a decoder like Llama's: RMS norms, rotary embeddings, causal attention, gated units.
+
+    Input "hidden_states" (batch, seq, hidden); output "last_hidden_state".
+    """
+    b, depth = ModelBuilder("decoder", opset=18, seed=seed), hidden // heads
+    x = b.input("hidden_states", (batch, seq, hidden))
+    angles = np.outer(np.arange(seq), 1.0 / 10000.0 ** (np.arange(0, depth, 2) / depth))
+    cos, sin = (b.const(np.tile(f(angles), 2)[None, None].astype(np.float32)) for f in (np.cos, np.sin))
+    causal = b.const(np.triu(np.full((1, 1, seq, seq), np.finfo(np.float32).min, np.float32), 1))
+
+    def split(t: str) -> str:
+        return b.op("Transpose", b.op("Reshape", t, b.const([batch, seq, heads, depth])), perm=[0, 2, 1, 3])
+
+    def rotate(t: str) -> str:
+        first = b.op("Slice", t, b.const([0]), b.const([depth // 2]), b.const([3]))
+        last = b.op("Slice", t, b.const([depth // 2]), b.const([depth]), b.const([3]))
+        turned = b.op("Concat", b.op("Neg", last), first, axis=-1)
+        return b.op("Add", b.op("Mul", t, cos), b.op("Mul", turned, sin))
+
+    y = b.rms_norm(x, hidden)
+    q, k, v = (split(b.linear(y, hidden, hidden, sparsity=0.8, bias=False)) for _ in range(3))
+    scores = b.op("MatMul", rotate(q), b.op("Transpose", rotate(k), perm=[0, 1, 3, 2]))
+    scores = b.op("Add", b.op("Mul", scores, b.const(depth**-0.5)), causal)
+    context = b.op("Transpose", b.op("MatMul", b.op("Softmax", scores, axis=-1), v), perm=[0, 2, 1, 3])
+    context = b.op("Reshape", context, b.const([batch, seq, hidden]))
+    x = b.op("Add", x, b.linear(context, hidden, hidden, sparsity=0.8, bias=False))
+    y = b.rms_norm(x, hidden)
+    gate = b.silu(b.linear(y, hidden, 2 * hidden, sparsity=0.8, bias=False))
+    y = b.op("Mul", gate, b.linear(y, hidden, 2 * hidden, sparsity=0.8, bias=False))
+    y = b.op("Add", x, b.linear(y, 2 * hidden, hidden, sparsity=0.8, bias=False))
+    b.op("Identity", y, out="last_hidden_state")
     return b.output("last_hidden_state")
 
 

@@ -127,22 +127,40 @@ extern "C" __global__ void SP_CLUSTER_DIMS __launch_bounds__(SP_BLOCK)
 #endif
 }
 #else
-// exp(x - max) / sum of them.
+// exp(v - max) / sum of them, v = SP_SCALE * x + mask. Rows lie in three axes, outermost first, of which the two inner ones
+// have `size1` and `size2` entries; step*: floats of the mask from an entry to the next (0: it has only one).
+//   SP_MASK 0 | 1
 extern "C" __global__ void __launch_bounds__(SP_BLOCK)
-    softmax(const float* __restrict__ x, float* __restrict__ y, int tokens, int n, int stride) {
+    softmax(const float* __restrict__ x,
+#if SP_MASK
+            const float* __restrict__ mask,
+#endif
+            float* __restrict__ y, int tokens, int n, int stride, int size1, int size2, int step0, int step1, int step2) {
   sp::start_next();
   sp::wait_for_previous();
   __shared__ float scratch[kThreads / 32][kTokens];
   SP_TOKEN(tokens, 0, n)
+#if SP_MASK
+  mask += static_cast<size_t>(token / (size1 * size2)) * step0 + static_cast<size_t>(token / size2 % size1) * step1 +
+          static_cast<size_t>(token % size2) * step2;
+#define SP_ADDED(f) mask[f]
+#else
+  (void)size1, (void)size2, (void)step0, (void)step1, (void)step2;
+#define SP_ADDED(f) 0.0f
+#endif
+#define SP_SCORE(f, v) fmaf(v, static_cast<float>(SP_SCALE), SP_ADDED(f))
   float largest = -INFINITY;
-  SP_EACH(f, v, { largest = fmaxf(largest, v); })
+  SP_EACH(f, v, {
+    v = SP_SCORE(f, v);  // stays in `kept`
+    largest = fmaxf(largest, v);
+  })
   largest = reduce<true>(largest, scratch);
   float sum = 0.0f;
   SP_EACH(f, v, {
-    v = expf(v - largest);
+    v = expf((kKeep > 0 ? v : SP_SCORE(f, v)) - largest);
     sum += v;
   })
   const float inverse = 1.0f / reduce<false>(sum, scratch);
-  SP_EACH(f, v, { y[static_cast<size_t>(f) * stride] = (kKeep > 0 ? v : expf(v - largest)) * inverse; })
+  SP_EACH(f, v, { y[static_cast<size_t>(f) * stride] = (kKeep > 0 ? v : expf(SP_SCORE(f, v) - largest)) * inverse; })
 }
 #endif

@@ -87,6 +87,8 @@ class TorchModel:
             return self._conv(node)
         if own and node.op == "attention":
             return _attention(node)
+        if own and node.op == "masked_softmax":
+            return lambda x, *mask: torch.softmax(x * float(node.attrs["scale"]) + (mask[0] if mask else 0.0), -1)
         if own and node.op == "Clip":
             return lambda x: torch.clamp(x, float(node.attrs["low"]), float(node.attrs["high"]))
         if node.op in _UNARY:

@@ -16,7 +16,9 @@ from sparsetvm.core.workload import ConvGeometry
 from sparsetvm.frontend.names import words
 
 _FREE = words("Flatten Identity Reshape Squeeze Unsqueeze")
-_FUNCTIONS = words("Elu Erf Exp Gelu HardSigmoid Log Mish Pow Selu Sigmoid Silu Softmax Softplus Sqrt Tanh")
+_FUNCTIONS = words(
+    "Elu Erf Exp Gelu HardSigmoid Log Mish Pow Selu Sigmoid Silu Softmax Softplus Sqrt Tanh masked_softmax"
+)
 _FUNCTION_CYCLES = 20.0  # per vector of such a function
 _LAYERS = ("matmul", "conv2d")
 

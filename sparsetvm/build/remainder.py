@@ -155,8 +155,18 @@ def _softmax(graph: Graph, node: Node, target: Target) -> RemainderKernel | None
     if axis not in (-1, len(source.shape) - 1) or source.dtype != "float32" or not source.shape:
         return None
     kernels = _schedules(target, "softmax")
+    softmax = kernels.Softmax(source.shape)
     return RemainderKernel(
-        ("softmax", source.shape), lambda symbol: kernels.softmax_kernel(source.shape, target, symbol), [source.name]
+        ("softmax", softmax), lambda symbol: kernels.softmax_kernel(softmax, target, symbol), [source.name]
+    )
+
+
+def _masked_softmax(graph: Graph, node: Node, target: Target) -> RemainderKernel:
+    kernels = _schedules(target, "softmax")
+    source, *masks = (graph.values[name] for name in node.inputs)
+    softmax = kernels.Softmax(source.shape, float(node.attrs["scale"]), masks[0].shape if masks else None)
+    return RemainderKernel(
+        ("softmax", softmax), lambda symbol: kernels.softmax_kernel(softmax, target, symbol), list(node.inputs)
     )
 
 
@@ -291,6 +301,7 @@ _RULES: dict[str, _Rule] = {
     "LayerNormalization": _layer_norm,
     "RMSNormalization": _layer_norm,
     "Softmax": _softmax,
+    "sparsetvm.masked_softmax": _masked_softmax,
     "sparsetvm.attention": _attention,
     "sparsetvm.k_winners": _k_winners,
     "sparsetvm.scale_channels": _scale_channels,

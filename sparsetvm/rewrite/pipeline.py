@@ -13,6 +13,7 @@ from sparsetvm.rewrite.fuse_attention import fuse_attention
 from sparsetvm.rewrite.fuse_channel_affine import fuse_channel_affine
 from sparsetvm.rewrite.fuse_epilogues import fuse_epilogues
 from sparsetvm.rewrite.fuse_k_winners import fuse_k_winners
+from sparsetvm.rewrite.fuse_masked_softmax import fuse_masked_softmax
 from sparsetvm.rewrite.make_layers import make_layers
 from sparsetvm.rewrite.mask_padding import mask_padding
 from sparsetvm.rewrite.remove_dead_channels import remove_dead_channels
@@ -31,6 +32,7 @@ def rewrite(graph: Graph, target: Target, masks: Sequence[Mask] = ()) -> Graph:
     canonicalize(graph)
     mask_padding(graph, masks)
     fuse_attention(graph, target)
+    fuse_masked_softmax(graph)
     fuse_k_winners(graph)
     make_layers(graph)
     remove_dead_channels(graph)

@@ -200,6 +200,7 @@ _OWN: dict[str, Callable[[Graph, Node], bool]] = {
     "depthwise_conv2d": _always,
     "matmul": _always,
     "attention": _attention,
+    "masked_softmax": _binary,
     "Silu": _always,
     "HardSwish": _always,
     "Clip": _always,

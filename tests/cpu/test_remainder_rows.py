@@ -15,7 +15,7 @@ from sparsetvm.schedules.x86.remainder.elementwise import (
     unary_kernel,
 )
 from sparsetvm.schedules.x86.remainder.layer_norm import layer_norm_kernel
-from sparsetvm.schedules.x86.remainder.softmax import softmax_kernel
+from sparsetvm.schedules.x86.remainder.softmax import Softmax, softmax_kernel
 
 from sparsetvm.core.layout import PLAIN, Planes, Tiled
 from sparsetvm.core.target import Target
@@ -108,10 +108,21 @@ def test_softmax_matches_float64(n: int, target: Target) -> None:
     x = (5 * _RANDOM.standard_normal((2, 3, n))).astype(np.float32)
     x[0, 0, : n // 2] = -np.inf  # as a mask would
     x[0, 1] += 1e4
-    kernel = softmax_kernel(x.shape, with_threads(target, 1 + n % 2), "kernel")
+    kernel = softmax_kernel(Softmax(x.shape), with_threads(target, 1 + n % 2), "kernel")
     y = run_kernel(compile_kernel(kernel, target), [x], x.shape)
     assert np.abs(y - _softmax(x)).max() < 1e-6
     assert np.abs(y.sum(-1) - 1).max() < 1e-5
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("mask", [(17,), (1, 3, 17), (2, 1, 17), (2, 3, 17)], ids=str)
+def test_masked_softmax_matches_float64(mask: tuple[int, ...], target: Target) -> None:
+    x = (5 * _RANDOM.standard_normal((2, 3, 17))).astype(np.float32)
+    added = _RANDOM.standard_normal(mask).astype(np.float32)
+    added[..., 1] = np.finfo(np.float32).min  # as a mask would
+    kernel = softmax_kernel(Softmax(x.shape, 0.25, mask), with_threads(target, 2), "kernel")
+    y = run_kernel(compile_kernel(kernel, target), [x, added], x.shape)
+    assert np.abs(y - _softmax(0.25 * x.astype(np.float64) + added)).max() < 1e-6
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -42,7 +42,8 @@ def run_network(
         launch, names, constants = found
         out = graph.values[node.outputs[0]]
         result = np.full(out.layout.physical_shape(out.shape), np.nan, out.stored)
-        run_launch(launch, [*(np.array(values[name]) for name in names), *map(np.array, constants), result])
+        arguments = [values[name] if name in values else graph.constant(name) for name in names]
+        run_launch(launch, [*map(np.array, arguments), *map(np.array, constants), result])
         values[out.name] = result
         launches += 1
     return [values[name] for name in graph.outputs], launches

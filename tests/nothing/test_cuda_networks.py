@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from emulator.network import run_network
 from k_winners_cases import inputs, network
-from models import bert, conv_net, mlp, mobile_net, random_inputs, relative_error, run_onnxruntime
+from models import bert, conv_net, decoder, mlp, mobile_net, random_inputs, relative_error, run_onnxruntime
 from sparsetvm.schedules.base import arithmetic_of
 
 from sparsetvm.core.arithmetic import network_tolerance
@@ -25,6 +25,7 @@ NETWORKS = {
     "dense residual network": (conv_net, True),
     "depthwise network": (lambda: mobile_net(batch=2, size=11), False),
     "encoder": (lambda: bert(batch=2, seq=12), False),
+    "decoder": (lambda: decoder(batch=2), False),
     "dense encoder": (lambda: bert(seq=5, layers=2, tanh=True), True),
 }
 

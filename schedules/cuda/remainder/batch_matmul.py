@@ -17,7 +17,7 @@ import math
 from dataclasses import dataclass
 
 from sparsetvm.schedules.cuda.launch import Launch
-from sparsetvm.schedules.operators import BatchMatmul
+from sparsetvm.schedules.operators import BatchMatmul, merged_axes
 
 from sparsetvm.core.target import Target
 from sparsetvm.errors import SparseTvmError
@@ -76,10 +76,11 @@ def batch_matmul_kernel(product: BatchMatmul, target: Target, symbol: str) -> La
             f"no kernel for {product}: leading axes alternate between the operands {len(axes)} times",
             hint="reshape the operands so that axes with one entry are neighbours",
         )
-    k, n, items = product.k, product.n, math.prod(size for size, _, _ in axes)
+    k, n, items = product.k, product.n, math.prod(size for size, _ in axes)
     tiles = min(_SHAPES, key=lambda tiles: _cost(tiles, items, m, k, n, target))
     m_tiles, n_tiles = -(-m // tiles.bm), -(-n // tiles.bn)
-    sizes, a_steps, b_steps = zip(*[(1, 0, 0)] * (_MOST_AXES - len(axes)), *axes, strict=True)
+    axes = [(1, (0, 0))] * (_MOST_AXES - len(axes)) + axes
+    sizes, (a_steps, b_steps) = [size for size, _ in axes], zip(*(steps for _, steps in axes), strict=True)
     defines = (
         *(("SP_BM", tiles.bm), ("SP_BN", tiles.bn), ("SP_BK", tiles.bk), ("SP_TM", tiles.tm), ("SP_TN", tiles.tn)),
         *(("SP_SLICES", tiles.slices), ("SP_STAGES", tiles.stages)),
@@ -97,27 +98,12 @@ def batch_matmul_kernel(product: BatchMatmul, target: Target, symbol: str) -> La
     )
 
 
-def _axes(product: BatchMatmul) -> tuple[int, list[tuple[int, int, int]]]:
-    """Rows of an item; its axes, outermost first: entries, floats from one to the next in A and in B (0: broadcast).
-
-    Neighbouring axes that an operand both has, or both lacks, are one.
-    """
-    rank = len(product.batch)
-    a_sizes, b_sizes = ((1,) * (rank + 2 - len(shape)) + shape[:-2] for shape in (product.a_shape, product.b_shape))
-    if math.prod(b_sizes) == 1:
-        return product.m * math.prod(a_sizes), []
-    axes: list[tuple[int, int, int]] = []
-    a_step, b_step = product.m * product.k, product.k * product.n
-    for a_size, b_size in zip(reversed(a_sizes), reversed(b_sizes), strict=True):
-        size = max(a_size, b_size) if min(a_size, b_size) else 0
-        steps = (a_step if a_size != 1 else 0, b_step if b_size != 1 else 0)
-        if size != 1:
-            if axes and (axes[0][1] == 0, axes[0][2] == 0) == (steps[0] == 0, steps[1] == 0):
-                axes[0] = (axes[0][0] * size, *axes[0][1:])
-            else:
-                axes.insert(0, (size, *steps))
-        a_step, b_step = a_step * a_size, b_step * b_size
-    return product.m, axes
+def _axes(product: BatchMatmul) -> tuple[int, list[tuple[int, tuple[int, ...]]]]:
+    """Rows of an item; its axes as `merged_axes` gives them: entries, floats from one to the next in A and in B."""
+    m, k, n = product.m, product.k, product.n
+    if math.prod(product.b_shape[:-2]) == 1:
+        return m * math.prod(product.batch), []
+    return m, merged_axes(product.batch, [(product.a_shape[:-2], m * k), (product.b_shape[:-2], k * n)])
 
 
 def _cost(tiles: _Tiles, items: int, m: int, k: int, n: int, target: Target) -> float:
