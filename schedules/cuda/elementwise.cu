@@ -1,8 +1,11 @@
 // Sums, products and activations of whole buffers, four floats per thread.
-//   SP_OP 0: X0 alone, 1: X0 + X1, 2: X0 * X1, 3: X0 times X1[plane]. SP_PLANES 1: what is no pixel of Planes becomes zero.
+//   SP_OP 0: X0 alone, 1: X0 + X1, 2: X0 * X1, 3: X0 times X1[plane], 4: X0 times X1[channel] plus X2[channel].
+//   SP_PLANES 1: what is no pixel of Planes becomes zero.
 #include "positions.cuh"
 
-#if SP_OP
+#if SP_OP == 4
+#define SP_SECOND const float* __restrict__ x1, const float* __restrict__ x2,
+#elif SP_OP
 #define SP_SECOND const float* __restrict__ x1,
 #else
 #define SP_SECOND
@@ -21,7 +24,7 @@ __device__ __forceinline__ float joined(float a, float b) {
 
 extern "C" __global__ void __launch_bounds__(128)
     elementwise(const float* __restrict__ x0, SP_SECOND float* __restrict__ y, int count, int plane, int origin, int pitch,
-                int width, int valid) {
+                int width, int valid, int channels) {
   sp::start_next();
   sp::wait_for_previous();
   const int at = (blockIdx.x * 128 + threadIdx.x) * 4;
@@ -33,6 +36,23 @@ extern "C" __global__ void __launch_bounds__(128)
 #else
   (void)plane, (void)origin, (void)pitch, (void)width, (void)valid;
 #endif
+#if SP_OP == 4
+  int channel = at / plane % channels, left = plane - at % plane;  // floats to the next channel
+  float v[4];
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    v[i] = at + i < count ? fmaf(x0[at + i], x1[channel], x2[channel]) : 0.0f;
+    if (--left == 0) channel = channel + 1 == channels ? 0 : channel + 1, left = plane;
+  }
+  const float4 four = sp::finish4(make_float4(v[0], v[1], v[2], v[3]), real);
+  if (at + 4 <= count) {
+    *reinterpret_cast<float4*>(y + at) = four;
+  } else {
+    const float last[4] = {four.x, four.y, four.z, four.w};
+    for (int i = 0; at + i < count; i++) y[at + i] = last[i];
+  }
+#else
+  (void)channels;
   if (at + 4 <= count) {
     const float4 a = *reinterpret_cast<const float4*>(x0 + at);
 #if SP_OP == 3
@@ -56,4 +76,5 @@ extern "C" __global__ void __launch_bounds__(128)
     y[i] = sp::activate(x0[i]);
 #endif
   }
+#endif
 }

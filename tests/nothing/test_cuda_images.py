@@ -9,6 +9,7 @@ import pytest
 from cuda_remainder_cases import TARGET, needs_nvcc, nvcc_faults, run_remainder
 from sparsetvm.schedules.cuda.remainder.depthwise import depthwise_kernel, pack_depthwise
 from sparsetvm.schedules.cuda.remainder.elementwise import (
+    affine_channels_kernel,
     binary_kernel,
     scale_channels_kernel,
     unary_kernel,
@@ -151,6 +152,21 @@ def test_scale_channels_scales_images_and_leaves_zeros_around_them(pad: int) -> 
     np.testing.assert_array_equal(y, planes.to_physical(x * factors))
 
 
+@pytest.mark.parametrize("layout", [PLAIN, Planes(2, 3, 5, 7, 2, 4)], ids=lambda at: type(at).__name__)
+def test_affine_channels_matches_numpy_and_leaves_zeros_around_images(layout: object) -> None:
+    shape = (2, 3, 5, 7)
+    x, scale, shift = _normal(*shape), _normal(3), _normal(3)
+    launch = affine_channels_kernel(layout, shape, Epilogue(activation="sigmoid"), TARGET, "affine")  # type: ignore[arg-type]
+    total = x.astype(np.float64) * scale[:, None, None] + shift[:, None, None]
+    expected = 1 / (1 + np.exp(-total))
+    given = x
+    if isinstance(layout, Planes):
+        given, expected = layout.to_physical(x), layout.to_physical(expected)
+    y = run_remainder(launch, [given, scale, shift], expected.shape)
+    assert np.abs(y - expected).max() < 1e-6
+    assert (y[expected == 0] == 0).all()
+
+
 @needs_nvcc
 def test_image_kernels_compile_for_sm_90_without_spills(tmp_path: Path) -> None:
     planes = Planes(2, 3, 8, 7, 1, 4)
@@ -164,5 +180,6 @@ def test_image_kernels_compile_for_sm_90_without_spills(tmp_path: Path) -> None:
         unary_kernel(planes, (2, 3, 8, 7), Epilogue(activation="sigmoid"), TARGET, "sigmoid"),
         unary_kernel(planes, (2, 3, 8, 7), Epilogue(activation="hard_swish"), TARGET, "hard_swish"),
         scale_channels_kernel(planes, (2, 3, 8, 7), TARGET, "scale"),
+        affine_channels_kernel(PLAIN, (2, 3, 5, 7), Epilogue(activation="relu"), TARGET, "affine"),
     ]
     assert [fault for fault in (nvcc_faults(launch, tmp_path) for launch in launches) if fault] == []

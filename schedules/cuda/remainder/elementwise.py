@@ -19,6 +19,7 @@ from sparsetvm.core.workload import Epilogue
 _THREADS = 128
 _OPS = {"add": 1, "mul": 2}
 _SCALE = 3  # by one factor for each plane
+_AFFINE = 4  # by a factor and an addend for each channel
 
 
 def binary_kernel(
@@ -43,18 +44,25 @@ def scale_channels_kernel(layout: Planes, shape: tuple[int, ...], target: Target
     return _elementwise(_SCALE, layout, shape, Epilogue())
 
 
+def affine_channels_kernel(
+    layout: AnyLayout, shape: tuple[int, ...], epilogue: Epilogue, target: Target, symbol: str
+) -> Launch:
+    """Launch (X, A, B, Y): Y[b, c] = activation(A[c] * X[b, c] + B[c]), A and B (channels,); Plain or Planes."""
+    return _elementwise(_AFFINE, layout, shape, epilogue)
+
+
 def _elementwise(op: int, layout: AnyLayout, shape: tuple[int, ...], epilogue: Epilogue) -> Launch:
     count = math.prod(layout.physical_shape(shape))
-    masked = isinstance(layout, Planes) and (op == _SCALE or not _keeps_zero(epilogue))
+    masked = isinstance(layout, Planes) and (op in (_SCALE, _AFFINE) or not _keeps_zero(epilogue))
     activation = Epilogue(activation=epilogue.activation, low=epilogue.low, high=epilogue.high)
     defines = (("SP_OP", op), ("SP_PLANES", int(masked)), *epilogue_defines(activation))
-    where = (1, 0, 1, 0, 0)
+    where = (math.prod(shape[2:]), 0, 1, 0, 0)
     if isinstance(layout, Planes):
         where = (layout.plane_stride, layout.origin, layout.row_stride, layout.width, layout.positions)
+    channels = shape[1] if op == _AFFINE else 1
     blocks = -(-count // (4 * _THREADS))
-    return Launch(
-        "elementwise.cu", "elementwise", defines, (blocks, 1, 1), _THREADS, scalars=(count, *where), overlaps=True
-    )
+    scalars = (count, *where, channels)
+    return Launch("elementwise.cu", "elementwise", defines, (blocks, 1, 1), _THREADS, scalars=scalars, overlaps=True)
 
 
 def _keeps_zero(epilogue: Epilogue) -> bool:
