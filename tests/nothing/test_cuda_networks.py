@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from emulator.network import run_network
 from k_winners_cases import inputs, network
-from models import bert, conv_net, decoder, mlp, mobile_net, random_inputs, relative_error, run_onnxruntime
+from models import (
+    ModelBuilder,
+    bert,
+    conv_net,
+    decoder,
+    mlp,
+    mobile_net,
+    random_inputs,
+    relative_error,
+    run_onnxruntime,
+)
 from sparsetvm.schedules.base import arithmetic_of
 
 from sparsetvm.core.arithmetic import network_tolerance
@@ -18,11 +28,23 @@ from sparsetvm.search.candidates import candidates_of
 
 H200 = parse_target("cuda,sm_90")
 TF32 = parse_target("cuda,sm_90", allow_tf32=True)
+
+
+def normalised_before() -> ModelBuilder:
+    """A residual block whose norm comes before its convolution, on a value that others read: no layer takes it."""
+    b = ModelBuilder()
+    x = b.conv(b.input("x", (1, 3, 9, 9)), 3, 8)
+    y = b.conv(b.relu(b.batch_norm(x, 8)), 8, 8, sparsity=0.8)
+    b.op("Add", x, y, out="y")
+    return b.output("y")
+
+
 NETWORKS = {
     "mlp of one sample": (lambda: mlp(batch=1), False),
     "mlp of nine samples": (lambda: mlp(batch=9), False),
     "residual network": (lambda: conv_net(batch=2, size=9), False),
     "dense residual network": (conv_net, True),
+    "network with norms before convolutions": (normalised_before, False),
     "depthwise network": (lambda: mobile_net(batch=2, size=11), False),
     "encoder": (lambda: bert(batch=2, seq=12), False),
     "decoder": (lambda: decoder(batch=2), False),
