@@ -90,7 +90,7 @@ def test_function_of_one_bucket_may_be_called_alone(batches: tuple[Path, Path]) 
 def test_runs_of_other_sizes_in_between_leave_nothing_behind(
     sequences: tuple[Path, Path], order: tuple[int, ...]
 ) -> None:
-    """Sizes share the memory of a bucket's inputs; NaN that one run leaves there must not reach the padding of another."""
+    """Sizes share the memory of a bucket; NaN that one run leaves there must not reach the padding of another."""
     model, library = sequences
     rng = np.random.default_rng(0)
     with sparsetvm.load(library) as module:
