@@ -55,9 +55,9 @@ def tasks_for(target: Target) -> list[Task]:
     return found
 
 
-def start_worker(there: Field, key: str, target: str) -> None:
+def start_worker(there: Field, name: str, key: str, target: str) -> None:
     options = ["--tracker", there.address, "--key", key, "--target", target, "--port", str(there.worker_port())]
-    there.start(f"{key} {target}", ["-m", "sparsetvm", "worker", *options])
+    there.start(name, ["-m", "sparsetvm", "worker", *options])
 
 
 def tune(there: Field, key: str, workers: int, seconds: float, jobs: int, folder: Path) -> dict[str, Any]:
@@ -100,9 +100,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that workers end too
     targets = args.targets.split(",")
     with field() as there, tempfile.TemporaryDirectory(prefix="bench-fleet-") as folder:
-        start_worker(there, "one", targets[0])
-        for target in targets:
-            start_worker(there, "all", target)
+        start_worker(there, "one", "one", targets[0])
+        for number, target in enumerate(targets):
+            start_worker(there, f"all {number}", "all", target)
         rows = []
         for key, workers in (("one", 1), ("all", len(targets))):
             place = Path(folder, key)

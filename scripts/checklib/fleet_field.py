@@ -42,7 +42,9 @@ class Field:
         return f"127.0.0.1:{self.port}"
 
     def start(self, name: str, arguments: Sequence[str], variables: dict[str, str] | None = None) -> None:
-        """Start Python with these arguments."""
+        """Start Python with these arguments, as a process whose name no other has: else nobody would end the other."""
+        if name in self.processes:
+            raise ValueError(f"there is a process '{name}' already")
         environment = {**os.environ, **(variables or {})}
         self.processes[name] = subprocess.Popen([sys.executable, *arguments], env=environment, start_new_session=True)
 

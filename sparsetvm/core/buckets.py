@@ -7,6 +7,7 @@ mask. Which is fastest, the buckets' times say.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from typing import Literal
@@ -95,13 +96,14 @@ def checked_buckets(sizes: Sequence[int]) -> tuple[int, ...]:
     return buckets
 
 
-def smallest_cost(dynamic: Dynamic) -> list[int]:
+@functools.lru_cache(maxsize=8)
+def smallest_cost(dynamic: Dynamic) -> tuple[int, ...]:
     """For each size from 0 to the largest bucket, the number of the bucket that it runs in; that of size 0 is 0."""
     order = range(len(dynamic.buckets))
-    return [
+    return tuple(
         min((at for at in order if dynamic.buckets[at] >= size), key=lambda at: (dynamic.cost_us[at], at))
         for size in range(dynamic.buckets[-1] + 1)
-    ]
+    )
 
 
 def steady_bucket(dynamic: Dynamic) -> int:
@@ -109,6 +111,7 @@ def steady_bucket(dynamic: Dynamic) -> int:
     return min(range(len(dynamic.buckets)), key=lambda at: (dynamic.cost_us[at] / dynamic.buckets[at], at))
 
 
+@functools.lru_cache(maxsize=8)
 def counts_table(dynamic: Dynamic) -> np.ndarray:
     """Row n: how often each bucket runs for n positions, so that the sum of their times is least; (2 * largest + 1, k).
 
@@ -126,6 +129,7 @@ def counts_table(dynamic: Dynamic) -> np.ndarray:
     for size in range(1, length + 1):
         table[size] = table[max(0, size - dynamic.buckets[first[size]])]
         table[size, first[size]] += 1
+    table.flags.writeable = False  # it is kept, and given to all who ask
     return table
 
 

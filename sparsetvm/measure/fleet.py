@@ -10,6 +10,8 @@ A worker that measures on another device model than the tune, or compiles for an
 
 from __future__ import annotations
 
+import contextlib
+import os
 import queue
 import tempfile
 import threading
@@ -50,6 +52,7 @@ _POLL_SECONDS = 0.2
 _LOOK_SECONDS = 2.0  # how often the tracker is asked for new workers
 _PATIENCE = 60.0  # seconds without any worker before the tune gives up
 _ROUND_SECONDS = 60.0  # of a job, for each of its libraries, beside what follows
+_NICE = 10  # of builders: workers of this host, whose times count, go first
 _JOB_SECONDS = 180.0  # of a job: a worker that must import TVM and compute references first, on a busy machine
 
 _Item = TypeVar("_Item")
@@ -176,7 +179,10 @@ class FleetMeasurer:
     def _spawn(self) -> WorkerProcess:
         if self._tasks is None:
             raise RuntimeError("no task is set")
-        return self._tasks.spawn(memory_limit=0, pin=False)
+        worker = self._tasks.spawn(memory_limit=0, pin=False)
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, worker.pid, max(_NICE, os.getpriority(os.PRIO_PROCESS, 0)))
+        return worker
 
     def _builders(self) -> Builders:
         home = "" if self._home is None else self._home.name
@@ -242,11 +248,11 @@ class FleetMeasurer:
             if settled is not None:
                 del opened[outcome.job.index]
                 found.append(settled)
-        for link in [link for link in self._links if link.overdue()]:
-            self._links.remove(link)
-            link.stop()
-            if link.job is not None:
-                self._outcomes.put(Outcome(link.job, (), f"no answer after {link.job.seconds:g} s"))
+        for link in list(self._links):
+            if (job := link.overdue()) is not None:
+                self._links.remove(link)
+                link.stop()
+                self._outcomes.put(Outcome(job, (), f"no answer after {job.seconds:g} s"))
         return found
 
     def _judged(self, mine: _Open, outcome: Outcome) -> Outcome | None:

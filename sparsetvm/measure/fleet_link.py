@@ -120,10 +120,10 @@ class Link(threading.Thread):
         """End as soon as the job is done; a link that hangs in one stays behind as a daemon."""
         self._ended.set()
 
-    def overdue(self) -> bool:
-        """Whether its worker has had a job for too long."""
-        job = self.job
-        return job is not None and time.monotonic() - self._since > job.seconds
+    def overdue(self) -> Job | None:
+        """The job that its worker has had for too long, None where all is well."""
+        job = self.job  # read once: the thread may be done with it any time
+        return job if job is not None and time.monotonic() - self._since > job.seconds else None
 
     def run(self) -> None:
         while not self._ended.is_set():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sparsetvm.runtime.module import Module
 
 _ALIGNMENT = 64  # bytes; generated code uses aligned vector loads
+_MOST_SIZES = 256  # whose shapes are kept
 
 
 class Buffer:
@@ -29,6 +30,54 @@ class Buffer:
         start = -raw.ctypes.data % _ALIGNMENT
         self.array = raw[start : start + bytes_needed].view(dtype).reshape(shape)
         self.tensor = tvm_ffi.from_dlpack(self.array)
+
+
+class Checks:
+    """Checks the arrays that runs are given; quick for arrays like those of the run before.
+
+    keep: what it is true for stays as it is.
+
+    """
+
+    def __init__(
+        self, inputs: Sequence[TensorInfo], dynamic: Dynamic | None, keep: Callable[[Any], bool] | None = None
+    ) -> None:
+        self._inputs, self._dynamic, self._keep = list(inputs), dynamic, keep
+        self._sized: dict[int, list[TensorInfo]] = {}
+        self._last: list[tuple[np.dtype, tuple[int, ...]]] = []  # of the arrays that passed last
+
+    def __call__(self, arrays: Sequence[Any]) -> Sequence[Any]:
+        """The arrays, one for each input, as numpy arrays without a copy where possible.
+
+        Raises UsageError that names the input, what is expected and what was given.
+        """
+        last = self._last
+        if last:
+            for array, (dtype, shape) in zip(arrays, last):  # noqa: B905 - `strict` would cost a third of it
+                if array.__class__ is not np.ndarray or array.dtype != dtype or array.shape != shape:
+                    break
+            else:
+                return arrays
+        infos = self._infos(arrays)
+        found = [
+            array if self._keep is not None and self._keep(array) else as_array(array, info)
+            for array, info in zip(arrays, infos, strict=True)
+        ]
+        if all(info.dtype for info in infos):
+            self._last = [(np.dtype(info.dtype), info.shape) for info in infos]
+        return found
+
+    def _infos(self, arrays: Sequence[Any]) -> list[TensorInfo]:
+        """What the inputs must be in a run of the size that the arrays have."""
+        if self._dynamic is None:
+            return self._inputs
+        size = size_of_run(self._inputs, self._dynamic, [shape_of(array) for array in arrays])
+        infos = self._sized.get(size)
+        if infos is None:
+            if len(self._sized) >= _MOST_SIZES:
+                self._sized.clear()
+            infos = self._sized[size] = [info.sized(size) for info in self._inputs]
+        return infos
 
 
 def random_arrays(tensors: Iterable[TensorInfo], seed: int = 0) -> dict[str, np.ndarray]:
@@ -108,11 +157,6 @@ def size_of_shapes(module: Module, shapes: Mapping[str, tuple[int, ...]] | None)
 def shape_of(array: Any) -> tuple[int, ...]:
     """The shape of an array, of whatever library, or of nested lists."""
     return tuple(int(size) for size in array.shape) if hasattr(array, "shape") else np.shape(array)
-
-
-def copy_out(tensor: Any) -> np.ndarray:
-    """A fresh numpy array: the tensor's memory goes back to the virtual machine's pool."""
-    return np.array(np.from_dlpack(tensor))
 
 
 def as_array(value: Any, info: TensorInfo) -> np.ndarray:

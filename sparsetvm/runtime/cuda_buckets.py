@@ -1,7 +1,6 @@
-"""A model with an open dimension on a GPU: one CUDA graph for each bucket, put together for runs of any size.
+"""A model with an open dimension on a GPU: one CUDA graph for each bucket.
 
-A run of a bucket's size goes straight to that bucket. Any other size passes through host memory, where its inputs are
-cut into slices (the last one filled up with copies of the last position) and its results are joined.
+A run of a bucket's size stays on the GPU where its arrays are there. Any other size passes through host memory.
 """
 
 from __future__ import annotations
@@ -11,57 +10,38 @@ from typing import Any
 
 import numpy as np
 
-from sparsetvm.core.buckets import Dynamic, pieces
+from sparsetvm.core.buckets import Dynamic
 from sparsetvm.core.manifest import TensorInfo, bucket_main
-from sparsetvm.runtime.arrays import shape_of, size_of_run
+from sparsetvm.runtime.buckets import Buckets, Run, Slot
 from sparsetvm.runtime.cuda import CudaRun, on_gpu
 
 Open = Callable[[str, Sequence[TensorInfo], Sequence[TensorInfo]], CudaRun]
 
 
-class CudaBuckets:
-    """What `CudaRun` is for a model of one size. `open_run`: (function, inputs, outputs) -> the run of one bucket."""
+class CudaBuckets(Buckets):
+    """What `CudaRun` is for a model of one size; results of sizes between buckets are numpy arrays.
+
+    open_run: (function, inputs, outputs) -> the run of one bucket, which lies on the GPU from its first run on.
+    """
 
     def __init__(
         self, open_run: Open, inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo], dynamic: Dynamic
     ) -> None:
-        self._open, self._inputs, self._outputs, self._dynamic = open_run, list(inputs), list(outputs), dynamic
-        self._runs: dict[int, CudaRun] = {}
+        super().__init__(inputs, outputs, dynamic)
+        self._open = open_run
+        self._opened: dict[int, CudaRun] = {}
         self._loaded: CudaRun | None = None
         self._host: list[Any] | None = None  # inputs of a size that is no bucket
 
-    def __call__(self, arrays: Sequence[Any]) -> tuple[Any, ...]:
-        """Copy in, run, copy out: as `CudaRun`; results of sizes between buckets are numpy arrays."""
-        size = self._size(arrays)
-        if size in self._dynamic.buckets:
-            return self._bucket(size)([*arrays, *self._masks(size, size)])
-        host = [_on_host(array) for array in arrays]
-        whole = [np.empty(info.sized(size).shape, info.dtype) for info in self._outputs]
-        for bucket, at in pieces(self._dynamic, size):
-            index = np.minimum(np.arange(at, at + bucket), size - 1)
-            parts = [
-                array if info.axis is None else np.take(array, index, info.axis)
-                for array, info in zip(host, self._inputs, strict=True)
-            ]
-            results = self._bucket(bucket)([*parts, *self._masks(bucket, size)])
-            for info, out, part in zip(self._outputs, whole, results, strict=True):
-                if info.axis is None:
-                    out[...] = part
-                else:
-                    count = min(bucket, size - at)
-                    before = (slice(None),) * info.axis
-                    out[(*before, slice(at, at + count))] = part[(*before, slice(0, count))]
-        return tuple(whole)
-
     def load(self, arrays: Sequence[Any]) -> None:
         """Copy the inputs to the GPU, where the size is a bucket's; others are copied by each run."""
-        size = self._size(arrays)
+        size = self.size(arrays)
         self._loaded, self._host = None, None
-        if size in self._dynamic.buckets:
+        if size in self.dynamic.buckets:
             self._loaded = self._bucket(size)
-            self._loaded.load([*arrays, *self._masks(size, size)])
+            self._loaded.load([*arrays, *self.masks(size, size)])
         else:
-            self._host = [_on_host(array) for array in arrays]
+            self._host = [self.on_host(array) for array in arrays]
 
     def launch(self) -> None:
         """Run on what was loaded; waits only where the size is no bucket's."""
@@ -72,27 +52,29 @@ class CudaBuckets:
 
     def wait(self) -> None:
         """Until all runs have ended."""
-        for run in self._runs.values():
+        for run in self._opened.values():
             run.wait()
 
-    def _size(self, arrays: Sequence[Any]) -> int:
-        return size_of_run(self._inputs, self._dynamic, [shape_of(array) for array in arrays])
+    def whole(self, bucket: int) -> Run:
+        """The run of a bucket's own size."""
+        run, masks = self._bucket(bucket), self.masks(bucket, bucket)
+        return lambda arrays: run([*arrays, *masks])
+
+    def slot(self, bucket: int, size: int) -> Slot:
+        """Host memory and the run that copies it to the GPU."""
+        run, masks = self._bucket(bucket), self.masks(bucket, size)
+        memory = [np.empty(info.sized(bucket).shape, info.dtype) for info in self.inputs]
+        return memory, lambda: run([*memory, *masks])
+
+    def on_host(self, array: Any) -> np.ndarray:
+        """A copy of what lies on the GPU."""
+        if not on_gpu(array):
+            return np.asarray(array)
+        import tvm
+
+        return np.asarray(tvm.runtime.from_dlpack(array).numpy())
 
     def _bucket(self, bucket: int) -> CudaRun:
-        if bucket not in self._runs:
-            masks = [TensorInfo("", mask.shape, "float32") for mask in self._masks(bucket, bucket)]
-            inputs = [*(info.sized(bucket) for info in self._inputs), *masks]
-            outputs = [info.sized(bucket) for info in self._outputs]
-            self._runs[bucket] = self._open(bucket_main(bucket, static=True), inputs, outputs)
-        return self._runs[bucket]
-
-    def _masks(self, bucket: int, size: int) -> list[np.ndarray]:
-        return [mask.values(bucket, size) for mask in self._dynamic.masks] if bucket > 1 else []
-
-
-def _on_host(array: Any) -> np.ndarray:
-    if not on_gpu(array):
-        return np.asarray(array)
-    import tvm
-
-    return np.asarray(tvm.runtime.from_dlpack(array).numpy())
+        if bucket not in self._opened:
+            self._opened[bucket] = self._open(bucket_main(bucket, static=True), *self.tensors(bucket))
+        return self._opened[bucket]

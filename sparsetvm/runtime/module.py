@@ -29,8 +29,9 @@ from sparsetvm.core.results import Latency, LayerTime
 from sparsetvm.core.target import Target
 from sparsetvm.core.weights_file import map_weights, weights_path
 from sparsetvm.errors import ModelError, UsageError, did_you_mean
-from sparsetvm.runtime.arrays import Buffer, as_array, copy_out, random_arrays, shape_of, size_of_run
+from sparsetvm.runtime.arrays import Checks, random_arrays
 from sparsetvm.runtime.compare import latency_of
+from sparsetvm.runtime.cpu import CpuBuckets, CpuRun, CpuRunOfAnyShape, buffers, buffers_for
 from sparsetvm.runtime.cuda import CudaRun, gpu_lock, on_gpu
 from sparsetvm.runtime.cuda_buckets import CudaBuckets
 from sparsetvm.runtime.per_layer import kernel_times
@@ -67,7 +68,6 @@ class Module:
         with self._lock:
             largest = bucket_main(self.dynamic.buckets[-1]) if on_cuda and self.dynamic else "main"
             machine, arity = _load(self.path, target, largest)
-        self._main = machine[largest]
         if found is None:
             self.inputs = [TensorInfo(f"input_{i}", (), "") for i in range(arity)]
             self.notes.append("no manifest beside the library: inputs and outputs have generic names, unchecked shapes")
@@ -86,18 +86,19 @@ class Module:
                     hint="compile the model again",
                 )
         self._checked = found is not None
+        self._input_names = [info.name for info in self.inputs]
+        self._output_names = [info.name for info in self.outputs]
+        self._checks = Checks(self.inputs, self.dynamic, keep=on_gpu if on_cuda else None)
         self._gpu: CudaRun | CudaBuckets | None = None
-        self._buffers: list[Buffer] = []
-        self._sized: tuple[int, list[TensorInfo]] = (0, [])  # the inputs of the last size that ran
+        self._run: Callable[[Sequence[Any]], Sequence[Any]]
         if on_cuda:
             with self._lock:
-                self._gpu = self._open_gpu(machine, target.device if target else 0)
+                self._run = self._gpu = self._open_gpu(machine, target.device if target else 0)
             return
         real = set_threads(self.threads)
         if real < self.threads:
             self.notes.append(f"{self.threads} threads were asked for, TVM's pool has {real} here")
-        if self._checked:
-            self._buffers = [Buffer(info.shape, info.dtype) for info in self.inputs]
+        self._run = self._open_cpu(machine)
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Run once on named arrays; the results are fresh arrays that later runs leave alone.
@@ -106,10 +107,9 @@ class Module:
         GPU also tensors there; when all are, so are the results, which speak DLPack.
         Raises UsageError that names the input, what is expected and what was given.
         """
-        results = self(*self._in_order(inputs))
-        outputs = results if isinstance(results, tuple) else (results,)
+        outputs = self._outputs(self._in_order(inputs))
         if self._checked:
-            return {info.name: array for info, array in zip(self.outputs, outputs, strict=True)}
+            return dict(zip(self._output_names, outputs, strict=True))
         return {f"output_{i}": array for i, array in enumerate(outputs)}
 
     @property
@@ -137,7 +137,7 @@ class Module:
         """
         if self._gpu is None:
             raise UsageError("only models for a GPU can be launched", hint="use run()")
-        gpu, given = self._gpu, self._as_arrays(self._in_order(inputs))
+        gpu, given = self._gpu, self._checks(self._in_order(inputs))
         with self._lock:
             gpu.load(given)
             gpu.launch()  # the first run captures the graph
@@ -157,8 +157,25 @@ class Module:
             return open_run(STATIC_MAIN, self.inputs, self.outputs)
         return CudaBuckets(open_run, self.inputs, self.outputs, self.dynamic)
 
+    def _open_cpu(self, machine: Any) -> CpuRun | CpuRunOfAnyShape | CpuBuckets:
+        if not self._checked:
+            return CpuRunOfAnyShape(machine["main"])
+        if self.dynamic is None:
+            return CpuRun(machine["main"], buffers(self.inputs), self._weights)
+        buckets = CpuBuckets(machine, self.inputs, self.outputs, self.dynamic)
+        if missing := buckets.missing():
+            raise ModelError(
+                f"'{self.path}' lacks the function '{missing}' of its manifest", hint="compile the model again"
+            )
+        return buckets
+
     def _in_order(self, inputs: Mapping[str, Any]) -> list[Any]:
-        names = [info.name for info in self.inputs]
+        names = self._input_names
+        if len(inputs) == len(names):
+            try:
+                return [inputs[name] for name in names]
+            except KeyError:
+                pass
         for name in inputs:
             if name not in names:
                 raise UsageError(f"no input '{name}'{did_you_mean(name, names)}", hint=f"inputs: {', '.join(names)}")
@@ -174,30 +191,16 @@ class Module:
                 f"the model takes {len(self.inputs)} inputs, {len(arrays)} were given",
                 hint=f"in this order: {', '.join(info.name for info in self.inputs)}",
             )
-        given = self._as_arrays(arrays)
-        with self._lock:
-            if self._gpu is not None:
-                outputs = self._gpu(given)
-                return outputs[0] if len(outputs) == 1 else outputs
-            set_threads(self.threads)
-            results = self._main(*self._fill(given), *self._weights)
-            if isinstance(results, _tensor_type()):
-                return copy_out(results)
-            copies = tuple(copy_out(result) for result in results)
-        return copies[0] if len(copies) == 1 else copies
+        outputs = self._outputs(arrays)
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
-    def _as_arrays(self, arrays: Sequence[Any]) -> list[Any]:
-        """Arrays on the CPU checked; those on the GPU of this model as they are."""
-        infos = self.inputs
-        if self.dynamic is not None:
-            size = size_of_run(self.inputs, self.dynamic, [shape_of(array) for array in arrays])
-            if size != self._sized[0]:
-                self._sized = (size, [info.sized(size) for info in self.inputs])
-            infos = self._sized[1]
-        return [
-            array if self._gpu is not None and on_gpu(array) else as_array(array, info)
-            for array, info in zip(arrays, infos, strict=True)
-        ]
+    def _outputs(self, arrays: Sequence[Any]) -> Sequence[Any]:
+        """The results of one run, for arrays in the model's order."""
+        given = self._checks(arrays)
+        with self._lock:
+            if self._gpu is None:
+                set_threads(self.threads)
+            return self._run(given)
 
     def benchmark(self, inputs: Mapping[str, Any] | None = None, *, seconds: float = 1.0, repeats: int = 10) -> Latency:
         """Milliseconds per run on `inputs` (random ones when None): at least `repeats` runs and about `seconds`.
@@ -228,13 +231,14 @@ class Module:
             raise UsageError(
                 "a model with buckets has kernels for each of them", hint="compile it with --shape for one size"
             )
-        given = self._as_arrays(self._in_order(inputs if inputs is not None else self.random_inputs()))
+        given = self._checks(self._in_order(inputs if inputs is not None else self.random_inputs()))
         with self._lock:
             set_threads(self.threads)
             machine, _ = _load(self.path, self.built_for)
-            main, tensors = machine["main"], [*self._fill(given), *self._weights]
+            run = CpuRun(machine["main"], buffers_for(given), self._weights)
+            run.load(given)
             kernels = self.signature.kernels if self.signature is not None else []
-            return kernel_times(machine, lambda: main(*tensors), kernels, seconds)
+            return kernel_times(machine, run.call, kernels, seconds)
 
     def random_inputs(self, seed: int = 0, *, size: int | None = None) -> dict[str, np.ndarray]:
         """Standard normal float inputs, zeros for other dtypes (which may be indices).
@@ -256,21 +260,12 @@ class Module:
     def close(self) -> None:
         """Free the buffers; the module cannot run any more. (The process keeps the library's code mapped.)"""
         with self._lock:
-            self._buffers = []
             self._weights = []
             self._gpu = None
-            self._main = _closed
+            self._run = _closed
 
     def __repr__(self) -> str:
         return f"Module({str(self.path)!r}, inputs={[info.name for info in self.inputs]}, threads={self.threads})"
-
-    def _fill(self, arrays: list[np.ndarray]) -> list[Any]:
-        """The arrays in aligned buffers, which are kept while their shapes stay the same."""
-        if [buffer.array.shape for buffer in self._buffers] != [array.shape for array in arrays] or not self._checked:
-            self._buffers = [Buffer(array.shape, str(array.dtype)) for array in arrays]
-        for buffer, array in zip(self._buffers, arrays, strict=True):
-            np.copyto(buffer.array, array)
-        return [buffer.tensor for buffer in self._buffers]
 
 
 def _load(path: Path, target: Target | None, function: str = "main") -> tuple[Any, int]:
@@ -323,9 +318,3 @@ def _tensor(array: np.ndarray) -> Any:
     import tvm_ffi
 
     return tvm_ffi.from_dlpack(array)
-
-
-def _tensor_type() -> Any:
-    import tvm_ffi
-
-    return tvm_ffi.Tensor

@@ -86,6 +86,43 @@ def test_function_of_one_bucket_may_be_called_alone(batches: tuple[Path, Path]) 
         np.testing.assert_allclose(machine[function](tvm.runtime.tensor(x)).numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("order", [(8, 3, 8, 33, 1, 3), (33, 20, 1, 8, 20)])
+def test_runs_of_other_sizes_in_between_leave_nothing_behind(
+    sequences: tuple[Path, Path], order: tuple[int, ...]
+) -> None:
+    """Sizes share the memory of a bucket; NaN that one run leaves there must not reach the padding of another."""
+    model, library = sequences
+    rng = np.random.default_rng(0)
+    with sparsetvm.load(library) as module:
+        for size in order:
+            bias = np.zeros((1, 1, 1, size), np.float32)
+            module(np.full((1, size, 32), np.nan, np.float32), bias)
+            feed = {"hidden_states": rng.standard_normal((1, size, 32)).astype(np.float32), "attention_bias": bias}
+            (ours,), (expected,) = module.run(feed).values(), run_onnxruntime(model, feed).values()
+            assert np.linalg.norm(ours - expected) <= 1e-5 * np.linalg.norm(expected)
+
+
+def test_wrong_inputs_are_found_after_right_ones(batches: tuple[Path, Path]) -> None:
+    with Module(batches[1]) as module:
+        right = np.zeros((8, 20), np.float32)
+        module(right)
+        with pytest.raises(UsageError, match="expected float32, given float64"):
+            module(right.astype(np.float64))
+        with pytest.raises(UsageError, match="expected shape 8x20"):
+            module(np.zeros((8, 21), np.float32))
+        assert module(right[:3]).shape == (3, 10)
+
+
+def test_manifest_with_a_bucket_that_the_library_lacks_is_refused(batches: tuple[Path, Path], tmp_path: Path) -> None:
+    library = tmp_path / "m.so"
+    library.write_bytes(batches[1].read_bytes())
+    manifest = json.loads(batches[1].with_name("m.so.json").read_bytes())
+    manifest["dynamic"]["buckets"] = [2, 8]
+    library.with_name("m.so.json").write_text(json.dumps(manifest))
+    with pytest.raises(ModelError, match="lacks the function 'main_2'"):
+        Module(library)
+
+
 def test_runtime_alone_refuses_sizes_that_cannot_run(sequences: tuple[Path, Path]) -> None:
     import tvm
     from tvm.runtime.vm import VirtualMachine

@@ -58,7 +58,7 @@ def tracker() -> Iterator[str]:
 def worker(tracker: str) -> Iterator[Supervisor]:
     old = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = str(HERE)
-    supervisor = Supervisor(WorkerOptions(tracker, "test", templates="fault_templates", run_timeout=5.0), print)
+    supervisor = Supervisor(WorkerOptions(tracker, "test", templates="fault_templates", run_timeout=60.0), print)
     thread = threading.Thread(target=supervisor.run)
     thread.start()
     try:
@@ -86,6 +86,13 @@ def _left_after(seconds: float) -> list[psutil.Process]:
             if "measure.worker" in " ".join(process.cmdline()):
                 measuring.append(process)
     return psutil.wait_procs(measuring, timeout=seconds)[1]
+
+
+def kill_server(worker: Supervisor) -> None:
+    """SIGKILL the server, once there is one."""
+    while (pid := worker.pid) is None:
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
 
 
 def config(kind: str, copy: int = 0) -> Config:
@@ -119,7 +126,7 @@ def test_remote_candidates_are_judged_as_local_ones_and_survive_a_killed_worker(
         assert results[0].build_seconds > 0
 
         # Kill the server with its session while it measures.
-        threading.Timer(0.3, lambda: os.kill(worker.pid or 0, signal.SIGKILL)).start()
+        threading.Timer(0.3, kill_server, [worker]).start()
         slow = measurer.measure(task, [config("slow", copy) for copy in range(4)])
         assert [result.status for result in slow] == ["ok"] * 4
         assert worker.restarts >= 1
