@@ -64,7 +64,7 @@ class Dense(Template):
         self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target
     ) -> Packed:
         geometry, mr = tap_geometry(workload), config.int("mr")
-        rows = geometry.rows_per_group
+        weight, rows = geometry.arranged(weight), geometry.rows_per_group
         blocks = [
             weight[group + start : group + min(start + mr, rows)].T.ravel()
             for group in range(0, workload.m, rows)
@@ -97,7 +97,7 @@ class _DenseKernel:
 
         with tir.prim_func(symbol) as ib:
             self.x, self.r, (self.w, self.b, self.taps, self.mask), self.y = layer_args(self.workload, self.packed)
-            zero_borders(self.y, self.geometry, self.workload.m, self.threads)
+            zero_borders(self.y, self.geometry.zeros, self.geometry.lanes, self.threads)
             self._loops()
         return ib.get()
 

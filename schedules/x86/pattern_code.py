@@ -25,6 +25,7 @@ from sparsetvm.schedules.x86.geometry import TapGeometry, strip_rows, supports_t
 
 from sparsetvm.analysis.cpu_core import core_of
 from sparsetvm.core.config import Config
+from sparsetvm.core.layout import BatchTiles
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
 from sparsetvm.formats import pattern_asm, pattern_asm_avx2
@@ -95,7 +96,8 @@ class PatternCode(Template):
         )
 
     def default(self, workload: Workload, target: Target) -> Config:
-        if _streams_code(target) and not workload.cold:
+        # A pixel of images in lanes is a tile: there are so many that even cold code is mostly warm.
+        if _streams_code(target) and (not workload.cold or isinstance(workload.layout_in, BatchTiles)):
             return self._streamed_default(workload, target)
         knobs = self.space(workload, target).knobs
         # One tile meets every instruction once: there small K blocks, whose activations are soon in L1, do better.
@@ -149,6 +151,7 @@ class PatternCode(Template):
         self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target
     ) -> Packed:
         geometry, epilogue = tap_geometry(workload), workload.epilogue
+        weight = geometry.arranged(weight)
         by_rows = _split_by_rows(geometry, target.threads)
         share = geometry.total_tiles if by_rows else -(-geometry.total_tiles // target.threads)
         at_once = _tiles_at_once(config, target)
@@ -219,7 +222,7 @@ class _Host:
             self.x, self.r, arrays, self.y = layer_args(self.workload, self.packed)
             self.w, self.bias, self.mask, self.lane_masks, self.table, self.order, self.first, self.rows = arrays
             with tb.attr(tirx.const(0, "int32"), "pragma_import_llvm", functions):
-                zero_borders(self.y, self.geometry, self.workload.m, self.threads)
+                zero_borders(self.y, self.geometry.zeros, self.geometry.lanes, self.threads)
                 with tir.outer(workers, self.threads) as worker:
                     self._work(worker, workers)
         return ib.get()

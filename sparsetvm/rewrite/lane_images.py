@@ -1,0 +1,68 @@
+"""Which convolutions take one image per lane (`BatchTiles`): those whose images are too small for whole vectors.
+
+Planes cut an image into vectors of neighbouring pixels. At 7x7 they leave 23 % of the lanes empty, at 14x14 12 %, for
+zero columns and the last vector. Where as many images go through a network at once as a vector has lanes, a vector can
+hold one pixel of all of them: no lane is empty, and a neighbouring pixel is a whole vector further on.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from sparsetvm.core.graph import SPARSETVM_DOMAIN, Graph, Node
+from sparsetvm.core.layout import Planes
+from sparsetvm.core.target import Target
+from sparsetvm.rewrite.plane_geometry import plane_pads
+
+# Share of the work in empty lanes from which it pays to put images into lanes.
+_WORTH_IT = 0.05
+
+
+def layers_in_lanes(graph: Graph, target: Target) -> frozenset[str]:
+    """Names of the convolutions that read and write `BatchTiles`: all of those that run on `lanes` images, or none."""
+    chosen = [node for node in graph.nodes if _convolves(node) and _batch(graph, node) == target.lanes]
+    if target.kind != "cpu" or any(map(_depthwise, chosen)):
+        return frozenset()
+    empty = dict(zip((node.name for node in graph.nodes), empty_lanes(graph, target), strict=True))
+    worth_it = sum(empty[node.name] for node in chosen) > _WORTH_IT * sum(_work(graph, node) for node in chosen)
+    return frozenset(node.name for node in chosen) if worth_it else frozenset()
+
+
+def empty_lanes(graph: Graph, target: Target) -> list[float]:
+    """For each node, the floating-point operations that it would do on planes for one image in lanes without a pixel.
+
+    0 for whatever is no convolution, and up to the last depthwise one, which cannot have images in lanes.
+    """
+    pads = plane_pads(graph)
+    depthwise = [at for at, node in enumerate(graph.nodes) if _depthwise(node)]
+    first = max(depthwise, default=-1) + 1
+    empty = [_work(graph, node) * (_lanes_per_pixel(graph, node, pads, target) - 1) for node in graph.nodes[first:]]
+    return [0.0] * first + empty
+
+
+def _lanes_per_pixel(graph: Graph, node: Node, pads: dict[tuple[int, int], int], target: Target) -> float:
+    if not _convolves(node):
+        return 1.0
+    height, width = graph.values[node.outputs[0]].shape[2:]
+    planes = Planes(1, 1, height, width, pads.get((height, width), 0), target.lanes)
+    return planes.tiles * planes.lanes / (height * width)
+
+
+def _work(graph: Graph, node: Node) -> float:
+    if not _convolves(node):
+        return 0.0
+    return 2.0 * int(np.count_nonzero(node.attrs["weight"])) * math.prod(graph.values[node.outputs[0]].shape[2:])
+
+
+def _convolves(node: Node) -> bool:
+    return node.is_op("conv2d", "depthwise_conv2d", domain=SPARSETVM_DOMAIN)
+
+
+def _depthwise(node: Node) -> bool:
+    return node.is_op("depthwise_conv2d", domain=SPARSETVM_DOMAIN)
+
+
+def _batch(graph: Graph, node: Node) -> int:
+    return graph.values[node.outputs[0]].shape[0]
