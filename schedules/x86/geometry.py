@@ -38,6 +38,9 @@ class TapGeometry:
     r0, r_tile, r_batch, residual_stride: the same as y0, y_tile, y_batch, row_stride for the residual.
     zeros: what the kernel must set to zero in Y around the tiles (empty for tiles of tokens).
     columns: the columns of W that `taps` belong to, where they are not in W's order.
+    inside: (k, 4) int, for the columns of `taps`, which tiles they read pixels in and not zeros: those of the images
+    inside[:, 0] <= image < inside[:, 1] whose number in the image is at least inside[:, 2] and below inside[:, 3].
+    None where that is not known, or not needed.
     """
 
     lanes: int
@@ -59,6 +62,7 @@ class TapGeometry:
     mask: np.ndarray | None
     zeros: tuple[Zeros, ...]
     columns: np.ndarray | None = None
+    inside: np.ndarray | None = None
 
     def arranged(self, weight: np.ndarray) -> np.ndarray:
         """W (m, k) with its columns in the order of `taps`."""
@@ -151,7 +155,19 @@ def _image_lanes(workload: Workload, conv: ConvGeometry, lin: BatchTiles, lout: 
         lin.origin * lin.pixel_stride, x_tile, x_batch,
         lout.origin * lout.pixel_stride, y_tile, y_batch, lout.lanes,
         residual.origin * residual.pixel_stride, r_tile, r_batch, residual.lanes, None, zeros_around(lout), order,
+        _inside(conv)[order] if rows > 1 else None,
     )  # fmt: skip
+
+
+def _inside(conv: ConvGeometry) -> np.ndarray:
+    """(k, 4): first and last + 1 row of Y, then column, for which a column of W reads a pixel of the image."""
+    axes = []
+    for axis, (size, out) in enumerate(((conv.in_height, conv.out_height), (conv.in_width, conv.out_width))):
+        distance = np.arange(conv.kernel[axis]) * conv.dilation[axis] - conv.pads[axis]
+        axes.append((-(distance // conv.stride[axis]), (size - 1 - distance) // conv.stride[axis] + 1, out))
+    rows, columns = (np.stack([np.clip(low, 0, out), np.clip(high, 0, out)], 1) for low, high, out in axes)
+    window = np.concatenate([np.repeat(rows, len(columns), 0), np.tile(columns, (len(rows), 1))], 1)
+    return np.tile(window, (conv.in_channels // conv.groups, 1))
 
 
 def zeros_around(lout: BatchTiles) -> tuple[Zeros, ...]:
