@@ -32,6 +32,8 @@ _CHUNK_BYTES = 8 << 20
 _LANES_BYTES = 32 << 20
 # Bytes that come from there in a clock.
 _BYTES_PER_CLOCK = 7
+# Values that are gathered at one place: what a block goes on from, with what it adds at its end.
+_MOST_IMAGES = 2
 # Of code and weights of a sparse layer, and of a weight of a dense one.
 _BYTES_PER_NNZ, _BYTES_PER_WEIGHT = 12, 4
 # What a byte of a tensor costs that lies in L3 instead of L2, beside a byte of code or weights from L3 or memory.
@@ -62,7 +64,7 @@ def split_batch(graph: Graph, target: Target) -> bool:
     graph.chunks, size, nodes = batch // chunk, chunk, list[Node]()
     for at, node in enumerate(graph.nodes):
         if at in cuts:
-            nodes.append(_gather(graph, cuts[at][0], graph.nodes[at:], cuts[at][1] // size))
+            nodes += [_gather(graph, name, graph.nodes[at:], cuts[at][1] // size) for name in cuts[at][0]]
             size = cuts[at][1]
         if node.is_op("Reshape"):
             shape = graph.values[node.outputs[0]].shape
@@ -102,44 +104,44 @@ class _Lanes:
 
 def _cuts(
     graph: Graph, largest: list[int], batch: int, chunk: int, room: int, lanes: _Lanes
-) -> dict[int, tuple[str, int]]:
-    """Where chunks grow: index of the first node of larger ones -> (the value that is gathered, their size).
+) -> dict[int, tuple[tuple[str, ...], int]]:
+    """Where chunks grow: index of the first node of larger ones -> (the values that are gathered, their size).
 
     largest: bytes of each node's tensors per sample. A sample saves its part of the traffic of weights, and pays with
     tensors that lie in a cache further away, and with the copy.
     """
-    images, cuts = _single_images(graph), dict[int, tuple[str, int]]()
+    images, cuts = _images(graph), dict[int, tuple[tuple[str, ...], int]]()
     weights = [_weight_bytes(node) for node in graph.nodes]
     while True:
         found = []
-        for at, name in images.items():
-            sizes = {_fitting(batch, max(largest[at:]), room, chunk)}
+        for at, names in images.items():
+            sizes = {_fitting(batch, max(largest[at:]), room, chunk)} if len(names) == 1 else set[int]()
             if lanes.fit(at, chunk):
                 sizes.add(lanes.size)
             for size in sizes:
                 saved = sum(weights[at:]) * (1 / chunk - 1 / size) + lanes.gain(at, chunk, size)
                 further = _FURTHER_IN_LANES if size == lanes.size and lanes.fit(at, chunk) else _FURTHER
-                paid = further * sum(largest[at:]) + 2 * _bytes(graph, name) // batch
-                found.append((saved - paid, at, name, size))
-        gain, at, name, size = max(found, default=(0, 0, "", chunk))
+                paid = further * sum(largest[at:]) + 2 * sum(_bytes(graph, name) for name in names) // batch
+                found.append((saved - paid, at, names, size))
+        gain, at, names, size = max(found, default=(0, 0, (), chunk))
         if gain <= 0:
             return cuts
-        cuts[at], chunk = (name, size), size
-        images = {later: name for later, name in images.items() if later > at}
+        cuts[at], chunk = (names, size), size
+        images = {later: names for later, names in images.items() if later > at}
 
 
-def _single_images(graph: Graph) -> dict[int, str]:
-    """Index of a node -> the value, an image, that is all that it and later nodes read of earlier ones."""
+def _images(graph: Graph) -> dict[int, tuple[str, ...]]:
+    """Index of a node -> the values, one or two images, that are all that it and later nodes read of earlier ones."""
     last_use = {name: at for at, node in enumerate(graph.nodes) for name in node.inputs}
     last_use |= dict.fromkeys(graph.outputs, len(graph.nodes))
-    alive = {name for name in graph.inputs if name in last_use}
+    alive = {name: None for name in graph.inputs if name in last_use}
     images = {}
     for at, node in enumerate(graph.nodes):
-        alive = {name for name in alive if last_use[name] >= at}
-        name = next(iter(alive), "")
-        if len(alive) == 1 and len(graph.values[name].shape) == 4 and name not in (*graph.inputs, *graph.outputs):
-            images[at] = name
-        alive |= {name for name in node.outputs if name in last_use}
+        alive = {name: None for name in alive if last_use[name] >= at}
+        plain = any(len(graph.values[name].shape) != 4 or name in (*graph.inputs, *graph.outputs) for name in alive)
+        if 1 <= len(alive) <= _MOST_IMAGES and not plain:
+            images[at] = tuple(alive)
+        alive |= {name: None for name in node.outputs if name in last_use}
     return images
 
 
