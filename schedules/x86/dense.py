@@ -183,7 +183,7 @@ class _DenseKernel:
                 tir.vstore(self.y, value, at, lanes)
 
     def _columns(self, image: Any) -> tuple[Any, Any]:
-        """First and last + 1 column of W that reads a pixel: taps above and below the image are whole stretches of W."""
+        """First and last + 1 column of W that reads a pixel: those above and below the image are its ends."""
         from sparsetvm.schedules.x86 import tir
         from tvm import tirx
 

@@ -281,10 +281,10 @@ class _Host:
         g, begins = self.geometry, [tir.i32(int(bound)) for bound in self.ranges[0]]
         with tb.serial(count) as i:
             image, tile = self._place(first + i)
-            with tb.If(tirx.Not(_within((image, tile), begins))), tb.Then():
-                with tb.serial(self.workload.m) as row:
-                    at = g.y0 + image * g.y_batch + tile * g.y_tile + row * g.row_stride
-                    tir.vstore(self.y, tir.splat(self.bias[row], g.lanes), at, g.lanes)
+            outside = tirx.Not(_within((image, tile), begins))
+            with tb.If(outside), tb.Then(), tb.serial(self.workload.m) as row:
+                at = g.y0 + image * g.y_batch + tile * g.y_tile + row * g.row_stride
+                tir.vstore(self.y, tir.splat(self.bias[row], g.lanes), at, g.lanes)
 
     def _field(self, piece: Any, field: int) -> Any:
         return self.table[piece * (_FIELDS if self.ranges is None else _FIELDS + len(_RANGE)) + field]
@@ -381,7 +381,7 @@ def _even_shares(m: int, rows: int, groups: int, threads: int) -> tuple[int, int
 
 
 def _pixel_blocks(workload: Workload) -> tuple[int, ...]:
-    """Sizes of K blocks that keep to one pixel where images are in lanes, so that whole blocks are skipped at borders."""
+    """Sizes of K blocks that keep to one pixel of images in lanes, so that whole blocks are skipped at borders."""
     conv = workload.conv
     if conv is None or conv.kernel == (1, 1) or not isinstance(workload.layout_in, BatchTiles):
         return ()

@@ -100,9 +100,7 @@ def _pool(graph: Graph, node: Node, target: Target) -> RemainderKernel | None:
         (int(strides[0]), int(strides[1])),
         (int(pads[0]), int(pads[1]), int(pads[2]), int(pads[3])),
     )
-    pooling = Pooling(
-        "max" if node.op == "MaxPool" else "average", window, bool(attrs.get("count_include_pad", 0))
-    )
+    pooling = Pooling("max" if node.op == "MaxPool" else "average", window, bool(attrs.get("count_include_pad", 0)))
     if isinstance(source.layout, BatchTiles):
         return RemainderKernel(
             ("pool", source.layout, out.layout, pooling),

@@ -9,8 +9,8 @@
            that a strided convolution reads contiguous vectors as well: channel index = (py * sx + px) * channels + c.
 `HalfTiled` as `Tiled`, in float16, between layers that multiply float16.
 `PlaneTiles`  the grid of such planes as [batch][tiles][channels][lanes], between 1x1 convolutions.
-`BatchTiles`  [pixels][channels][lanes]: one vector holds the same pixel and channel of `lanes` images, so that no lane is
-           empty however small the images are, and a neighbouring pixel is another whole vector.
+`BatchTiles`  [pixels][channels][lanes]: one vector holds the same pixel and channel of `lanes` images, so that no lane
+           is empty however small the images are, and a neighbouring pixel is another whole vector.
 """
 
 from __future__ import annotations

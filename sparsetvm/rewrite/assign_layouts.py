@@ -7,7 +7,8 @@ Rules: convolutions, pools and what is element-wise between them use Planes; pro
 norm and attention between them use Tiled (HalfTiled where all multiply in float16: half_layers.py); everything else is
 plain. All images of one size use the same planes, whose zero columns suffice for every convolution of that size:
 residuals then need no conversion. What only 1x1 convolutions, strided ones too, and residuals read is stored as
-PlaneTiles, which has the same grid (not on a GPU).
+PlaneTiles, which has the same grid (not on a GPU). Where a batch of small images has as many as a vector has lanes,
+convolutions use BatchTiles instead (lane_images.py).
 """
 
 from __future__ import annotations
@@ -109,9 +110,7 @@ class _Assignment:
 
     def _conv(self, node: Node) -> bool:
         if node.name in self.in_lanes:
-            first, *residuals = node.inputs
-            read = self._into_lanes(first)
-            node.inputs = [read, *(self._into_lanes(name) for name in residuals)]
+            node.inputs = [self._into_lanes(name) for name in node.inputs]
             return self._set(node, self._lanes_of(node.outputs[0]))
         conv = node.attrs["conv"]
         batch, m = self.graph.values[node.outputs[0]].shape[:2]
@@ -127,8 +126,10 @@ class _Assignment:
         return self._set(node, result)
 
     def _into_lanes(self, name: str) -> str:
+        """Name of a value in lanes, with all the zeros that its readers need."""
         layout = self.graph.values[name].layout
-        return name if isinstance(layout, BatchTiles) and layout.pad >= self._pad_in_lanes(name) else self._as(name, self._lanes_of(name))
+        enough = isinstance(layout, BatchTiles) and layout.pad >= self._pad_in_lanes(name)
+        return name if enough else self._as(name, self._lanes_of(name))
 
     def _lanes_of(self, name: str) -> BatchTiles:
         """Layout of a value, a batch of images, with one image per lane."""
@@ -136,7 +137,7 @@ class _Assignment:
         return BatchTiles(channels, height, width, self._pad_in_lanes(name), self.target.lanes)
 
     def _pad_in_lanes(self, name: str) -> int:
-        """Zeros around the images of a value in lanes: what the convolutions that read it need, and its own kind."""
+        """Zeros around the images of a value in lanes: as the convolutions need that read it, or what follows it."""
         need = 0
         for user in self.consumers[name]:
             if user.name in self.in_lanes and user.inputs[0] == name:

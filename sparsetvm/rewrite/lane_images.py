@@ -22,38 +22,46 @@ _WORTH_IT = 0.05
 
 def layers_in_lanes(graph: Graph, target: Target) -> frozenset[str]:
     """Names of the convolutions that read and write `BatchTiles`: all of those that run on `lanes` images, or none."""
-    chosen = [node for node in graph.nodes if _convolves(node) and _batch(graph, node) == target.lanes]
-    if target.kind != "cpu" or any(map(_depthwise, chosen)):
+    work, empty = work_of_nodes(graph), empty_lanes(graph, target)
+    chosen = [at for at, node in enumerate(graph.nodes) if work[at] and _batch(graph, node) == target.lanes]
+    if target.kind != "cpu" or any(_depthwise(graph.nodes[at]) for at in chosen):
         return frozenset()
-    empty = dict(zip((node.name for node in graph.nodes), empty_lanes(graph, target), strict=True))
-    worth_it = sum(empty[node.name] for node in chosen) > _WORTH_IT * sum(_work(graph, node) for node in chosen)
-    return frozenset(node.name for node in chosen) if worth_it else frozenset()
+    worth_it = pays(sum(empty[at] for at in chosen), sum(work[at] for at in chosen))
+    return frozenset(graph.nodes[at].name for at in chosen) if worth_it else frozenset()
+
+
+def pays(empty: float, work: float) -> bool:
+    """Whether convolutions gain from images in lanes that do `work` in lanes with a pixel and `empty` in others."""
+    return empty > _WORTH_IT * work
+
+
+def work_of_nodes(graph: Graph) -> list[float]:
+    """For each node, the floating-point operations of a convolution for one image; 0 for others."""
+    return [
+        2.0 * int(np.count_nonzero(node.attrs["weight"])) * math.prod(graph.values[node.outputs[0]].shape[2:])
+        if _convolves(node)
+        else 0.0
+        for node in graph.nodes
+    ]
 
 
 def empty_lanes(graph: Graph, target: Target) -> list[float]:
-    """For each node, the floating-point operations that it would do on planes for one image in lanes without a pixel.
+    """For each node, the operations that it would do on planes for one image in lanes without a pixel.
 
     0 for whatever is no convolution, and up to the last depthwise one, which cannot have images in lanes.
     """
     pads = plane_pads(graph)
-    depthwise = [at for at, node in enumerate(graph.nodes) if _depthwise(node)]
-    first = max(depthwise, default=-1) + 1
-    empty = [_work(graph, node) * (_lanes_per_pixel(graph, node, pads, target) - 1) for node in graph.nodes[first:]]
-    return [0.0] * first + empty
+    last = max((at for at, node in enumerate(graph.nodes) if _depthwise(node)), default=-1)
+    return [
+        work * (_lanes_per_pixel(graph, node, pads, target) - 1) if work and at > last else 0.0
+        for at, (node, work) in enumerate(zip(graph.nodes, work_of_nodes(graph), strict=True))
+    ]
 
 
 def _lanes_per_pixel(graph: Graph, node: Node, pads: dict[tuple[int, int], int], target: Target) -> float:
-    if not _convolves(node):
-        return 1.0
     height, width = graph.values[node.outputs[0]].shape[2:]
     planes = Planes(1, 1, height, width, pads.get((height, width), 0), target.lanes)
     return planes.tiles * planes.lanes / (height * width)
-
-
-def _work(graph: Graph, node: Node) -> float:
-    if not _convolves(node):
-        return 0.0
-    return 2.0 * int(np.count_nonzero(node.attrs["weight"])) * math.prod(graph.values[node.outputs[0]].shape[2:])
 
 
 def _convolves(node: Node) -> bool:

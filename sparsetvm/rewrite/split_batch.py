@@ -24,7 +24,7 @@ import numpy as np
 from sparsetvm.analysis.cpu_core import core_of
 from sparsetvm.core.graph import SPARSETVM_DOMAIN, Graph, Node
 from sparsetvm.core.target import Target
-from sparsetvm.rewrite.lane_images import empty_lanes
+from sparsetvm.rewrite.lane_images import empty_lanes, pays, work_of_nodes
 
 # What the tensors of one node may take per thread: most of a last-level cache's share of one core.
 _CHUNK_BYTES = 8 << 20
@@ -54,7 +54,8 @@ def split_batch(graph: Graph, target: Target) -> bool:
     room = _CHUNK_BYTES * target.threads
     chunk = _fitting(batch, max(largest), room)
     lanes = _Lanes(graph, target, largest, batch)
-    if lanes.fit(0, 1) and lanes.gain(0, chunk, lanes.size) > sum(map(_weight_bytes, graph.nodes)) * (1 / lanes.size - 1 / chunk):
+    again = sum(map(_weight_bytes, graph.nodes)) * (1 / lanes.size - 1 / chunk)
+    if chunk > lanes.size and lanes.fit(0, 1) and lanes.gain(0, chunk, lanes.size) > again:
         chunk = lanes.size
     if chunk == batch:
         return False
@@ -89,17 +90,17 @@ class _Lanes:
     def __init__(self, graph: Graph, target: Target, largest: list[int], batch: int) -> None:
         self.size, self._largest = target.lanes, largest
         self._room, self._divides = _LANES_BYTES * target.threads, batch % target.lanes == 0
-        per_clock = 2 * target.lanes * core_of(target).fma
-        self._empty = [work * _BYTES_PER_CLOCK / per_clock for work in empty_lanes(graph, target)]
+        self._work, self._empty = work_of_nodes(graph), empty_lanes(graph, target)
+        self._bytes = _BYTES_PER_CLOCK / (2 * target.lanes * core_of(target).fma)
 
     def fit(self, at: int, chunk: int) -> bool:
-        """Whether the nodes from `at` on can take as many samples as there are lanes after chunks of `chunk`."""
+        """Whether the nodes from `at` on will have images in lanes if they run on as many, after chunks of `chunk`."""
         small = self.size * max(self._largest[at:]) <= self._room
-        return small and self._divides and self.size % chunk == 0 and sum(self._empty[at:]) > 0
+        return small and self._divides and self.size % chunk == 0 and pays(sum(self._empty[at:]), sum(self._work[at:]))
 
     def gain(self, at: int, before: int, after: int) -> float:
         """Bytes per sample that could come from afar in the time that chunks of another size save from `at` on."""
-        return ((after == self.size) - (before == self.size)) * sum(self._empty[at:])
+        return ((after == self.size) - (before == self.size)) * self._bytes * sum(self._empty[at:])
 
 
 def _cuts(

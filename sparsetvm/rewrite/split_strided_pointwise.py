@@ -4,8 +4,8 @@ Before:  conv2d 1x1, stride 2
 After:   AveragePool 1x1, stride 2 -> conv2d 1x1
 
 A strided 1x1 convolution reads one pixel in four: picking those first moves a quarter of the data that a split into
-stride phases would, and the convolution then reads plain planes. A pool of one pixel is that pick. It comes right behind
-the node whose result it reads, which is then in the caches, and what lives on is a quarter.
+stride phases would, and the convolution then reads plain planes. A pool of one pixel is that pick. It comes right
+behind the node whose result it reads, which is then in the caches, and only a quarter lives on.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from sparsetvm.schedules.x86 import tir
 from sparsetvm.schedules.x86.epilogue import zero_borders
 from sparsetvm.schedules.x86.geometry import zeros_around
-from tvm import tirx
 from tvm.tirx.script import builder as B
 
 from sparsetvm.core.layout import AnyLayout, BatchTiles, Plain, Planes, PlaneTiles
