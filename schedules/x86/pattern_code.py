@@ -114,6 +114,7 @@ class PatternCode(Template):
         larger = _streams_code(target) and tap_geometry(workload).total_tiles > 1
         if larger and workload.k > block:
             block = _STREAMED_BLOCK
+        block = max((b for b in _pixel_blocks(workload) if b <= block), default=block)
         tiles = _default_tiles(workload, target)
         short = workload.nnz < _SHORT * workload.m
         warm = target.isa == "avx512" and not workload.cold and tap_geometry(workload).total_tiles > 1

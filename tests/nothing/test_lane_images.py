@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from canonical_checks import rewritten
 from graph_eval import evaluate
-from models import ModelBuilder, mobile_net, random_inputs
+from models import ModelBuilder, bottleneck_net, mobile_net, random_inputs
 
 from sparsetvm.core.graph import SPARSETVM_DOMAIN, Graph
 from sparsetvm.core.layout import BatchTiles, Plain
@@ -22,20 +22,6 @@ from sparsetvm.rewrite.split_strided_pointwise import split_strided_pointwise
 
 TARGET = Target("cpu", "znver4", "avx512")
 PASSES = (canonicalize, make_layers, fuse_epilogues)
-
-
-def residual_net(batch: int, size: int = 7, channels: int = 8) -> ModelBuilder:
-    """Two bottlenecks, the second with a stride and a projection, then a classifier."""
-    b = ModelBuilder("residual", seed=3)
-    x = b.relu(b.conv(b.input("x", (batch, 3, size, size)), 3, channels, sparsity=0.5))
-    y = b.relu(b.conv(x, channels, channels, kernel=1, pad=0, sparsity=0.5))
-    y = b.conv(b.relu(b.conv(y, channels, channels, sparsity=0.5)), channels, channels, kernel=1, pad=0, sparsity=0.5)
-    x = b.relu(b.op("Add", y, x))
-    y = b.relu(b.conv(x, channels, channels, stride=2, sparsity=0.5))
-    skip = b.conv(x, channels, 2 * channels, kernel=1, pad=0, stride=2, sparsity=0.5)
-    y = b.conv(y, channels, 2 * channels, kernel=1, pad=0, sparsity=0.5)
-    x = b.relu(b.op("Add", y, skip))
-    return b.output(b.linear(b.op("Flatten", b.op("GlobalAveragePool", x)), 2 * channels, 5))
 
 
 def laid_out(builder: ModelBuilder, target: Target = TARGET) -> Graph:
@@ -54,13 +40,13 @@ def convolutions(graph: Graph) -> list[bool]:
 
 @pytest.mark.parametrize(("batch", "runs"), [(1, 0), (2, 0), (3, 0), (8, 0), (16, 1), (17, 0), (32, 2)])
 def test_small_images_go_into_lanes_when_the_batch_is_a_multiple_of_them(batch: int, runs: int) -> None:
-    graph = laid_out(residual_net(batch))
+    graph = laid_out(bottleneck_net(batch=batch))
     assert convolutions(graph) == [runs > 0] * 7
     assert graph.chunks == max(runs, 1)
 
 
 def test_values_enter_lanes_once_and_leave_them_with_the_pool() -> None:
-    graph = laid_out(residual_net(16))
+    graph = laid_out(bottleneck_net(batch=16))
     moves = [node for node in graph.nodes if node.is_op("convert", domain=SPARSETVM_DOMAIN)]
     entered, *rest = moves
     assert entered.inputs == graph.inputs
@@ -71,7 +57,7 @@ def test_values_enter_lanes_once_and_leave_them_with_the_pool() -> None:
 
 
 def test_zeros_stand_around_what_a_padded_convolution_reads_only() -> None:
-    graph = laid_out(residual_net(16))
+    graph = laid_out(bottleneck_net(batch=16))
     for name, readers in graph.consumers().items():
         layout = graph.values[name].layout
         if isinstance(layout, BatchTiles):
@@ -82,10 +68,10 @@ def test_zeros_stand_around_what_a_padded_convolution_reads_only() -> None:
 @pytest.mark.parametrize(
     ("builder", "target"),
     [
-        (residual_net(16, 32), TARGET),  # planes of 32 columns leave few lanes empty
+        (bottleneck_net(batch=16, size=32), TARGET),  # planes of 32 columns leave few lanes empty
         (mobile_net(batch=16), TARGET),
-        (residual_net(16), Target("cpu", "x86-64-v3", "avx2")),  # 8 lanes, and the batch is no chunk of 8
-        (residual_net(16), Target("cuda", "sm_90", "cuda")),
+        (bottleneck_net(batch=16), Target("cpu", "x86-64-v3", "avx2")),  # 8 lanes, and the batch is no chunk of 8
+        (bottleneck_net(batch=16), Target("cuda", "sm_90", "cuda")),
     ],
     ids=["large", "depthwise", "avx2", "cuda"],
 )
@@ -96,7 +82,7 @@ def test_others_keep_their_planes(builder: ModelBuilder, target: Target) -> None
 
 def test_empty_lanes_are_those_of_planes() -> None:
     """7 x 7 pixels with one zero column are 56 of 64 positions."""
-    graph = rewritten(residual_net(16), *PASSES, expect_change=None)
+    graph = rewritten(bottleneck_net(batch=16), *PASSES, expect_change=None)
     at = next(i for i, node in enumerate(graph.nodes) if node.op == "conv2d")
     work = 2 * np.count_nonzero(graph.nodes[at].attrs["weight"]) * 49
     assert empty_lanes(graph, TARGET)[at] == pytest.approx(work * (64 / 49 - 1))
