@@ -20,9 +20,9 @@ _SAME_VALUES_OWN = ("convert", "alias")
 
 
 def uses_density(workload: Workload, target: Target) -> bool:
-    """Whether a schedule of the workload can skip zeros of X: sparse products of few tokens on a CPU with AVX-512."""
+    """Whether a schedule of the workload can skip zeros of X: sparse products of few tokens, on GPUs and AVX-512."""
     few = workload.op == "matmul" and workload.n <= FEW_TOKENS and isinstance(workload.layout_in, Plain)
-    return few and workload.pattern.kind != "dense" and target.kind == "cpu" and target.isa == "avx512"
+    return few and workload.pattern.kind != "dense" and (target.kind == "cuda" or target.isa == "avx512")
 
 
 def with_density(workload: Workload, target: Target, density: float | None) -> Workload:

@@ -10,6 +10,7 @@ from sparsetvm.core.target import Target
 from sparsetvm.rewrite.assign_layouts import assign_layouts
 from sparsetvm.rewrite.canonical import canonicalize
 from sparsetvm.rewrite.fuse_attention import fuse_attention
+from sparsetvm.rewrite.fuse_channel_affine import fuse_channel_affine
 from sparsetvm.rewrite.fuse_epilogues import fuse_epilogues
 from sparsetvm.rewrite.fuse_k_winners import fuse_k_winners
 from sparsetvm.rewrite.make_layers import make_layers
@@ -30,8 +31,7 @@ def rewrite(graph: Graph, target: Target, masks: Sequence[Mask] = ()) -> Graph:
     canonicalize(graph)
     mask_padding(graph, masks)
     fuse_attention(graph, target)
-    if target.kind == "cpu":
-        fuse_k_winners(graph)
+    fuse_k_winners(graph)
     make_layers(graph)
     remove_dead_channels(graph)
     reveal_blocks(graph, target.kind)
@@ -39,5 +39,6 @@ def rewrite(graph: Graph, target: Target, masks: Sequence[Mask] = ()) -> Graph:
     split_strided_pointwise(graph)
     if target.kind == "cpu":
         split_batch(graph, target)
+    fuse_channel_affine(graph)
     assign_layouts(graph, target)
     return graph

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from models import ModelBuilder
 
-ACTIVATIONS = ("none", "relu", "relu6", "clip", "gelu", "gelu_tanh", "sigmoid", "silu", "tanh")
+ACTIVATIONS = ("none", "relu", "relu6", "clip", "gelu", "gelu_tanh", "sigmoid", "silu", "hard_swish", "tanh")
 
 
 def random_network(seed: int, *, wide: bool = False) -> ModelBuilder:
@@ -108,6 +108,7 @@ class _Images(_Grower):
             self.channels, self.size = self.one_of(1, 7, 13), [self.one_of(1, 2, 11), self.one_of(1, 5, 19)]
         x = b.input("x", (self.batch, self.channels, *self.size))
         more = [self.arithmetic, self.normalised, self.flipped, self.cut, self.padded, self.softmax]
+        more += [self.excited, self.resized]
         for _ in range(steps):
             step = self.rng.choice(
                 [
@@ -135,6 +136,27 @@ class _Images(_Grower):
             )
         b.op("Identity", x, out="y")
         b.output("y")
+
+    def resized(self, x: str) -> str:
+        """Twice as large, at most 40 pixels."""
+        if max(self.size) > 20:
+            return x
+        self.size = [2 * size for size in self.size]
+        mode = str(self.rng.choice(["linear", "nearest"]))
+        scales = self.b.const(np.array([1, 1, 2, 2], np.float32))
+        coordinates = "half_pixel" if mode == "linear" else "asymmetric"
+        return self.b.op(
+            "Resize", x, "" if self.b.opset >= 13 else self.b.const(np.zeros(0, np.float32)), scales,
+            mode=mode, coordinate_transformation_mode=coordinates, nearest_mode="floor",
+        )  # fmt: skip
+
+    def excited(self, x: str) -> str:
+        """Channels times factors that all pixels together decide on."""
+        b, hidden = self.b, self.one_of(1, 4, 9)
+        inner = b.relu(b.conv(b.op("GlobalAveragePool", x), self.channels, hidden, sparsity=self.sparsity()))
+        gate = b.conv(inner, hidden, self.channels, sparsity=self.sparsity())
+        gate = b.op("HardSigmoid", gate, alpha=1 / 6) if self.maybe() else b.op("Sigmoid", gate)
+        return b.op("Mul", x, gate) if self.maybe() else b.op("Mul", gate, x)
 
     def normalised(self, x: str) -> str:
         return self.activation(self.b.batch_norm(self.same(x, self.one_of(3, 8)), self.channels))

@@ -24,6 +24,20 @@ TARGET = Target("cpu", "znver4", "avx512")
 PASSES = (canonicalize, make_layers, fuse_epilogues)
 
 
+def ending_with(op: str) -> ModelBuilder:
+    """Small images, and then something that works on planes."""
+    b = ModelBuilder(op, seed=3)
+    x = b.relu(b.conv(b.input("x", (16, 3, 7, 7)), 3, 8, sparsity=0.5))
+    y = b.conv(x, 8, 8, sparsity=0.5)
+    if op == "Concat":
+        y = b.op("Concat", x, y, axis=1)
+    elif op == "Mul":
+        y = b.op("Mul", y, b.op("Sigmoid", b.op("GlobalAveragePool", x)))
+    else:
+        y = b.conv(y, 8, 8, pad=6, dilation=6)
+    return b.output(y)
+
+
 def laid_out(builder: ModelBuilder, target: Target = TARGET) -> Graph:
     graph = rewritten(builder, *PASSES, split_strided_pointwise, expect_change=None)
     if target.kind == "cpu":
@@ -70,10 +84,13 @@ def test_zeros_stand_around_what_a_padded_convolution_reads_only() -> None:
     [
         (bottleneck_net(batch=16, size=32), TARGET),  # planes of 32 columns leave few lanes empty
         (mobile_net(batch=16), TARGET),
+        (ending_with("Concat"), TARGET),
+        (ending_with("Mul"), TARGET),
+        (ending_with("far"), TARGET),
         (bottleneck_net(batch=16), Target("cpu", "x86-64-v3", "avx2")),  # 8 lanes, and the batch is no chunk of 8
         (bottleneck_net(batch=16), Target("cuda", "sm_90", "cuda")),
     ],
-    ids=["large", "depthwise", "avx2", "cuda"],
+    ids=["large", "depthwise", "concat", "scales", "far", "avx2", "cuda"],
 )
 def test_others_keep_their_planes(builder: ModelBuilder, target: Target) -> None:
     graph = rewritten(builder, *PASSES, expect_change=None)

@@ -14,7 +14,6 @@ from sparsetvm.core.layout import BatchTiles
 from sparsetvm.core.record import Record
 from sparsetvm.log.line import MAX_LINE, BadLine, NewerSchema, checksum, decode_line, encode_line
 
-
 LANES = {"layout": "batch_tiles", "channels": 3, "height": 7, "width": 7, "pad": 1, "lanes": 16}
 
 
