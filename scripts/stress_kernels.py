@@ -30,7 +30,7 @@ from benchlib.mutants import MUTANTS, TEMPLATES, mutant_of
 from sparsetvm.schedules.base import matching
 
 from sparsetvm.core.config import Config
-from sparsetvm.core.layout import PLAIN, Planes, PlaneTiles, Tiled
+from sparsetvm.core.layout import PLAIN, BatchTiles, Planes, PlaneTiles, Tiled
 from sparsetvm.core.pattern import PatternSummary, pattern_digest
 from sparsetvm.core.target import Target, host_target
 from sparsetvm.core.task import Task
@@ -122,6 +122,10 @@ def make_tasks(target: Target) -> list[Task]:
     tiles = Workload(
         "conv2d", 20, 24, 63, Planes(1, 24, *grid[1:]), PlaneTiles(1, 20, *grid[1:]), relu, none, pointwise
     )
+    padded = ConvGeometry(6, 4, 5, (3, 3), (1, 1), (1, 1, 1, 1))
+    in_lanes = Workload(
+        "conv2d", 20, 54, 20 * lanes, BatchTiles(6, 4, 5, 1, lanes), BatchTiles(20, 4, 5, 1, lanes), relu, none, padded
+    )
     return [
         make_task("tokens", product(48, 64, 40, relu), 0.15),
         make_task("residual", product(33, 70, 21, full), 0.2),
@@ -131,6 +135,7 @@ def make_tasks(target: Target) -> list[Task]:
         make_task("strided", convolution(ConvGeometry(8, 9, 9, (3, 3), (2, 2), (1, 1, 1, 1)), 16, 2, full), 0.2),
         make_task("padded", convolution(ConvGeometry(6, 8, 7, (3, 3), (1, 1), (1, 1, 1, 1)), 20, 1, relu), 0.2),
         make_task("pointwise", tiles, 0.3),
+        make_task("lanes", in_lanes, 0.2),
     ]
 
 

@@ -283,6 +283,19 @@ def shrinking_net(*, batch: Dim = 1, seed: int = 0) -> ModelBuilder:
     return b.output(b.gemm(y, 8, 5))
 
 
+def bottleneck_net(*, batch: Dim = 1, size: int = 7, stem_stride: int = 1, seed: int = 0) -> ModelBuilder:
+    """A stem and two bottlenecks as in a ResNet, the second with a stride and a projection, then a classifier."""
+    b = ModelBuilder("bottleneck_net", seed=seed)
+    x = b.relu(b.conv(b.input("x", (batch, 3, size, size)), 3, 8, stride=stem_stride, sparsity=0.5))
+    y = b.relu(b.conv(x, 8, 8, kernel=1, pad=0, sparsity=0.5))
+    y = b.conv(b.relu(b.conv(y, 8, 8, sparsity=0.5)), 8, 8, kernel=1, pad=0, sparsity=0.5)
+    x = b.relu(b.op("Add", y, x))
+    y = b.relu(b.conv(x, 8, 4, stride=2, sparsity=0.5))
+    y = b.conv(y, 4, 12, kernel=1, pad=0, sparsity=0.5)
+    x = b.relu(b.op("Add", y, b.conv(x, 8, 12, kernel=1, pad=0, stride=2, sparsity=0.5)))
+    return b.output(b.linear(b.op("Flatten", b.op("GlobalAveragePool", x)), 12, 5))
+
+
 def mobile_net(
     *, batch: Dim = 1, size: int = 12, width: int = 16, sparsity: float = 0.8, opset: int = 13, seed: int = 0
 ) -> ModelBuilder:

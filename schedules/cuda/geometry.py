@@ -13,7 +13,7 @@ import functools
 import numpy as np
 from sparsetvm.schedules.x86.geometry import TapGeometry, supports_taps, tap_geometry
 
-from sparsetvm.core.layout import Tiled
+from sparsetvm.core.layout import BatchTiles, Tiled
 from sparsetvm.core.workload import Workload
 from sparsetvm.formats.flat_geometry import FlatGeometry
 
@@ -25,6 +25,8 @@ def supports_flat(workload: Workload, half: bool = False) -> bool:
     if not supports_taps(workload):
         return False
     layout = workload.layout_in
+    if isinstance(layout, BatchTiles):
+        return False
     if not half and any(other.half for other in (layout, workload.layout_out, workload.residual_layout)):
         return False
     return not isinstance(layout, Tiled) or layout.tiles == 1
@@ -46,5 +48,5 @@ def flat_geometry(workload: Workload) -> FlatGeometry:
     return FlatGeometry(
         taps.taps, taps.rows_per_group, taps.batch, positions, valid, pitch, width, taps.x0, taps.x_batch,
         int(steps[0]) if steps.size == 1 and not steps[0] % 4 else 0, taps.y0, taps.y_batch, taps.row_stride,
-        taps.r0, taps.r_batch, taps.residual_stride, taps.borders,
+        taps.r0, taps.r_batch, taps.residual_stride, taps.zeros[0].ranges if taps.zeros else (),
     )  # fmt: skip

@@ -18,6 +18,7 @@ from sparsetvm.schedules.x86.epilogue import finish_vector, zero_borders
 from sparsetvm.schedules.x86.geometry import TapGeometry, supports_taps, tap_geometry
 
 from sparsetvm.core.config import Config
+from sparsetvm.core.layout import BatchTiles
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
 from sparsetvm.space.knobs import Choice, Ordered
@@ -53,7 +54,9 @@ class Dense(Template):
             return Config.of(self.name, mr=mr, nr=nr, order="tiles")
         if target.registers != 32:
             return Config.of(self.name, mr=4, nr=2, order="tiles")
-        if 4 * workload.m * workload.k > target.l2 // 2:
+        # Images in lanes lie pixel by pixel: a few pixels stay in L1 while the weights pass.
+        in_lanes = isinstance(workload.layout_in, BatchTiles)
+        if 4 * workload.m * workload.k > target.l2 // 2 and not in_lanes:
             return Config.of(self.name, mr=12, nr=2, order="rows")
         return Config.of(self.name, mr=8, nr=3, order="tiles")
 
@@ -64,7 +67,7 @@ class Dense(Template):
         self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target
     ) -> Packed:
         geometry, mr = tap_geometry(workload), config.int("mr")
-        rows = geometry.rows_per_group
+        weight, rows = geometry.arranged(weight), geometry.rows_per_group
         blocks = [
             weight[group + start : group + min(start + mr, rows)].T.ravel()
             for group in range(0, workload.m, rows)
@@ -97,7 +100,7 @@ class _DenseKernel:
 
         with tir.prim_func(symbol) as ib:
             self.x, self.r, (self.w, self.b, self.taps, self.mask), self.y = layer_args(self.workload, self.packed)
-            zero_borders(self.y, self.geometry, self.workload.m, self.threads)
+            zero_borders(self.y, self.geometry.zeros, self.geometry.lanes, self.threads)
             self._loops()
         return ib.get()
 
@@ -160,7 +163,9 @@ class _DenseKernel:
         for m in range(mr):
             for n in range(nr):
                 acc[m * nr + n] = tir.splat(self.b[row + m], lanes)
-        with tb.serial(k) as i:
+        begin, end = self._columns(image)
+        with tb.serial(end - begin) as at:
+            i = tb.Bind(begin + at)
             tap = x0 + self._tap(i)
             tir.prefetch(self.w, w0 + i * mr + _AHEAD)
             for n in range(nr):
@@ -177,6 +182,19 @@ class _DenseKernel:
                 value = finish_vector(acc[m * nr + n], self.r, at_r, self.workload.epilogue, g, mask)
                 tir.vstore(self.y, value, at, lanes)
 
+    def _columns(self, image: Any) -> tuple[Any, Any]:
+        """First and last + 1 column of W that reads a pixel: those above and below the image are its ends."""
+        from sparsetvm.schedules.x86 import tir
+        from tvm import tirx
+
+        begin, end, inside = tir.i32(0), tir.i32(self.workload.k), self.geometry.inside
+        if inside is not None:
+            for first in np.unique(inside[:, 0])[1:]:
+                begin += tirx.Select(image < tir.i32(int(first)), tir.i32(_count(inside[:, 0], first)), tir.i32(0))
+            for last in np.unique(inside[:, 1])[:-1]:
+                end -= tirx.Select(image >= tir.i32(int(last)), tir.i32(_count(inside[:, 1], last)), tir.i32(0))
+        return begin, end
+
     def _tap(self, k: Any) -> Any:
         """Tap offset of column k: computed when the taps are evenly spaced, else read."""
         taps = self.geometry.taps[0]
@@ -184,3 +202,7 @@ class _DenseKernel:
         if taps.size == 1 or (steps == steps[0]).all():
             return int(taps[0]) + k * (int(steps[0]) if steps.size else 0)
         return self.taps[k]
+
+
+def _count(values: np.ndarray, value: int) -> int:
+    return int(np.count_nonzero(values == value))

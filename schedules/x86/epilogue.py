@@ -4,26 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from sparsetvm.schedules.x86.geometry import TapGeometry
+from sparsetvm.schedules.x86.geometry import TapGeometry, Zeros
 
 from sparsetvm.core.workload import Epilogue
 
 
-def zero_borders(y: Any, geometry: TapGeometry, rows: int, threads: int) -> None:
-    """Write zeros above, below and behind the grid of every output plane; nothing for token tiles.
+def zero_borders(y: Any, borders: tuple[Zeros, ...], lanes: int, threads: int) -> None:
+    """Write the zeros around the tiles of Y; nothing for token tiles.
 
     Kernels own their whole output buffer: memory is reused between layers, and the next convolution reads the borders.
     """
     from sparsetvm.schedules.x86 import tir
     from tvm.tirx.script import builder as tb
 
-    if not geometry.borders:
-        return
-    lanes = geometry.lanes
-    with tir.outer(geometry.batch * rows, threads) as plane:
-        for start, stop in geometry.borders:
-            with tb.serial((stop - start) // lanes) as i:
-                tir.vstore(y, tir.splat(0.0, lanes), plane * geometry.row_stride + start + i * lanes, lanes)
+    for zeros in borders:
+        with tir.outer(zeros.count, threads) as at:
+            for start, stop in zeros.ranges:
+                with tb.serial((stop - start) // lanes) as i:
+                    tir.vstore(y, tir.splat(0.0, lanes), at * zeros.step + start + i * lanes, lanes)
 
 
 def finish_vector(total: Any, residual: Any, at: Any, epilogue: Epilogue, geometry: TapGeometry, mask: Any) -> Any:

@@ -25,6 +25,7 @@ from sparsetvm.schedules.x86.geometry import TapGeometry, strip_rows, supports_t
 
 from sparsetvm.analysis.cpu_core import core_of
 from sparsetvm.core.config import Config
+from sparsetvm.core.layout import BatchTiles
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
 from sparsetvm.formats import pattern_asm, pattern_asm_avx2
@@ -53,11 +54,15 @@ _STREAMED_BLOCK, _LONG_BLOCK, _FEW_IN_A_BLOCK = 384, 512, 0.03
 # Density from which FMAs and not loads are the bound, so that sharing columns gains nothing; size of X and Y, in L2s,
 # from which sums of scattered rows cost up to a fifth of the time.
 _STREAMED_SHARED_BELOW, _STREAMED_FAR = 0.08, 7
+# Columns of one pixel that are enough for a K block of their own.
+_PIXEL = 192
 # Code and weights that stream at full rate; of more, pieces that prefetch each other take a tenth less time.
 _MOST_STREAMED = 12 << 20
 # Fields of the table that the host reads pieces from.
 _FIELDS = 6
 _ROW, _FINISHED_ROWS, _WEIGHT, _WEIGHT_LINES, _CODE_SHARE, _WEIGHT_SHARE = range(_FIELDS)
+# More of them where pieces are skipped: first and last + 1 row of tiles, and tile of a row, that a piece is run for.
+_RANGE = range(_FIELDS, _FIELDS + 4)
 
 
 class PatternCode(Template):
@@ -81,6 +86,7 @@ class PatternCode(Template):
         blocks = tuple(b for b in (96, 192, 288, 384, 512, 576, 768, 1152, 1536) if b < workload.k) or (workload.k,)
         if workload.k <= 1536:
             blocks = tuple(sorted({*blocks, workload.k}))
+        blocks = tuple(sorted({*blocks, *_pixel_blocks(workload)}))
         return Space(
             self.name,
             (
@@ -95,7 +101,8 @@ class PatternCode(Template):
         )
 
     def default(self, workload: Workload, target: Target) -> Config:
-        if _streams_code(target) and not workload.cold:
+        # A pixel of images in lanes is a tile: there are so many that even cold code is mostly warm.
+        if _streams_code(target) and (not workload.cold or isinstance(workload.layout_in, BatchTiles)):
             return self._streamed_default(workload, target)
         knobs = self.space(workload, target).knobs
         # One tile meets every instruction once: there small K blocks, whose activations are soon in L1, do better.
@@ -107,6 +114,7 @@ class PatternCode(Template):
         larger = _streams_code(target) and tap_geometry(workload).total_tiles > 1
         if larger and workload.k > block:
             block = _STREAMED_BLOCK
+        block = max((b for b in _pixel_blocks(workload) if b <= block), default=block)
         tiles = _default_tiles(workload, target)
         short = workload.nnz < _SHORT * workload.m
         warm = target.isa == "avx512" and not workload.cold and tap_geometry(workload).total_tiles > 1
@@ -127,6 +135,7 @@ class PatternCode(Template):
         """Where code streams from L2 and L3 at full rate: a tile goes through all rows while its K block is in L1."""
         blocks = self.space(workload, target).knobs[1].values
         block = _STREAMED_BLOCK if workload.pattern.density > _FEW_IN_A_BLOCK else _LONG_BLOCK
+        block = max((b for b in _pixel_blocks(workload) if b <= block), default=block)
         far = workload.activation_bytes > _STREAMED_FAR * target.l2
         alike = workload.pattern.density <= _STREAMED_SHARED_BELOW and not far
         streams = _BYTES_PER_NNZ * workload.nnz <= _MOST_STREAMED
@@ -149,6 +158,12 @@ class PatternCode(Template):
         self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target
     ) -> Packed:
         geometry, epilogue = tap_geometry(workload), workload.epilogue
+        weight = geometry.arranged(weight)
+        taps, inside = geometry.taps, _skipped(geometry, config, target)
+        if inside is not None:
+            # Sums end with columns that are never skipped.
+            order = np.argsort((inside == _always(geometry)).all(1), kind="stable")
+            weight, taps, inside = weight[:, order], tuple(tap[order] for tap in taps), inside[order]
         by_rows = _split_by_rows(geometry, target.threads)
         share = geometry.total_tiles if by_rows else -(-geometry.total_tiles // target.threads)
         at_once = _tiles_at_once(config, target)
@@ -174,7 +189,7 @@ class PatternCode(Template):
             geometry.y_tile if far else 0,
             geometry.r_tile if far else 0,
         )
-        place = (geometry.taps, geometry.rows_per_group, geometry.row_stride, geometry.lanes)
+        place = (taps, geometry.rows_per_group, geometry.row_stride, geometry.lanes)
         if target.isa == "avx512":
             pieces, stream = pattern_asm.emit_pieces(weight, *place, plan, epilog)
         else:
@@ -184,13 +199,14 @@ class PatternCode(Template):
         # The kernel declares every array, also when no row has a weight.
         weights = stream if stream.size else np.zeros(1, np.float32)
         order, first = _schedule(pieces, target.threads, by_rows)
-        table = _piece_table(pieces, weights.size)
+        ranges = _ranges(pieces, inside, config.int("k_block"))
+        table = _piece_table(pieces, weights.size, ranges)
         row_order = np.concatenate([piece.rows for piece in pieces if piece.last]).astype(np.int32)
         bits = geometry.mask_bits()
         # AVX2 has no mask registers: a mask is a vector of int32, 0 or -1.
         lanes = bits if target.isa == "avx512" else pattern_asm_avx2.lane_masks(bits, geometry.lanes)
         arrays = (weights, np.concatenate([start, bounds]), bits, lanes, table, order, first, row_order)
-        return Packed(arrays, {"pieces": pieces, "workers": first.size - 1})
+        return Packed(arrays, {"pieces": pieces, "workers": first.size - 1, "ranges": ranges})
 
     def kernel(self, workload: Workload, config: Config, packed: Packed, target: Target, symbol: str) -> Any:
         return _Host(workload, config, packed, target, symbol).build()
@@ -207,6 +223,7 @@ class _Host:
         self.second_tile = target.isa != "avx512"
         self.at_once = _tiles_at_once(config, target)
         self.touches_first = config.str("prefetch") != "sums"
+        self.ranges: np.ndarray | None = packed.meta["ranges"]
 
     def build(self) -> Any:
         from sparsetvm.schedules.x86 import tir
@@ -219,7 +236,7 @@ class _Host:
             self.x, self.r, arrays, self.y = layer_args(self.workload, self.packed)
             self.w, self.bias, self.mask, self.lane_masks, self.table, self.order, self.first, self.rows = arrays
             with tb.attr(tirx.const(0, "int32"), "pragma_import_llvm", functions):
-                zero_borders(self.y, self.geometry, self.workload.m, self.threads)
+                zero_borders(self.y, self.geometry.zeros, self.geometry.lanes, self.threads)
                 with tir.outer(workers, self.threads) as worker:
                     self._work(worker, workers)
         return ib.get()
@@ -236,19 +253,42 @@ class _Host:
             self._touch(self.order[begin])
         with tb.serial(tirx.ceildiv(hi - lo, self.tile_block)) as block:
             first = tb.Bind(lo + block * self.tile_block)
+            behind = tb.Bind(tirx.min(hi, first + self.tile_block))
+            self._begin_skipped(first, behind - first)
             with tb.serial(end - begin) as at:
                 piece = tb.Bind(self.order[begin + at])
                 # After the last piece comes the first one again, for the next block.
                 following = tb.Bind(self.order[tirx.Select(begin + at + 1 < end, begin + at + 1, begin)])
                 code_share, weight_share = (tb.Bind(self._field(piece, f)) for f in (_CODE_SHARE, _WEIGHT_SHARE))
-                behind = tb.Bind(tirx.min(hi, first + self.tile_block))
+                inside = [tb.Bind(self._field(piece, f)) for f in _RANGE] if self.ranges is not None else []
                 with tb.serial(tirx.ceildiv(behind - first, self.at_once)) as step:
                     tile = first + step * self.at_once
                     last = tirx.min(tile + self.at_once, behind) - 1
-                    self._run(piece, following, step * code_share, step * weight_share, tile, last)
+                    run = (piece, following, step * code_share, step * weight_share, tile, last)
+                    if not inside:
+                        self._run(*run)
+                    else:
+                        with tb.If(_within(self._place(tile), inside)), tb.Then():
+                            self._run(*run)
+
+    def _begin_skipped(self, first: Any, count: Any) -> None:
+        """Where the piece is skipped in which sums begin, set them to the bias."""
+        from sparsetvm.schedules.x86 import tir
+        from tvm import tirx
+        from tvm.tirx.script import builder as tb
+
+        if self.ranges is None:
+            return
+        g, begins = self.geometry, [tir.i32(int(bound)) for bound in self.ranges[0]]
+        with tb.serial(count) as i:
+            image, tile = self._place(first + i)
+            outside = tirx.Not(_within((image, tile), begins))
+            with tb.If(outside), tb.Then(), tb.serial(self.workload.m) as row:
+                at = g.y0 + image * g.y_batch + tile * g.y_tile + row * g.row_stride
+                tir.vstore(self.y, tir.splat(self.bias[row], g.lanes), at, g.lanes)
 
     def _field(self, piece: Any, field: int) -> Any:
-        return self.table[piece * _FIELDS + field]
+        return self.table[piece * (_FIELDS if self.ranges is None else _FIELDS + len(_RANGE)) + field]
 
     def _touch(self, piece: Any) -> None:
         from tvm import tirx
@@ -341,15 +381,54 @@ def _even_shares(m: int, rows: int, groups: int, threads: int) -> tuple[int, int
     return -(-per_thread // parts), max(d for d in range(1, min(parts, groups) + 1) if parts % d == 0)
 
 
-def _piece_table(pieces: list[Piece], weights: int) -> np.ndarray:
-    """(pieces * _FIELDS,) int32: what the host must know of each piece; _ROW counts finished rows of earlier pieces."""
+def _pixel_blocks(workload: Workload) -> tuple[int, ...]:
+    """Sizes of K blocks that keep to one pixel of images in lanes, so that whole blocks are skipped at borders."""
+    conv = workload.conv
+    if conv is None or conv.kernel == (1, 1) or not isinstance(workload.layout_in, BatchTiles):
+        return ()
+    channels = conv.in_channels // conv.groups
+    return tuple(channels // parts for parts in (4, 3, 2, 1) if channels % parts == 0 and channels // parts >= _PIXEL)
+
+
+def _always(geometry: TapGeometry) -> tuple[int, int, int, int]:
+    return 0, geometry.batch, 0, geometry.tiles
+
+
+def _skipped(geometry: TapGeometry, config: Config, target: Target) -> np.ndarray | None:
+    """`geometry.inside` where pieces can be skipped that would only read zeros: if some column is always needed."""
+    inside = geometry.inside
+    if inside is None or _tiles_at_once(config, target) > 1 or _split_by_rows(geometry, target.threads):
+        return None
+    always = (inside == _always(geometry)).all(1)
+    return inside if always.any() and not always.all() else None
+
+
+def _ranges(pieces: list[Piece], inside: np.ndarray | None, k_block: int) -> np.ndarray | None:
+    """(pieces, 4): where each piece has anything but zeros to read."""
+    if inside is None:
+        return None
+    blocks = [inside[piece.start : piece.start + k_block] for piece in pieces]
+    return np.array([(b[:, 0].min(), b[:, 1].max(), b[:, 2].min(), b[:, 3].max()) for b in blocks], np.int32)
+
+
+def _within(place: tuple[Any, Any], bounds: list[Any]) -> Any:
+    """Whether an (image, tile) is in the range of a piece."""
+    from tvm import tirx
+
+    (image, tile), (first, end, left, right) = place, bounds
+    return tirx.all(image >= first, image < end, tile >= left, tile < right)
+
+
+def _piece_table(pieces: list[Piece], weights: int, ranges: np.ndarray | None) -> np.ndarray:
+    """(pieces * fields,) int32: what the host must know of each piece; _ROW counts finished rows of earlier pieces."""
     rows, finished = [], 0
     for piece in pieces:
         count = piece.rows.size if piece.last else 0
         start = min(piece.weight, weights - 1)
         rows.append((finished, count, start, -(-4 * piece.weights // 64), piece.code_share, piece.weight_share))
         finished += count
-    return np.array(rows, np.int32).ravel()
+    table = np.array(rows, np.int32)
+    return (table if ranges is None else np.concatenate([table, ranges], 1)).ravel()
 
 
 def _schedule(pieces: list[Piece], workers: int, by_rows: bool) -> tuple[np.ndarray, np.ndarray]:

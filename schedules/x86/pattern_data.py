@@ -73,6 +73,7 @@ class PatternData(Template):
         self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target
     ) -> Packed:
         geometry = tap_geometry(workload)
+        weight = geometry.arranged(weight)
         csr = pack_bucketed_csr(weight, geometry.taps, geometry.rows_per_group, config.int("k_block"), _rows(config))
         start = initial_sums(bias, workload.m)
         return Packed((*csr.arrays(), start, geometry.mask_bits()), {"blocks": csr.blocks})
@@ -101,7 +102,7 @@ class _DataKernel:
         with tir.prim_func(symbol) as ib:
             self.x, self.r, arrays, self.y = layer_args(self.workload, self.packed)
             self.runs, _, self.rows, self.offsets, self.values, self.bias, self.mask = arrays
-            zero_borders(self.y, self.geometry, self.workload.m, self.threads)
+            zero_borders(self.y, self.geometry.zeros, self.geometry.lanes, self.threads)
             self._tiles()
         return ib.get()
 

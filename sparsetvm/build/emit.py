@@ -163,15 +163,18 @@ class Emission:
 
         chunks: of every output of the model what has been computed of it, appended to.
         """
-        part, pieces = self.parts[at], []
+        part = self.parts[at]
+        gathers = [node for node in part if node.is_op("gather", domain=SPARSETVM_DOMAIN)]
         if at == 0:
             self._slice_inputs(params)
         else:
+            pieces: list[list[Any]] = []
             for _ in range(self._gathered(part)):
                 self._part(at - 1, params, chunks)
-                pieces.append(self.expr(part[0].inputs[0]))
-            self._gather(part[0], pieces)
-        for node in part[1 if at else 0 :]:
+                pieces.append([self.expr(node.inputs[0]) for node in gathers])
+            for node, of_value in zip(gathers, zip(*pieces, strict=True), strict=True):
+                self._gather(node, list(of_value))
+        for node in part[len(gathers) :]:
             self._node(node)
         here = {out for node in part for out in node.outputs} | {*(() if at else self.graph.inputs)}
         last = at == len(self.parts) - 1

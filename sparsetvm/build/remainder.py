@@ -11,12 +11,13 @@ from typing import Any, Literal
 import numpy as np
 
 from sparsetvm.core.graph import SPARSETVM_DOMAIN, Graph, Node
-from sparsetvm.core.layout import AnyLayout, Plain, Planes, PlaneTiles
+from sparsetvm.core.layout import AnyLayout, BatchTiles, Plain, Planes, PlaneTiles
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import ConvGeometry, Epilogue
 from sparsetvm.rewrite.assign_layouts import layer_norm_fits
 from sparsetvm.rewrite.fuse_epilogues import activation_of
 from sparsetvm.rewrite.resized_axes import resized_axes
+from sparsetvm.schedules.operators import Pooling
 
 
 @dataclass
@@ -38,8 +39,15 @@ def remainder_kernel(graph: Graph, node: Node, target: Target) -> RemainderKerne
 
 def gather_kernel(graph: Graph, node: Node, target: Target) -> RemainderKernel:
     """The kernel of a "gather": its arguments are the slices of its input, then the output."""
+    source, count, out = graph.values[node.inputs[0]], int(node.attrs["count"]), graph.values[node.outputs[0]].layout
+    if isinstance(out, BatchTiles):
+        lanes = _schedules(target, "batch_tiles")
+        return RemainderKernel(
+            ("gather_lanes", source.layout, source.shape, out),
+            lambda symbol: lanes.gather_lanes_kernel(source.layout, source.shape, out, target, symbol),
+            [source.name],
+        )
     kernels = _schedules(target, "gather")
-    source, count = graph.values[node.inputs[0]], int(node.attrs["count"])
     shape = source.layout.physical_shape(source.shape)
     return RemainderKernel(
         ("gather", shape, count), lambda symbol: kernels.gather_kernel(shape, count, target, symbol), [source.name]
@@ -82,7 +90,6 @@ def _pool(graph: Graph, node: Node, target: Target) -> RemainderKernel | None:
         return None
     if isinstance(source.layout, PlaneTiles):
         return _pick(node, source.layout, out.layout, target)
-    kernels = _schedules(target, "pooling")
     batch, channels, height, width = source.shape
     kernel, attrs = node.attrs["kernel_shape"], node.attrs
     strides, pads = attrs.get("strides") or [1, 1], attrs.get("pads") or [0, 0, 0, 0]
@@ -94,9 +101,16 @@ def _pool(graph: Graph, node: Node, target: Target) -> RemainderKernel | None:
         (int(strides[0]), int(strides[1])),
         (int(pads[0]), int(pads[1]), int(pads[2]), int(pads[3])),
     )
-    pooling = kernels.Pooling(
-        "max" if node.op == "MaxPool" else "average", window, bool(attrs.get("count_include_pad", 0))
-    )
+    pooling = Pooling("max" if node.op == "MaxPool" else "average", window, bool(attrs.get("count_include_pad", 0)))
+    if isinstance(source.layout, BatchTiles):
+        return RemainderKernel(
+            ("pool", source.layout, out.layout, pooling),
+            lambda symbol: _schedules(target, "batch_pooling").batch_pooling_kernel(
+                source.layout, out.layout, pooling, target, symbol
+            ),
+            [source.name],
+        )
+    kernels = _schedules(target, "pooling")
     return RemainderKernel(
         ("pool", source.layout, out.layout, batch, pooling),
         lambda symbol: kernels.pooling_kernel(source.layout, out.layout, batch, pooling, target, symbol),
@@ -120,9 +134,18 @@ def _pick(node: Node, source: PlaneTiles, out: AnyLayout, target: Target) -> Rem
 
 
 def _global_pool(graph: Graph, node: Node, target: Target) -> RemainderKernel:
-    kernels = _schedules(target, "pooling")
     source = graph.values[node.inputs[0]]
     kind: Literal["max", "average"] = "max" if node.op == "GlobalMaxPool" else "average"
+    if isinstance(source.layout, BatchTiles):
+        in_lanes = source.layout
+        return RemainderKernel(
+            ("global_pool", kind, in_lanes),
+            lambda symbol: _schedules(target, "batch_pooling").batch_global_pooling_kernel(
+                in_lanes, kind, target, symbol
+            ),
+            [source.name],
+        )
+    kernels = _schedules(target, "pooling")
     return RemainderKernel(
         ("global_pool", kind, source.layout, source.shape),
         lambda symbol: kernels.global_pooling_kernel(source.layout, source.shape, kind, target, symbol),

@@ -95,10 +95,12 @@ class Graph:
         return (shape[0] * runs, *shape[1:]) if runs > 1 else shape
 
     def parts(self) -> list[list[Node]]:
-        """The nodes cut where they run fewer times: every part but the first begins with a "gather"."""
+        """The nodes cut where they run fewer times: every part but the first begins with "gather" nodes."""
         parts: list[list[Node]] = [[]]
+        gathering = False
         for node in self.nodes:
-            if node.is_op("gather", domain=SPARSETVM_DOMAIN):
+            before, gathering = gathering, node.is_op("gather", domain=SPARSETVM_DOMAIN)
+            if gathering and not before:
                 parts.append([])
             parts[-1].append(node)
         return parts

@@ -9,6 +9,8 @@
            that a strided convolution reads contiguous vectors as well: channel index = (py * sx + px) * channels + c.
 `HalfTiled` as `Tiled`, in float16, between layers that multiply float16.
 `PlaneTiles`  the grid of such planes as [batch][tiles][channels][lanes], between 1x1 convolutions.
+`BatchTiles`  [pixels][channels][lanes]: one vector holds the same pixel and channel of `lanes` images, so that no lane
+           is empty however small the images are, and a neighbouring pixel is another whole vector.
 """
 
 from __future__ import annotations
@@ -203,7 +205,74 @@ class PlaneTiles(Layout, frozen=True, tag="plane_tiles"):
         return np.ascontiguousarray(rows[..., : self.width]).reshape(shape)
 
 
-AnyLayout = Plain | Tiled | HalfTiled | Planes | PlaneTiles
+class BatchTiles(Layout, frozen=True, tag="batch_tiles"):
+    """[positions][channels][lanes] float32 of `lanes` images; everything outside the image is zero.
+
+    `pad` is the number of zero pixels between two rows and of zero rows above and below. The taps of one channel lie
+    whole pixels apart, often in the same few sets of L1: kernels take the columns of W pixel by pixel.
+    """
+
+    channels: int
+    height: int
+    width: int
+    pad: int
+    lanes: int
+
+    @property
+    def batch(self) -> int:
+        return self.lanes
+
+    @property
+    def row_stride(self) -> int:
+        """Pixels from one row to the next."""
+        return self.width + self.pad
+
+    @property
+    def origin(self) -> int:
+        """Position of pixel (0, 0)."""
+        return self.pad * self.row_stride + self.pad
+
+    @property
+    def positions(self) -> int:
+        """Pixels of the buffer, zero ones included."""
+        return self.origin + (self.height + self.pad) * self.row_stride
+
+    @property
+    def pixel_stride(self) -> int:
+        """Floats of one pixel."""
+        return self.channels * self.lanes
+
+    def physical_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (self.positions, self.channels, self.lanes)
+
+    def tap(self, channel: int, dy: int, dx: int) -> int:
+        """Offset in floats of pixel (y + dy, x + dx) of `channel` relative to pixel (y, x) of channel 0."""
+        return (dy * self.row_stride + dx) * self.pixel_stride + channel * self.lanes
+
+    def mask(self) -> np.ndarray:
+        """Boolean (positions,): True where a position is a pixel of the images."""
+        real = np.zeros(self.positions, bool)
+        self._grid(real)[...] = True
+        return real
+
+    def to_physical(self, array: np.ndarray) -> np.ndarray:
+        """Store an image batch (lanes, channels, height, width)."""
+        out = np.zeros(self.physical_shape(array.shape), array.dtype)
+        self._grid(out)[...] = array.transpose(2, 3, 1, 0)
+        return out
+
+    def to_logical(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """Read back an image batch of the logical `shape`."""
+        grid = self._grid(array.reshape(self.physical_shape(shape)))
+        return np.ascontiguousarray(grid.transpose(3, 2, 0, 1)).reshape(shape)
+
+    def _grid(self, physical: np.ndarray) -> np.ndarray:
+        """View of the pixels, (height, width, ...)."""
+        rows = physical[self.origin : self.origin + self.height * self.row_stride]
+        return rows.reshape(self.height, self.row_stride, *physical.shape[1:])[:, : self.width]
+
+
+AnyLayout = Plain | Tiled | HalfTiled | Planes | PlaneTiles | BatchTiles
 PLAIN = Plain()
 
 

@@ -42,7 +42,7 @@ class Epilog:
 
 @dataclass(frozen=True)
 class Piece:
-    """Code for some `rows` and one K block; `weight` is its first weight in the stream.
+    """Code for some `rows` and one K block, that from column `start` on; `weight` is its first weight in the stream.
 
     code: the instructions as the text of an LLVM inline-asm string; code_bytes: about how long they are in memory.
     weights: how many weights it reads. code_share, weight_share: cache lines of the next piece that one run prefetches.
@@ -51,6 +51,7 @@ class Piece:
     code: str
     code_bytes: int
     rows: np.ndarray
+    start: int
     weight: int
     weights: int
     last: bool
@@ -196,7 +197,7 @@ def assemble(
                 share = lines[(row - start) // plan.rows :: groups]
                 later += [f"prefetcht1 {at}(%rdi)" for at in share.tolist()]
             emitter.group(block, rows.tolist(), tap, first, last, later)
-        bodies.append(_Body(_asm_text(emitter.lines), len(emitter.lines), order[start:stop], emitter.weights, last))
+        bodies.append(_Body(_asm_text(emitter.lines), len(emitter.lines), order[start:stop], k0, emitter.weights, last))
     return _finish(bodies, plan.runs)
 
 
@@ -207,6 +208,7 @@ class _Body:
     code: str
     lines: int
     rows: np.ndarray
+    start: int
     weights: list[np.ndarray]
     last: bool
 
@@ -225,7 +227,8 @@ def _finish(bodies: list[_Body], runs: int) -> tuple[list[Piece], np.ndarray]:
         weight_share = -(-following.count * 4 // (64 * runs)) if ahead else 0
         code = _with_prefetches(body, code_share, weight_share)
         size = _INSTRUCTION_BYTES * (body.lines + code_share + weight_share)
-        pieces.append(Piece(code, size, body.rows, position, body.count, body.last, code_share, weight_share))
+        shares = (code_share, weight_share)
+        pieces.append(Piece(code, size, body.rows, body.start, position, body.count, body.last, *shares))
         position += body.count
     stream = [part for body in bodies for part in body.weights] or [np.zeros(0)]
     return pieces, np.ascontiguousarray(np.concatenate(stream), np.float32)

@@ -15,7 +15,7 @@ import re
 import msgspec
 from msgspec.structs import astuple
 
-from sparsetvm.core.layout import AnyLayout, Planes, PlaneTiles, Tiled
+from sparsetvm.core.layout import AnyLayout, BatchTiles, Planes, PlaneTiles, Tiled
 from sparsetvm.core.record import SCHEMA_VERSION, Conditions, Record
 from sparsetvm.core.workload import ConvGeometry, Workload
 
@@ -181,6 +181,8 @@ def _layout_ok(layout: AnyLayout) -> bool:
     if isinstance(layout, Planes):
         sizes = (layout.batch, layout.channels, layout.height, layout.width, layout.lanes)
         return _sizes(*sizes, *layout.phases) and 0 <= layout.pad <= _MAX_SIZE
+    if isinstance(layout, BatchTiles):
+        return _sizes(layout.channels, layout.height, layout.width, layout.lanes) and 0 <= layout.pad <= _MAX_SIZE
     if isinstance(layout, PlaneTiles):
         sizes = (layout.batch, layout.channels, layout.height, layout.width, layout.lanes)
         return _sizes(*sizes) and 0 <= layout.pad <= _MAX_SIZE

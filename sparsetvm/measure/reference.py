@@ -19,7 +19,7 @@ import scipy.sparse
 import scipy.special
 
 from sparsetvm.core.arithmetic import TOLERANCES
-from sparsetvm.core.layout import Layout, Plain, Planes, PlaneTiles, Tiled
+from sparsetvm.core.layout import BatchTiles, Layout, Plain, Planes, PlaneTiles, Tiled
 from sparsetvm.core.workload import ConvGeometry, Epilogue, Workload
 
 TOLERANCE = TOLERANCES["float32"]
@@ -76,6 +76,8 @@ class Reference:
         elif isinstance(layout, PlaneTiles):
             tiles = physical.reshape(layout.physical_shape(())).transpose(0, 2, 1, 3)
             dirty = int(np.count_nonzero(tiles[:, :, ~layout.mask()]))
+        elif isinstance(layout, BatchTiles):
+            dirty = int(np.count_nonzero(physical.reshape(layout.physical_shape(()))[~layout.mask()]))
         else:
             return ""
         if dirty:
@@ -172,7 +174,7 @@ def output_shape(workload: Workload) -> tuple[int, ...]:
 
 def to_physical(layout: Layout, array: np.ndarray) -> np.ndarray:
     """The array as the layout stores it."""
-    if isinstance(layout, Tiled | Planes | PlaneTiles):
+    if isinstance(layout, Tiled | Planes | PlaneTiles | BatchTiles):
         physical: np.ndarray = layout.to_physical(array.astype(np.float16) if layout.half else array)
         return physical
     if isinstance(layout, Plain):
@@ -182,7 +184,7 @@ def to_physical(layout: Layout, array: np.ndarray) -> np.ndarray:
 
 def to_logical(layout: Layout, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """The logical array of `shape` that a physical one stores."""
-    if isinstance(layout, Tiled | Planes | PlaneTiles):
+    if isinstance(layout, Tiled | Planes | PlaneTiles | BatchTiles):
         logical: np.ndarray = layout.to_logical(array, shape)
         return logical
     if isinstance(layout, Plain):

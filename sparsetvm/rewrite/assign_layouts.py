@@ -7,7 +7,8 @@ Rules: convolutions, pools and what is element-wise between them use Planes; pro
 norm and attention between them use Tiled (HalfTiled where all multiply in float16: half_layers.py); everything else is
 plain. All images of one size use the same planes, whose zero columns suffice for every convolution of that size but the
 few that reach far: residuals then need no conversion. What only 1x1 convolutions, strided ones too, and residuals read
-is stored as PlaneTiles, which has the same grid (not on a GPU).
+is stored as PlaneTiles, which has the same grid (not on a GPU). Where a batch of small images has as many as a vector
+has lanes, convolutions use BatchTiles instead (lane_images.py).
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from collections.abc import Callable
 import msgspec
 
 from sparsetvm.core.graph import SPARSETVM_DOMAIN, Graph, Node, Value
-from sparsetvm.core.layout import PLAIN, AnyLayout, HalfTiled, Plain, Planes, PlaneTiles, Tiled, narrows
+from sparsetvm.core.layout import PLAIN, AnyLayout, BatchTiles, HalfTiled, Plain, Planes, PlaneTiles, Tiled, narrows
 from sparsetvm.core.target import Target
 from sparsetvm.rewrite.half_layers import half_layers, stays_half
-from sparsetvm.rewrite.plane_geometry import conv_layouts, depthwise_pad, required_pad
+from sparsetvm.rewrite.lane_images import layers_in_lanes
+from sparsetvm.rewrite.plane_geometry import conv_layouts, depthwise_pad, plane_pads, required_pad
 from sparsetvm.rewrite.resized_axes import resized_axes
 from sparsetvm.rewrite.tokens import few_tokens, token_lanes, tokens_of
 
-_COMMON_PAD = 4
 _UNARY = ("Relu", "Gelu", "Tanh", "Sigmoid")
 _UNARY_OWN = ("Silu", "HardSwish", "Clip")
 _NORMS = ("LayerNormalization", "RMSNormalization")
@@ -45,9 +46,10 @@ class _Assignment:
     def __init__(self, graph: Graph, target: Target) -> None:
         self.graph = graph
         self.target = target
-        self.pads = _plane_pads(graph)
+        self.pads = plane_pads(graph)
         self.consumers = graph.consumers()
         self.half = half_layers(graph, target)
+        self.in_lanes = layers_in_lanes(graph, target)
         self.converted: dict[tuple[str, AnyLayout], str] = {}
         self.nodes: list[Node] = []
 
@@ -78,8 +80,9 @@ class _Assignment:
             return known
         source = value.layout
         if not isinstance(source, Plain) and not isinstance(layout, Plain):
-            both_planes = isinstance(source, Planes) and isinstance(layout, Planes) and source.phases == (1, 1)
-            if not both_planes and not narrows(source, layout):
+            planes = isinstance(source, Planes) and source.phases == (1, 1)
+            into_lanes = isinstance(layout, BatchTiles) and (planes or isinstance(source, PlaneTiles))
+            if not (planes and isinstance(layout, Planes)) and not into_lanes and not narrows(source, layout):
                 name = self._as(name, PLAIN)
         out = self.graph.add_value(f"{name}.{type(layout).__name__.lower()}", value.shape, value.dtype)
         out.layout = layout
@@ -109,6 +112,9 @@ class _Assignment:
         return self._set(node, result)
 
     def _conv(self, node: Node) -> bool:
+        if node.name in self.in_lanes:
+            node.inputs = [self._into_lanes(name) for name in node.inputs]
+            return self._set(node, self._lanes_of(node.outputs[0]))
         conv = node.attrs["conv"]
         batch, m = self.graph.values[node.outputs[0]].shape[:2]
         pad = max(self.pads.get((conv.out_height, conv.out_width), 0), required_pad(conv))
@@ -121,6 +127,27 @@ class _Assignment:
         residuals = [self._residual(name, planes) for name in node.inputs[1:]]
         node.inputs = [first.name if tiled else self._as(first.name, source), *residuals]
         return self._set(node, result)
+
+    def _into_lanes(self, name: str) -> str:
+        """Name of a value in lanes, with all the zeros that its readers need."""
+        layout = self.graph.values[name].layout
+        enough = isinstance(layout, BatchTiles) and layout.pad >= self._pad_in_lanes(name)
+        return name if enough else self._as(name, self._lanes_of(name))
+
+    def _lanes_of(self, name: str) -> BatchTiles:
+        """Layout of a value, a batch of images, with one image per lane."""
+        _, channels, height, width = self.graph.values[name].shape
+        return BatchTiles(channels, height, width, self._pad_in_lanes(name), self.target.lanes)
+
+    def _pad_in_lanes(self, name: str) -> int:
+        """Zeros around the images of a value in lanes: as the convolutions need that read it, or what follows it."""
+        need = 0
+        for user in self.consumers[name]:
+            if user.name in self.in_lanes and user.inputs[0] == name:
+                need = max(need, depthwise_pad(user.attrs["conv"]))
+            elif user.is_op(*_UNARY, "Add", "Mul") or user.is_op(*_UNARY_OWN, domain=SPARSETVM_DOMAIN):
+                need = max(need, self._pad_in_lanes(user.outputs[0]))
+        return need
 
     def _depthwise(self, node: Node) -> bool:
         planes = self._planes(self.graph.values[node.outputs[0]])
@@ -146,6 +173,8 @@ class _Assignment:
 
     def _reads_tiles(self, user: Node, name: str) -> bool:
         """True when a node can read the value, an image, as plane tiles."""
+        if user.name in self.in_lanes:
+            return True
         if user.is_op("conv2d", domain=SPARSETVM_DOMAIN):
             return user.inputs[0] != name or bool(user.attrs["conv"].pointwise)
         # Zero columns that a pick writes come from zero columns that it reads.
@@ -163,7 +192,12 @@ class _Assignment:
         return self._set(node, tiled)
 
     def _gather(self, node: Node) -> bool:
-        """Slices are gathered as they are; in all layouts of images the batch is outermost."""
+        """Slices are gathered as they are, the batch outermost, or into the lanes of the layers behind."""
+        out = node.outputs[0]
+        if any(user.name in self.in_lanes for user in self.consumers[out]):
+            return self._set(node, self._lanes_of(out))
+        if isinstance(self.graph.values[node.inputs[0]].layout, BatchTiles):
+            node.inputs = [self._as(node.inputs[0], PLAIN)]
         layout = self.graph.values[node.inputs[0]].layout
         if isinstance(layout, Planes | PlaneTiles):
             layout = msgspec.structs.replace(layout, batch=layout.batch * int(node.attrs["count"]))
@@ -181,6 +215,10 @@ class _Assignment:
         out = self.graph.values[node.outputs[0]]
         if is_pick(node) and isinstance(first.layout, PlaneTiles) and self._reads_tiles(node, first.name):
             return self._set(node, _tiles_of(self._planes(out)))
+        if isinstance(first.layout, BatchTiles) and node.is_op(*_POOLS) and pool_fits(node) and len(node.outputs) == 1:
+            return self._set(node, self._lanes_of(out.name))
+        if isinstance(first.layout, BatchTiles) and node.is_op(*_GLOBAL_POOLS):
+            return self._set(node, PLAIN)
         if node.is_op(*_POOLS) and len(first.shape) == 4 and pool_fits(node) and len(node.outputs) == 1:
             node.inputs = [self._as(node.inputs[0], self._planes(first))]
             return self._set(node, self._planes(out))
@@ -207,7 +245,8 @@ class _Assignment:
 
     def _follow(self, node: Node, first: Value) -> bool:
         """Keep the input's layout. Planes must keep zero borders: only functions with f(0) = 0 run on whole planes."""
-        if isinstance(first.layout, Planes) and not _keeps_zero(node):
+        padded = isinstance(first.layout, Planes) or (isinstance(first.layout, BatchTiles) and first.layout.pad)
+        if padded and not _keeps_zero(node):
             return False
         return self._set(node, first.layout) and not isinstance(first.layout, Plain)
 
@@ -260,24 +299,6 @@ class _Assignment:
 
 def _tiles_of(planes: Planes) -> PlaneTiles:
     return PlaneTiles(planes.batch, planes.channels, planes.height, planes.width, planes.pad, planes.lanes)
-
-
-def _plane_pads(graph: Graph) -> dict[tuple[int, int], int]:
-    """Zero columns of the planes of each image size: enough for every convolution that writes or reads them.
-
-    One that reaches further than `_COMMON_PAD` has planes of its own: all others would compute on its zero columns.
-    """
-    pads: dict[tuple[int, int], int] = {}
-    for node in graph.nodes:
-        if node.is_op("conv2d", "depthwise_conv2d", domain=SPARSETVM_DOMAIN):
-            conv = node.attrs["conv"]
-            if node.op == "conv2d":
-                size, need = (conv.out_height, conv.out_width), required_pad(conv)
-            else:
-                size, need = (conv.in_height, conv.in_width), depthwise_pad(conv)
-            if need <= _COMMON_PAD:
-                pads[size] = max(pads.get(size, 0), need)
-    return pads
 
 
 def pool_fits(node: Node) -> bool:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from sparsetvm.core.graph import SPARSETVM_DOMAIN, Graph
 from sparsetvm.core.layout import Planes
 from sparsetvm.core.workload import ConvGeometry
+
+# Most zeros that planes of one size share.
+COMMON_PAD = 4
 
 
 def phase_size(conv: ConvGeometry) -> tuple[int, int]:
@@ -43,3 +47,21 @@ def conv_layouts(conv: ConvGeometry, batch: int, channels_out: int, pad_out: int
     height, width = phase_size(conv)
     pad_in = out.row_stride - width
     return Planes(batch, conv.in_channels, height, width, pad_in, lanes, conv.stride), out
+
+
+def plane_pads(graph: Graph) -> dict[tuple[int, int], int]:
+    """Zero columns of the planes of each image size: enough for every convolution that writes or reads them.
+
+    One that reaches further than `COMMON_PAD` has planes of its own: all others would compute on its zero columns.
+    """
+    pads: dict[tuple[int, int], int] = {}
+    for node in graph.nodes:
+        if node.is_op("conv2d", "depthwise_conv2d", domain=SPARSETVM_DOMAIN):
+            conv = node.attrs["conv"]
+            if node.op == "conv2d":
+                size, need = (conv.out_height, conv.out_width), required_pad(conv)
+            else:
+                size, need = (conv.in_height, conv.in_width), depthwise_pad(conv)
+            if need <= COMMON_PAD:
+                pads[size] = max(pads.get(size, 0), need)
+    return pads

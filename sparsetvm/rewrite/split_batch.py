@@ -9,6 +9,9 @@ at a time live in L2 and L3. Weights and code are read once per chunk. That is c
 large images and small weights. The last ones have it the other way round: where the weights from some node on outweigh
 the tensors, and several chunks fit at once, their results are gathered and go on together. (The depth-first order of
 streaming compilers, cut along the batch only.)
+
+Chunks of as many images as a vector has lanes are worth more where images are small: their layers have one image per
+lane (lane_images.py), and no lane without a pixel.
 """
 
 from __future__ import annotations
@@ -18,15 +21,25 @@ from collections.abc import Callable
 
 import numpy as np
 
+from sparsetvm.analysis.cpu_core import core_of
 from sparsetvm.core.graph import SPARSETVM_DOMAIN, Graph, Node
 from sparsetvm.core.target import Target
+from sparsetvm.rewrite.lane_images import empty_lanes, pays, work_of_nodes
 
 # What the tensors of one node may take per thread: most of a last-level cache's share of one core.
 _CHUNK_BYTES = 8 << 20
+# The same where one image per lane makes up for it: all of a last-level cache, of which a layer's tensors are most.
+_LANES_BYTES = 32 << 20
+# Bytes that come from there in a clock.
+_BYTES_PER_CLOCK = 7
+# Values that are gathered at one place: what a block goes on from, with what it adds at its end.
+_MOST_IMAGES = 2
 # Of code and weights of a sparse layer, and of a weight of a dense one.
 _BYTES_PER_NNZ, _BYTES_PER_WEIGHT = 12, 4
 # What a byte of a tensor costs that lies in L3 instead of L2, beside a byte of code or weights from L3 or memory.
 _FURTHER = 0.5
+# The same where one image per lane makes all channels of a pixel one stretch of memory, which prefetchers follow.
+_FURTHER_IN_LANES = 0.25
 _ALIKE = ("Relu", "Gelu", "Tanh", "Sigmoid", "Identity", "Erf", "Cast")
 _IMAGES = ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
 _BINARY = ("Add", "Sub", "Mul", "Div")
@@ -40,15 +53,19 @@ def split_batch(graph: Graph, target: Target) -> bool:
     largest = [_bytes_of(graph, node) // batch for node in graph.nodes]
     room = _CHUNK_BYTES * target.threads
     chunk = _fitting(batch, max(largest), room)
+    lanes = _Lanes(graph, target, largest, batch)
+    again = sum(map(_weight_bytes, graph.nodes)) * (1 / lanes.size - 1 / chunk)
+    if chunk > lanes.size and lanes.fit(0, 1) and lanes.gain(0, chunk, lanes.size) > again:
+        chunk = lanes.size
     if chunk == batch:
         return False
-    cuts = _cuts(graph, largest, batch, chunk, room)
+    cuts = _cuts(graph, largest, batch, chunk, room, lanes)
     for name in graph.inputs:
         _resize(graph, name, chunk)
     graph.chunks, size, nodes = batch // chunk, chunk, list[Node]()
     for at, node in enumerate(graph.nodes):
         if at in cuts:
-            nodes.append(_gather(graph, cuts[at][0], graph.nodes[at:], cuts[at][1] // size))
+            nodes += [_gather(graph, name, graph.nodes[at:], cuts[at][1] // size) for name in cuts[at][0]]
             size = cuts[at][1]
         if node.is_op("Reshape"):
             shape = graph.values[node.outputs[0]].shape
@@ -67,40 +84,65 @@ def _fitting(batch: int, per_sample: int, room: int, multiple_of: int = 1) -> in
     return next((c for c in sizes if batch % c == 0 == c % multiple_of and c * per_sample <= room), multiple_of)
 
 
-def _cuts(graph: Graph, largest: list[int], batch: int, chunk: int, room: int) -> dict[int, tuple[str, int]]:
-    """Where chunks grow: index of the first node of larger ones -> (the value that is gathered, their size).
+class _Lanes:
+    """What one image per lane is worth."""
+
+    def __init__(self, graph: Graph, target: Target, largest: list[int], batch: int) -> None:
+        self.size, self._largest = target.lanes, largest
+        self._room, self._divides = _LANES_BYTES * target.threads, batch % target.lanes == 0
+        self._work, self._empty = work_of_nodes(graph), empty_lanes(graph, target)
+        self._bytes = _BYTES_PER_CLOCK / (2 * target.lanes * core_of(target).fma)
+
+    def fit(self, at: int, chunk: int) -> bool:
+        """Whether the nodes from `at` on will have images in lanes if they run on as many, after chunks of `chunk`."""
+        small = self.size * max(self._largest[at:]) <= self._room
+        return small and self._divides and self.size % chunk == 0 and pays(sum(self._empty[at:]), sum(self._work[at:]))
+
+    def gain(self, at: int, before: int, after: int) -> float:
+        """Bytes per sample that could come from afar in the time that chunks of another size save from `at` on."""
+        return ((after == self.size) - (before == self.size)) * self._bytes * sum(self._empty[at:])
+
+
+def _cuts(
+    graph: Graph, largest: list[int], batch: int, chunk: int, room: int, lanes: _Lanes
+) -> dict[int, tuple[tuple[str, ...], int]]:
+    """Where chunks grow: index of the first node of larger ones -> (the values that are gathered, their size).
 
     largest: bytes of each node's tensors per sample. A sample saves its part of the traffic of weights, and pays with
     tensors that lie in a cache further away, and with the copy.
     """
-    images, cuts = _single_images(graph), dict[int, tuple[str, int]]()
+    images, cuts = _images(graph), dict[int, tuple[tuple[str, ...], int]]()
     weights = [_weight_bytes(node) for node in graph.nodes]
     while True:
         found = []
-        for at, name in images.items():
-            size = _fitting(batch, max(largest[at:]), room, chunk)
-            saved = sum(weights[at:]) * (1 / chunk - 1 / size)
-            paid = _FURTHER * sum(largest[at:]) + 2 * _bytes(graph, name) // batch
-            found.append((saved - paid, at, name, size))
-        gain, at, name, size = max(found, default=(0, 0, "", chunk))
+        for at, names in images.items():
+            sizes = {_fitting(batch, max(largest[at:]), room, chunk)} if len(names) == 1 else set[int]()
+            if lanes.fit(at, chunk):
+                sizes.add(lanes.size)
+            for size in sizes:
+                saved = sum(weights[at:]) * (1 / chunk - 1 / size) + lanes.gain(at, chunk, size)
+                further = _FURTHER_IN_LANES if size == lanes.size and lanes.fit(at, chunk) else _FURTHER
+                paid = further * sum(largest[at:]) + 2 * sum(_bytes(graph, name) for name in names) // batch
+                found.append((saved - paid, at, names, size))
+        gain, at, names, size = max(found, default=(0, 0, (), chunk))
         if gain <= 0:
             return cuts
-        cuts[at], chunk = (name, size), size
-        images = {later: name for later, name in images.items() if later > at}
+        cuts[at], chunk = (names, size), size
+        images = {later: names for later, names in images.items() if later > at}
 
 
-def _single_images(graph: Graph) -> dict[int, str]:
-    """Index of a node -> the value, an image, that is all that it and later nodes read of earlier ones."""
+def _images(graph: Graph) -> dict[int, tuple[str, ...]]:
+    """Index of a node -> the values, one or two images, that are all that it and later nodes read of earlier ones."""
     last_use = {name: at for at, node in enumerate(graph.nodes) for name in node.inputs}
     last_use |= dict.fromkeys(graph.outputs, len(graph.nodes))
-    alive = {name for name in graph.inputs if name in last_use}
+    alive = {name: None for name in graph.inputs if name in last_use}
     images = {}
     for at, node in enumerate(graph.nodes):
-        alive = {name for name in alive if last_use[name] >= at}
-        name = next(iter(alive), "")
-        if len(alive) == 1 and len(graph.values[name].shape) == 4 and name not in (*graph.inputs, *graph.outputs):
-            images[at] = name
-        alive |= {name for name in node.outputs if name in last_use}
+        alive = {name: None for name in alive if last_use[name] >= at}
+        plain = any(len(graph.values[name].shape) != 4 or name in (*graph.inputs, *graph.outputs) for name in alive)
+        if 1 <= len(alive) <= _MOST_IMAGES and not plain:
+            images[at] = tuple(alive)
+        alive |= {name: None for name in node.outputs if name in last_use}
     return images
 
 

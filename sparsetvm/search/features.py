@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from sparsetvm.core.config import Config
-from sparsetvm.core.layout import Planes, PlaneTiles, Tiled
+from sparsetvm.core.layout import BatchTiles, Planes, PlaneTiles, Tiled
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
 
@@ -165,7 +165,7 @@ def _tail(size: int, step: np.ndarray) -> np.ndarray:
 
 def _lanes(workload: Workload, target: Target) -> int:
     layout = workload.layout_out
-    return layout.lanes if isinstance(layout, Tiled | Planes | PlaneTiles) else target.lanes
+    return layout.lanes if isinstance(layout, Tiled | Planes | PlaneTiles | BatchTiles) else target.lanes
 
 
 def _log(value: float) -> float:

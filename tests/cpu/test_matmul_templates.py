@@ -7,10 +7,11 @@ import pytest
 from sparsetvm.schedules.base import matching
 
 from sparsetvm.core.config import Config
-from sparsetvm.core.layout import PLAIN, Planes, PlaneTiles, Tiled
+from sparsetvm.core.layout import PLAIN, BatchTiles, Planes, PlaneTiles, Tiled
 from sparsetvm.core.pattern import PatternSummary
 from sparsetvm.core.target import Target, cpu_flags
 from sparsetvm.core.workload import FEW_TOKENS, ConvGeometry, Epilogue, Workload
+from sparsetvm.rewrite.plane_geometry import conv_layouts, depthwise_pad, required_pad
 
 AVX512 = Target("cpu", "skylake-avx512", "avx512")
 AVX2 = Target("cpu", "x86-64-v3", "avx2")
@@ -159,8 +160,6 @@ CONVS = {
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", CONVS)
 def test_conv2d_matches_float64_and_keeps_borders_zero(target, name):
-    from sparsetvm.rewrite.plane_geometry import conv_layouts, required_pad
-
     conv, m, batch = CONVS[name], 10, 2
     rng = np.random.default_rng(1)
     weight4 = sparse(rng, (m, conv.in_channels // conv.groups, *conv.kernel), 0.3)
@@ -214,3 +213,40 @@ def test_pointwise_conv2d_mixes_planes_and_plane_tiles(target, tiled):
         assert error < 1e-5, (config, error)
         again = layouts["out"].to_physical(layouts["out"].to_logical(got, want.shape))
         np.testing.assert_array_equal(got, again, err_msg=str(config))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    ("name", "activation"),
+    [
+        ("1x1", "sigmoid"), ("3x3 stride 2", "relu"), ("3x3 dilated", "none"), ("3x2 uneven pads", "clip"),
+        ("groups", "relu"),
+    ],
+)  # fmt: skip
+def test_conv2d_with_images_in_lanes_matches_float64_and_keeps_borders_zero(target, name, activation):
+    conv, m = CONVS[name], 10
+    rng = np.random.default_rng(1)
+    weight4 = sparse(rng, (m, conv.in_channels // conv.groups, *conv.kernel), 0.3)
+    x = rng.standard_normal((target.lanes, conv.in_channels, conv.in_height, conv.in_width)).astype(np.float32)
+    bias = rng.standard_normal(m).astype(np.float32)
+    weight, size = weight4.reshape(m, -1), (conv.out_height, conv.out_width)
+    lin = BatchTiles(conv.in_channels, conv.in_height, conv.in_width, depthwise_pad(conv), target.lanes)
+    lout, lresidual = (BatchTiles(m, *size, pad, target.lanes) for pad in (1, 0))
+    want = conv_reference(x, weight4, conv) + bias[:, None, None]
+    residual = rng.standard_normal(want.shape).astype(np.float32)
+    summary = PatternSummary("unstructured", (1, 1), 0.3, 1.0, 1, "0")
+    epilogue = Epilogue(bias=True, residual=activation != "none", activation=activation, high=1.0)
+    workload = Workload(
+        "conv2d", m, weight.shape[1], target.lanes * size[0] * size[1], lin, lout, epilogue, summary, conv,
+        layout_residual=lresidual,
+    )  # fmt: skip
+    full = activate(want + (residual if epilogue.residual else 0), epilogue)
+    templates = matching(workload, target)
+    assert {template.name for template in templates} >= {"x86.dense", "x86.pattern_data"}
+    for template in templates:
+        config = template.default(workload, target)
+        packed = lresidual.to_physical(residual) if epilogue.residual else None
+        got = run(template, workload, config, target, weight, bias, lin.to_physical(x), packed)
+        error = np.linalg.norm(lout.to_logical(got, want.shape) - full) / np.linalg.norm(full)
+        assert error < 1e-5, (config, error)
+        np.testing.assert_array_equal(got, lout.to_physical(lout.to_logical(got, want.shape)), err_msg=str(config))

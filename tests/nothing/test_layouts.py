@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsetvm.core.layout import AnyLayout, Planes, PlaneTiles, Tiled
+from sparsetvm.core.layout import AnyLayout, BatchTiles, Planes, PlaneTiles, Tiled
 from sparsetvm.core.workload import ConvGeometry
 from sparsetvm.rewrite.plane_geometry import conv_layouts, phase_size, required_pad
 
@@ -39,6 +39,18 @@ def test_images_come_back_and_everything_else_is_zero(batch, channels, height, w
         assert np.count_nonzero(physical) == x.size
         decoded = msgspec.json.decode(msgspec.json.encode(layout), type=AnyLayout)
         assert decoded == layout
+
+
+@given(channels=sizes, height=sizes, width=sizes, pad=st.integers(0, 3), lanes=lanes)
+def test_images_in_lanes_come_back_and_everything_else_is_zero(channels, height, width, pad, lanes):
+    layout = BatchTiles(channels, height, width, pad, lanes)
+    x = numbers((lanes, channels, height, width))
+    physical = layout.to_physical(x)
+    assert physical.shape == layout.physical_shape(x.shape)
+    np.testing.assert_array_equal(layout.to_logical(physical, x.shape), x)
+    assert np.count_nonzero(physical) == x.size
+    assert np.count_nonzero(physical[layout.mask()]) == x.size
+    assert msgspec.json.decode(msgspec.json.encode(layout), type=AnyLayout) == layout
 
 
 @given(

@@ -10,8 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from log_samples import record, records
 
+from sparsetvm.core.layout import BatchTiles
 from sparsetvm.core.record import Record
 from sparsetvm.log.line import MAX_LINE, BadLine, NewerSchema, checksum, decode_line, encode_line
+
+LANES = {"layout": "batch_tiles", "channels": 3, "height": 7, "width": 7, "pad": 1, "lanes": 16}
 
 
 def forge(**changes: Any) -> bytes:
@@ -71,6 +74,7 @@ def test_forged_line_is_read_when_nothing_is_wrong() -> None:
     assert decode_line(forge())[1] == record()
     assert decode_line(forge(config__template="cuda.unknown"))[1].config.template == "cuda.unknown"
     assert decode_line(forge(key_of_a_later_version=[1, 2]))[1] == record()
+    assert decode_line(forge(workload__layout_in=LANES))[1].workload.layout_in == BatchTiles(3, 7, 7, 1, 16)
 
 
 @pytest.mark.parametrize(
@@ -94,6 +98,8 @@ def test_forged_line_is_read_when_nothing_is_wrong() -> None:
         ({"workload__pattern__kind": "lucky"}, "wrong type"),
         ({"workload__layout_in__lanes": 0}, "layout"),
         ({"workload__layout_in__layout": "spiral"}, "wrong type"),
+        ({"workload__layout_in": LANES | {"pad": -1}}, "layout"),
+        ({"workload__layout_in": LANES | {"height": 0}}, "layout"),
         ({"workload__conv": {"in_channels": 1, "in_height": 1, "in_width": 1, "kernel": [3, 3]}}, "convolution"),
         ({"workload__conv": {"in_channels": 1, "in_height": 9, "in_width": 9, "kernel": [0, 3]}}, "convolution"),
         ({"config__knobs": [["b", 1], ["a", 2]]}, "sorted"),

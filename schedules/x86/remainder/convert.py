@@ -1,4 +1,4 @@
-"""Conversions between layouts: plain matrices and Tiled, plain images, Planes and phase-split Planes.
+"""Conversions between layouts: plain matrices and Tiled, plain images, Planes, phase-split Planes and BatchTiles.
 
     X: physical shape of `source`, Y: physical shape of `destination`
 
@@ -11,11 +11,12 @@ import itertools
 from collections.abc import Callable
 
 from sparsetvm.schedules.x86 import tir
+from sparsetvm.schedules.x86.remainder.batch_tiles import images_to_lanes, lanes_to_plain
 from sparsetvm.schedules.x86.remainder.images import Images, fill
 from tvm import tirx
 from tvm.tirx.script import builder as B
 
-from sparsetvm.core.layout import AnyLayout, Plain, Planes, Tiled
+from sparsetvm.core.layout import AnyLayout, BatchTiles, Plain, Planes, Tiled
 from sparsetvm.core.target import Target
 from sparsetvm.errors import SparseTvmError
 
@@ -46,6 +47,10 @@ def convert_kernel(
             (_columns_to_tiles if transposed else _rows_to_tiles)(x, y, destination, target)
         elif isinstance(source, Tiled) and isinstance(destination, Plain):
             (_tiles_to_columns if transposed else _tiles_to_rows)(x, y, source, target)
+        elif isinstance(destination, BatchTiles):
+            images_to_lanes([x], y, source, shape, destination, target)
+        elif isinstance(source, BatchTiles) and isinstance(destination, Plain):
+            lanes_to_plain(x, y, source, target)
         elif isinstance(source, (Plain, Planes)) and isinstance(destination, Planes):
             _images_to_planes(x, y, Images(source, shape, target.lanes), destination, target, shift)
         elif isinstance(source, Planes) and isinstance(destination, Plain):
