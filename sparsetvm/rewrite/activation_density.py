@@ -6,6 +6,7 @@ leaves as many as the data has it: runtime/calibrate.py runs the model to count 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import msgspec
@@ -39,4 +40,4 @@ def exact_density(graph: Graph, name: str, producers: Mapping[str, Node]) -> flo
         node = producers.get(node.inputs[0])
     if node is None or not node.is_op("k_winners", domain=SPARSETVM_DOMAIN):
         return None
-    return int(node.attrs["k"]) / graph.values[node.outputs[0]].shape[-1]
+    return int(node.attrs["k"]) / math.prod(graph.values[node.outputs[0]].shape[int(node.attrs.get("axis", -1)) :])

@@ -19,6 +19,7 @@ from sparsetvm.rewrite.reveal_blocks import reveal_blocks
 from sparsetvm.rewrite.split_batch import split_batch
 from sparsetvm.rewrite.split_strided_pointwise import split_strided_pointwise
 from sparsetvm.rewrite.widen_float16 import widen_float16
+from sparsetvm.rewrite.winners_of_images import winners_of_images
 
 
 def rewrite(graph: Graph, target: Target, masks: Sequence[Mask] = ()) -> Graph:
@@ -32,6 +33,7 @@ def rewrite(graph: Graph, target: Target, masks: Sequence[Mask] = ()) -> Graph:
     fuse_attention(graph, target)
     if target.kind == "cpu":
         fuse_k_winners(graph)
+        winners_of_images(graph)
     make_layers(graph)
     remove_dead_channels(graph)
     reveal_blocks(graph, target.kind)
