@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 # Imported by name, so that listing templates needs no TVM. Order: the first that matches and is preferred gives the
 # default config, unless templates have estimates (search/candidates.py compares those).
 _TEMPLATES: dict[str, tuple[str, str]] = {
+    "x86.conv_columns": ("sparsetvm.schedules.x86.conv_columns", "ConvColumnsTemplate"),
     "x86.pattern_code": ("sparsetvm.schedules.x86.pattern_code", "PatternCode"),
     "x86.pattern_data": ("sparsetvm.schedules.x86.pattern_data", "PatternData"),
     "x86.spmv_columns": ("sparsetvm.schedules.x86.spmv_columns", "SpmvColumns"),

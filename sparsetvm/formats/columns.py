@@ -57,7 +57,7 @@ def pack_columns(weight: np.ndarray, parts: int, *, height: int, size: int) -> C
     slices = -(-m // LANES)
     padded = np.zeros((slices * LANES, k), np.float32)
     padded[:m] = weight
-    bounds = _deal(np.count_nonzero(padded.reshape(slices, LANES * k), axis=1), parts)
+    bounds = deal_slices(np.count_nonzero(padded.reshape(slices, LANES * k), axis=1), parts)
     stride = -(-k // LANES) * LANES + LANES
     values, ids, first = [], [], np.zeros((parts, stride), np.int32)
     blocks = most = 0
@@ -98,7 +98,7 @@ def _words(ids: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(ids).view("<i8").ravel()
 
 
-def _deal(weights: np.ndarray, parts: int) -> np.ndarray:
+def deal_slices(weights: np.ndarray, parts: int) -> np.ndarray:
     """(parts + 1,) int32: contiguous ranges of slices of about equal cost: their non-zeros, and a little for each."""
     total = np.cumsum(weights + 4)
     shares = np.arange(1, parts) * (total[-1] / parts)

@@ -21,9 +21,15 @@ _SAME_VALUES_OWN = ("convert", "alias")
 
 
 def uses_density(workload: Workload, target: Target) -> bool:
-    """Whether a schedule of the workload can skip zeros of X: sparse products of few tokens on a CPU with AVX-512."""
-    few = workload.op == "matmul" and workload.n <= FEW_TOKENS and isinstance(workload.layout_in, Plain)
-    return few and workload.pattern.kind != "dense" and target.kind == "cpu" and target.isa == "avx512"
+    """Whether a schedule of the workload can skip zeros of X: products of few tokens and convolutions of blocks of
+    rows, on a CPU with AVX-512.
+    """
+    if target.kind != "cpu" or target.isa != "avx512" or workload.pattern.kind == "dense":
+        return False
+    if workload.conv is not None:
+        strip = workload.pattern.block[0] if workload.pattern.kind == "block" else 1
+        return strip % 8 == 0 and workload.conv.stride == (1, 1) and workload.conv.groups == 1
+    return workload.n <= FEW_TOKENS and isinstance(workload.layout_in, Plain)
 
 
 def with_density(workload: Workload, target: Target, density: float | None) -> Workload:

@@ -90,7 +90,7 @@ class SampledRow:
                 for i, vector in enumerate(vectors):
                     _count(totals[i % 4], vector, threshold)
                 # Above infinity are keys of NaN, of which no threshold is made.
-                enough = tirx.And(_sum(totals[0][0] + totals[1][0] + (totals[2][0] + totals[3][0])) >= tir.i32(rank), wanted <= tir.i32(_INFINITY))
+                enough = tirx.And(tir.sum_lanes(totals[0][0] + totals[1][0] + (totals[2][0] + totals[3][0])) >= tir.i32(rank), wanted <= tir.i32(_INFINITY))
                 B.buffer_store(cell, tirx.Select(enough, wanted, cell[0]), [0])
         B.buffer_store(self.low, tirx.max(self.low[0], tir.i32(_LOWEST)), [0])
         # The rank of the upper one is reached at `high`; one step further it is not.
@@ -120,14 +120,14 @@ class SampledRow:
             if real < _LANES:
                 missed = tirx.Or(missed, tirx.Not(tir.lane_mask(0, real, _LANES)))
             between = tirx.And(tirx.Not(missed), below)
-            found = tir.let(_sum(_as_ints(between)))
-            packed = tir.let(_compressed(value, between))
+            found = tir.let(tir.count_lanes(between))
+            packed = tir.let(tir.compress(value, between))
             # Rarely more than eight; a store of 32 bytes takes half as long as one of 64.
             tir.vstore(self.list, tirx.Shuffle([packed], list(range(8))), self.listed[0], 8)
             with B.If(found > 8), B.Then():
                 tir.vstore(self.list, packed, self.listed[0], _LANES)
             B.buffer_store(self.listed, self.listed[0] + found, [0])
-            B.buffer_store(self.above, self.above[0] + (tir.i32(_LANES) - _sum(_as_ints(missed))), [0])
+            B.buffer_store(self.above, self.above[0] + (tir.i32(_LANES) - tir.count_lanes(missed)), [0])
 
         self.rows.each_vector(self.row, _LANES, count)
         B.buffer_store(self.above, self.above[0] - self.listed[0], [0])
@@ -168,7 +168,7 @@ class SampledRow:
             total = _int_vector()
             with B.serial(vectors) as i:
                 _count(total, tir.vload(self.list, i * _LANES, _LANES), threshold)
-            reached = tir.let(_sum(total[0]) - padding)
+            reached = tir.let(tir.sum_lanes(total[0]) - padding)
             with B.If(reached >= rank):
                 with B.Then():
                     B.buffer_store(self.low, middle, [0])
@@ -232,18 +232,3 @@ def _count(total: tir.Buffer, value: tir.Expr, threshold: tir.Expr) -> None:
     """Add one in every lane that reaches the threshold, which NaN does: it is not below it."""
     zeros, ones = (tirx.Broadcast(tir.i32(i), _LANES) for i in (0, 1))
     B.buffer_store(total, total[0] + tirx.Select(value < tir.splat(threshold, _LANES), zeros, ones), [0])
-
-
-def _as_ints(mask: tir.Expr) -> tir.Expr:
-    return tirx.Select(mask, tirx.Broadcast(tir.i32(1), _LANES), tirx.Broadcast(tir.i32(0), _LANES))
-
-
-def _sum(ints: tir.Expr) -> tir.Expr:
-    """The sum of all lanes; of a mask as ints LLVM makes one popcnt of it."""
-    return tirx.call_llvm_pure_intrin("int32", f"llvm.vector.reduce.add.v{_LANES}i32", ints)
-
-
-def _compressed(value: tir.Expr, mask: tir.Expr) -> tir.Expr:
-    """The lanes of the mask moved together, zeros behind them."""
-    name = f"llvm.x86.avx512.mask.compress.v{_LANES}f32"
-    return tirx.call_llvm_pure_intrin(f"float32x{_LANES}", name, value, tir.splat(0.0, _LANES), mask)
