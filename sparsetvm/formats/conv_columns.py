@@ -1,8 +1,8 @@
 """The weight of a convolution by input channels, for kernels that read only what non-zero activations meet.
 
 An entry is `height` neighbouring output rows that share their non-zeros at one input channel and one tap (ky, kx), with
-their weights. Slices of 16 output rows have entries of their own, so that the sums of a slice fit into L1; those of one
-channel lie behind each other, in the order of ky. Threads share the slices.
+their weights. Slices of 16 output rows have entries of their own, so that the sums of a slice fit into L1. Threads share the
+slices.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ class ConvColumns:
 
     values: float32 [entry][height]. offsets: int32 [entry], from the sums of the position of an activation to the entry's
     first row at the position that the tap makes of it, 16 floats for each position.
-    first: int32 [slice][channel * kernel rows + ky], the first entry; one more behind the last.
+    lines: int32 [entry], channel * kernel rows + ky; ascending in a slice.
+    first: int32 [slice + 1], the first entry of each slice, and the end.
     bounds: (parts + 1,) int32, part p has the slices bounds[p] : bounds[p + 1].
     """
 
     height: int
     values: np.ndarray
     offsets: np.ndarray
+    lines: np.ndarray
     first: np.ndarray
     bounds: np.ndarray
 
@@ -49,9 +51,10 @@ def pack_conv_columns(
     entries = padded.reshape(slices, LANES // height, height, k)
     of_slice, column, row = np.nonzero((entries != 0).any(axis=2).transpose(0, 2, 1))
     offsets = row * height - tap_positions.reshape(-1)[column % (kh * kw)] * LANES
-    per_line = np.bincount(of_slice * (k // kw) + column // kw, minlength=slices * (k // kw))
-    first = np.concatenate([[0], np.cumsum(per_line)])
-    values = entries[of_slice, row, :, column]
+    first = np.searchsorted(of_slice, np.arange(slices + 1))
+    values, lines = entries[of_slice, row, :, column], column // kw
     if not values.size:  # arrays are never empty
-        values, offsets = np.zeros((1, height), np.float32), np.zeros(1, np.int64)
-    return ConvColumns(height, values.ravel(), offsets.astype(np.int32), first.astype(np.int32), bounds)
+        values, offsets, lines = np.zeros((1, height), np.float32), np.zeros(1, np.int64), np.zeros(1, np.int64)
+    return ConvColumns(
+        height, values.ravel(), offsets.astype(np.int32), lines.astype(np.int32), first.astype(np.int32), bounds
+    )

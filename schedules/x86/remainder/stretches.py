@@ -62,6 +62,16 @@ class Stretches:
             if tail:
                 body(x + whole * lanes, y + whole * lanes, stretch * padded + whole, tail)
 
+    def load(self, x: tir.Buffer, at: tir.Expr, real: int, lanes: int) -> tir.Expr:
+        """`real` values of X in the first lanes of a vector; what the others hold is of no use.
+
+        In planes there is something behind every row. No masked load there: LLVM makes `vexpandps` of those whose mask
+        it knows, which takes 5 clocks on a Zen 4.
+        """
+        if self.x.images is not None:
+            return tir.vload(x, at, lanes)
+        return tir.vload_lanes(x, at, lanes, 0, real)
+
     def zero_around(self, y: tir.Buffer, row: tir.Expr, lanes: int) -> None:
         """Zeros in everything of Y's planes that is no pixel; nothing for plain rows."""
         images = self.y.images

@@ -115,7 +115,7 @@ class SampledRow:
         B.buffer_store(self.above, tir.i32(0), [0])
 
         def count(x: tir.Expr, _y: tir.Expr, _vector: tir.Expr, real: int) -> None:
-            value = tir.let(tir.vload_lanes(self.x, x, _LANES, 0, real))
+            value = tir.let(self.rows.load(self.x, x, real, _LANES))
             missed, below = value < tir.splat(low, _LANES), value < tir.splat(high, _LANES)
             if real < _LANES:
                 missed = tirx.Or(missed, tirx.Not(tir.lane_mask(0, real, _LANES)))
@@ -193,7 +193,7 @@ class SampledRow:
         """Pass 2."""
 
         def keep(x: tir.Expr, y: tir.Expr, _vector: tir.Expr, real: int) -> None:
-            value = tir.let(tir.vload_lanes(self.x, x, _LANES, 0, real))
+            value = tir.let(self.rows.load(self.x, x, real, _LANES))
             kept = tirx.Select(value < tir.splat(threshold, _LANES), tir.splat(0.0, _LANES), value)
             tir.vstore_lanes(self.y, kept, y, _LANES, 0, real)
 
