@@ -179,9 +179,7 @@ def mlp(path: Path, batch: Size, sparsity: float) -> None:
     net.save(path, {"x": (batch, 784)}, net.linear(x, (2048, 10)), (batch, 10))
 
 
-def speech_commands(
-    path: Path, batch: Size, sparsity: float, *, k_winners: bool = False, blocks: bool = False
-) -> None:
+def speech_commands(path: Path, batch: Size, sparsity: float, *, k_winners: bool = False, blocks: bool = False) -> None:
     """The network for Google Speech Commands of Hunter et al., "Two Sparsities Are Better Than One" (2021).
 
     A 32 x 32 spectrogram, two 5 x 5 convolutions of 64 channels with max pooling, 1500 hidden units, 12 words: 2.5

@@ -158,6 +158,11 @@ class Module:
         return CudaBuckets(open_run, self.inputs, self.outputs, self.dynamic)
 
     def _in_order(self, inputs: Mapping[str, Any]) -> list[Any]:
+        if len(inputs) == len(self.inputs):
+            try:
+                return [inputs[info.name] for info in self.inputs]
+            except KeyError:
+                pass
         names = [info.name for info in self.inputs]
         for name in inputs:
             if name not in names:
@@ -266,7 +271,12 @@ class Module:
 
     def _fill(self, arrays: list[np.ndarray]) -> list[Any]:
         """The arrays in aligned buffers, which are kept while their shapes stay the same."""
-        if [buffer.array.shape for buffer in self._buffers] != [array.shape for array in arrays] or not self._checked:
+        fixed = (
+            self._checked and self.dynamic is None and bool(self._buffers)
+        )  # then `arrays` have been checked to have these shapes
+        if not fixed and (
+            not self._checked or [buffer.array.shape for buffer in self._buffers] != [array.shape for array in arrays]
+        ):
             self._buffers = [Buffer(array.shape, str(array.dtype)) for array in arrays]
         for buffer, array in zip(self._buffers, arrays, strict=True):
             np.copyto(buffer.array, array)

@@ -28,7 +28,9 @@ class Side:
     images: Images | None
 
     def offset(self, row: tir.Expr, stretch: tir.Expr, per_plane: int) -> tir.Expr:
-        return row * self.row_step + self.first + stretch // per_plane * self.plane_step + stretch % per_plane * self.step
+        return (
+            row * self.row_step + self.first + stretch // per_plane * self.plane_step + stretch % per_plane * self.step
+        )
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,10 @@ class SampledRow:
                 for i, vector in enumerate(vectors):
                     _count(totals[i % 4], vector, threshold)
                 # Above infinity are keys of NaN, of which no threshold is made.
-                enough = tirx.And(tir.sum_lanes(totals[0][0] + totals[1][0] + (totals[2][0] + totals[3][0])) >= tir.i32(rank), wanted <= tir.i32(_INFINITY))
+                enough = tirx.And(
+                    tir.sum_lanes(totals[0][0] + totals[1][0] + (totals[2][0] + totals[3][0])) >= tir.i32(rank),
+                    wanted <= tir.i32(_INFINITY),
+                )
                 B.buffer_store(cell, tirx.Select(enough, wanted, cell[0]), [0])
         B.buffer_store(self.low, tirx.max(self.low[0], tir.i32(_LOWEST)), [0])
         # The rank of the upper one is reached at `high`; one step further it is not.
