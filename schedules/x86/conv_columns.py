@@ -6,10 +6,10 @@
             sums[position - tap][rows] += weights * activation
         transpose the sums: residual, activation function, planes
 
-Requires: AVX-512, stride 1, planes, blocks of 8 or more rows, a workload whose activation density is known. Sums lie with
-the output rows of a position together, so that one activation adds to `height` of them at once; it is bound by their
-stores (32 bytes per clock on a Zen 4). Where a tap takes an activation left or right out of the image the product
-falls on a column between the rows, which no one reads. formats/conv_columns.py has the format. For every input right,
+Requires: AVX-512, stride 1, planes, blocks of 8 or more rows, a workload whose activation density is known. The sums of
+a position lie together, so that one activation adds to `height` of them at once; it is bound by their stores (32 bytes
+per clock on a Zen 4). Where a tap takes an activation left or right out of the image the product falls on a column
+between the rows, which no one reads. formats/conv_columns.py has the format. For every input right,
 whatever its density: NaN counts as non-zero.
 
 The idea is the sparse-sparse convolution of Hunter, Spracklen and Ahmad ("Two Sparsities Are Better Than One", 2021).

@@ -1,8 +1,8 @@
 """The weight of a convolution by input channels, for kernels that read only what non-zero activations meet.
 
 An entry is `height` neighbouring output rows that share their non-zeros at one input channel and one tap (ky, kx), with
-their weights. Slices of 16 output rows have entries of their own, so that the sums of a slice fit into L1. Threads share the
-slices.
+their weights. Slices of 16 output rows have entries of their own, so that the sums of a slice fit into L1. Threads share
+the slices.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ LANES = 16
 class ConvColumns:
     """Entries of all slices behind each other.
 
-    values: float32 [entry][height]. offsets: int32 [entry], from the sums of the position of an activation to the entry's
-    first row at the position that the tap makes of it, 16 floats for each position.
+    values: float32 [entry][height]. offsets: int32 [entry], from the sums of the position of an activation to the
+    entry's first row at the position that the tap makes of it, 16 floats for each position.
     lines: int32 [entry], channel * kernel rows + ky; ascending in a slice.
     first: int32 [slice + 1], the first entry of each slice, and the end.
     bounds: (parts + 1,) int32, part p has the slices bounds[p] : bounds[p + 1].

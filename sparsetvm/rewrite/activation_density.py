@@ -24,7 +24,7 @@ def uses_density(workload: Workload, target: Target) -> bool:
     """Whether a schedule of the workload can skip zeros of X: products of few tokens and convolutions of blocks of
     rows, on a CPU with AVX-512.
     """
-    if target.kind != "cpu" or target.isa != "avx512" or workload.pattern.kind == "dense":
+    if target.kind != "cpu" or target.isa != "avx512":
         return False
     if workload.conv is not None:
         strip = workload.pattern.block[0] if workload.pattern.kind == "block" else 1

@@ -17,7 +17,7 @@ from sparsetvm.core.layout import AnyLayout, Plain
 class Side:
     """Where the stretches of a row lie on one side of a kernel.
 
-    Row r begins at r * row_step + first; stretch s of it lies s // per_plane * plane_step + s % per_plane * step behind.
+    Row r begins at r * row_step + first, its stretch s lies s // per_plane * plane_step + s % per_plane * step behind.
     images: None for plain rows.
     """
 

@@ -8,8 +8,8 @@
 The thresholds are those whose ranks in the sample are three standard deviations off (Floyd and Rivest's SELECT, 1975).
 The sample only has to be lucky for speed: where the k-th value lies elsewhere, pass 1 is repeated with what is left. A
 list is searched by interpolation and bisection in turn over the bits of a float, which as integers ("keys") are in the
-order of the floats once those of negative numbers are inverted, all but the sign. Vectors are compared as floats: what is
-not below a threshold reaches it, NaN always, and the two zeros are equal.
+order of the floats once those of negative numbers are inverted, all but the sign. Vectors are compared as floats: what
+is not below a threshold reaches it, NaN always, and the two zeros are equal.
 
 Requires: AVX-512.
 """
