@@ -3,11 +3,11 @@
     python scripts/bench_speech_commands.py [--sparsity 0.95] [--budget 60] [--seconds 10] [--json OUT.json]
 
 The networks are those of make_models.py, with random weights: a test of speed, not of accuracy. "dense" and
-"sparse-dense" have ReLU, "sparse-sparse" k-winners. Of either there is one with single weights pruned and one with blocks
-of 16 filters and of 4 hidden units. ONNX Runtime's dense network is the baseline (it runs the others no faster: for it
-they are dense). --budget: seconds of search for each network, else default configs. One thread; all are timed in turn
-in one process, and their outputs compared with ONNX Runtime's on random, empty and extreme inputs first. Layers: their
-kernels alone, and of ONNX Runtime what its profiler says, which includes its overhead for each node.
+"sparse-dense" have ReLU, "sparse-sparse" k-winners. Of either there is one with single weights pruned and one with
+blocks of 16 filters and of 4 hidden units. ONNX Runtime's dense network is the baseline; it runs the others no faster,
+for it they are dense. --budget: seconds of search for each network, else default configs. One thread; all are timed in
+turn in one process, and their outputs compared with ONNX Runtime's on random, empty and extreme inputs first. Layers:
+their kernels alone, and of ONNX Runtime what its profiler says, which includes its overhead for each node.
 """
 
 from __future__ import annotations

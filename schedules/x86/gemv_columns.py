@@ -3,7 +3,7 @@
     for token: list the columns k with x[k] != 0 (vcompressps)
         for block of U vectors of rows: for column of the list: U FMAs
 
-Requires: AVX-512, at most 4 tokens, plain layouts, a dense weight, a workload whose activation density is known. Weights
+Requires: AVX-512, at most 4 tokens, plain layouts, a dense weight, known activation density. Weights are
 packed [rows / (U * 16)][K][U * 16], as x86.dense_gemv has them. For every input right: NaN counts as non-zero.
 """
 

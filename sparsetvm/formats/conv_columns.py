@@ -1,8 +1,8 @@
 """The weight of a convolution by input channels, for kernels that read only what non-zero activations meet.
 
-An entry is `height` neighbouring output rows that share their non-zeros at one input channel and one tap (ky, kx), with
-their weights. Slices of 16 output rows have entries of their own, so that the sums of a slice fit into L1. Threads share
-the slices.
+An entry is `height` neighbouring output rows that share their non-zeros at one input channel and one tap (ky, kx),
+with their weights. Slices of 16 output rows have entries of their own, so that the sums of a slice fit into L1. Threads
+share the slices.
 """
 
 from __future__ import annotations

@@ -55,6 +55,7 @@ class _Assignment:
             "attention": self._attention,
             "gather": self._gather,
             "k_winners": self._k_winners,
+            "pooled_conv2d": self._pooled_conv,
         }
         for node in self.graph.nodes:
             rule = rules.get(node.op) if node.domain == SPARSETVM_DOMAIN else None
@@ -157,6 +158,13 @@ class _Assignment:
             self._as(name, tiled) if at < 3 else self._as(name, PLAIN) for at, name in enumerate(node.inputs)
         ]
         return self._set(node, tiled)
+
+    def _pooled_conv(self, node: Node) -> bool:
+        """Reads images as they are, and writes planes."""
+        first = self.graph.values[node.inputs[0]]
+        whole = isinstance(first.layout, Planes) and first.layout.phases == (1, 1)
+        node.inputs = [first.name if whole else self._as(first.name, PLAIN)]
+        return self._set(node, self._planes(self.graph.values[node.outputs[0]]))
 
     def _k_winners(self, node: Node) -> bool:
         """Images stay in planes, and come from there in planes only where somebody reads planes."""

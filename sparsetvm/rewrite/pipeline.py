@@ -12,6 +12,7 @@ from sparsetvm.rewrite.canonical import canonicalize
 from sparsetvm.rewrite.fuse_attention import fuse_attention
 from sparsetvm.rewrite.fuse_epilogues import fuse_epilogues
 from sparsetvm.rewrite.fuse_k_winners import fuse_k_winners
+from sparsetvm.rewrite.fuse_max_pool import fuse_max_pool
 from sparsetvm.rewrite.make_layers import make_layers
 from sparsetvm.rewrite.mask_padding import mask_padding
 from sparsetvm.rewrite.remove_dead_channels import remove_dead_channels
@@ -38,6 +39,7 @@ def rewrite(graph: Graph, target: Target, masks: Sequence[Mask] = ()) -> Graph:
     remove_dead_channels(graph)
     reveal_blocks(graph, target.kind)
     fuse_epilogues(graph)
+    fuse_max_pool(graph, target)
     split_strided_pointwise(graph)
     if target.kind == "cpu":
         split_batch(graph, target)

@@ -271,9 +271,8 @@ class Module:
 
     def _fill(self, arrays: list[np.ndarray]) -> list[Any]:
         """The arrays in aligned buffers, which are kept while their shapes stay the same."""
-        fixed = (
-            self._checked and self.dynamic is None and bool(self._buffers)
-        )  # then `arrays` have been checked to have these shapes
+        # Where no size is open, `arrays` have been checked to have the shapes of the buffers.
+        fixed = self._checked and self.dynamic is None and bool(self._buffers)
         if not fixed and (
             not self._checked or [buffer.array.shape for buffer in self._buffers] != [array.shape for array in arrays]
         ):
