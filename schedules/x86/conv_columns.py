@@ -66,18 +66,27 @@ class ConvColumnsTemplate(Template):
     def pack(
         self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target
     ) -> Packed:
-        conv, row_stride = _conv(workload), _planes(workload.layout_in).row_stride
+        conv, source = _conv(workload), _planes(workload.layout_in)
         rows = np.arange(conv.kernel[0]) * conv.dilation[0] - conv.pads[0]
         columns = np.arange(conv.kernel[1]) * conv.dilation[1] - conv.pads[1]
-        positions = rows[:, None] * row_stride + columns
+        positions = rows[:, None] * source.row_stride + columns
         packed = pack_conv_columns(weight, conv.kernel, positions, target.threads, config.int("height"))
         start = initial_sums(bias, workload.m)
-        # Where, among the rows of all input channels, those begin and end that an entry meets.
-        channel, ky = np.divmod(packed.lines, conv.kernel[0])
+        # Where, among the rows of all input channels, those begin and end that an entry meets, and where its channel
+        # lies. One entry more: the next one is read ahead.
+        channel, ky = np.divmod(np.append(packed.lines, 0), conv.kernel[0])
         tops = np.clip(rows, 0, conv.in_height)
         bottoms = np.clip(conv.out_height + rows, tops, conv.in_height)
-        spans = (channel * (conv.in_height + 1))[:, None] + np.stack([tops[ky], bottoms[ky]], axis=1)
-        arrays = (packed.values, packed.offsets, spans.ravel().astype(np.int32), packed.first, packed.bounds, start)
+        first_row, plane = channel * (conv.in_height + 1), channel * source.plane_stride + source.origin
+        spans = np.stack([first_row + tops[ky], first_row + bottoms[ky], plane], axis=1)
+        arrays = (
+            packed.values,
+            np.append(packed.offsets, np.int32(0)),
+            spans.ravel().astype(np.int32),
+            packed.first,
+            packed.bounds,
+            start,
+        )
         return Packed((*arrays, tap_geometry(workload).mask_bits()), {"format": packed})
 
     def kernel(self, workload: Workload, config: Config, packed: Packed, target: Target, symbol: str) -> Any:
@@ -113,7 +122,6 @@ class _Kernel:
         listed = conv.in_channels * (conv.in_height * conv.in_width + _STEP) + LANES
         with tir.outer(self.threads, self.threads) as part:
             sums = tir.scratch(positions * LANES)
-            self.scales = tir.scratch(listed)
             self.places = tb.alloc_buffer((listed,), "int32", scope="local")
             starts = conv.in_channels * (conv.in_height + 1)
             self.row_starts = tb.alloc_buffer((starts,), "int32", scope="local")
@@ -123,13 +131,12 @@ class _Kernel:
                     rows = tb.Bind(self.bounds[part] + at)
                     with tb.serial(positions) as i:
                         tir.vstore(sums, tir.splat(0.0, LANES), i * LANES, LANES)
-                    with tb.serial(self.first[rows + 1] - self.first[rows]) as entry:
-                        self._add_entry(self.first[rows] + entry, sums)
+                    self._add_entries(rows, image, sums)
                     with tb.serial(self.geometry.tiles) as tile:
                         self._finish(image, tile, rows, sums)
 
     def _list_activations(self, image: Any) -> None:
-        """The non-zero activations of an image, 16 times their positions, and where those of each row begin."""
+        """Where in their planes the non-zero activations of an image lie, and where those of each row begin."""
         from sparsetvm.schedules.x86 import tir
         from tvm import tirx
         from tvm.tirx.script import builder as tb
@@ -137,7 +144,6 @@ class _Kernel:
         conv, source = self.conv, self.source
         found = tb.alloc_buffer((1,), "int32", scope="global")
         tb.buffer_store(found, tir.i32(0), [0])
-        lists = (self.scales, self.places)
         with tb.serial(conv.in_channels) as channel:
             start = tb.Bind((image * conv.in_channels + channel) * source.plane_stride + source.origin)
             row_start = tb.Bind(channel * (conv.in_height + 1))
@@ -153,41 +159,51 @@ class _Kernel:
                     if real < LANES:
                         mask = tirx.And(mask, tir.lane_mask(0, real, LANES))
                     count = tir.let(tir.count_lanes(mask))
-                    place = tirx.Ramp(at * LANES, tir.i32(LANES), LANES)
-                    compressed = [tir.let(tir.compress(vector, mask)) for vector in (value, place)]
-                    for vector, target in zip(compressed, lists, strict=True):
-                        # Rarely more than eight; a store of 32 bytes takes half as long as one of 64.
-                        low = tirx.Shuffle([vector], list(range(8)))
-                        tb.buffer_store(target, low, [tirx.Ramp(found[0], 1, 8)])
+                    places = tir.let(tir.compress(tirx.Ramp(at, tir.i32(1), LANES), mask))
+                    # Rarely more than eight; a store of 32 bytes takes half as long as one of 64.
+                    low = tirx.Shuffle([places], list(range(8)))
+                    tb.buffer_store(self.places, low, [tirx.Ramp(found[0], 1, 8)])
                     with tb.If(count > 8), tb.Then():
-                        for vector, target in zip(compressed, lists, strict=True):
-                            tb.buffer_store(target, vector, [tirx.Ramp(found[0], 1, LANES)])
+                        tb.buffer_store(self.places, places, [tirx.Ramp(found[0], 1, LANES)])
                     tb.buffer_store(found, found[0] + count, [0])
             tb.buffer_store(self.row_starts, found[0], [row_start + conv.in_height])
-            # What the last turn of an inner loop may find behind the end: zeros, in a row below the image.
-            tir.vstore(self.scales, tir.splat(0.0, _STEP), found[0], _STEP)
-            below = tirx.Broadcast(tir.i32(conv.in_height * source.row_stride * LANES), _STEP)
+            # What the last turn of an inner loop may find behind the end: a place below the image, where X is zero.
+            below = tirx.Broadcast(tir.i32(conv.in_height * source.row_stride), _STEP)
             tb.buffer_store(self.places, below, [tirx.Ramp(found[0], 1, _STEP)])
             tb.buffer_store(found, found[0] + _STEP, [0])
 
-    def _add_entry(self, number: Any, sums: Any) -> None:
-        """Add what one entry makes of the activations of its channel to the sums of a slice."""
+    def _add_entries(self, rows: Any, image: Any, sums: Any) -> None:
+        """Add what all entries of a slice make of the activations of their channels to its sums.
+
+        What an entry needs is read while the one before is added: a mispredicted end of a loop then costs only that.
+        """
         from sparsetvm.schedules.x86 import tir
         from tvm.tirx.script import builder as tb
 
-        height = self.format.height
-        entry = tb.Bind(number)
-        begin = tb.Bind(self.row_starts[self.spans[2 * entry]])
-        end = tb.Bind(self.row_starts[self.spans[2 * entry + 1]])
-        offset = tb.Bind(self.offsets[entry] + self.before * LANES)
-        # Not bound to a cell: TVM would merge that with those of other vectors. LLVM loads it once all the same.
-        weights = tir.vload(self.values, entry * height, height)
-        with tb.serial((end - begin + (_STEP - 1)) // _STEP) as turn:
-            for step in range(_STEP):
-                index = begin + turn * _STEP + step
-                place = tb.Bind(self.places[index] + offset)
-                total = tir.vload(sums, place, height) + weights * tir.splat(self.scales[index], height)
-                tir.vstore(sums, total, place, height)
+        height, base = self.format.height, tb.Bind(image * self.conv.in_channels * self.source.plane_stride)
+        begin, end, plane, offset = cells = [tb.alloc_buffer((1,), "int32", scope="global") for _ in range(4)]
+
+        def read(entry: Any) -> None:
+            spans = [self.spans[3 * entry + i] for i in range(3)]
+            offset = self.offsets[entry] + self.before * LANES
+            found = (self.row_starts[spans[0]], self.row_starts[spans[1]], base + spans[2], offset)
+            for cell, value in zip(cells, found, strict=True):
+                tb.buffer_store(cell, value, [0])
+
+        first = tb.Bind(self.first[rows])
+        read(first)
+        with tb.serial(self.first[rows + 1] - first) as number:
+            entry = tb.Bind(first + number)
+            now = [tir.let(cell[0]) for cell in (begin, end, plane, offset)]
+            read(entry + 1)
+            # Not bound to a cell: TVM would merge that with those of other vectors. LLVM loads it once all the same.
+            weights = tir.vload(self.values, entry * height, height)
+            with tb.serial((now[1] - now[0] + (_STEP - 1)) // _STEP) as turn:
+                for step in range(_STEP):
+                    place = tb.Bind(self.places[now[0] + turn * _STEP + step])
+                    at = tb.Bind(place * LANES + now[3])
+                    total = tir.vload(sums, at, height) + weights * tir.splat(self.x[now[2] + place], height)
+                    tir.vstore(sums, total, at, height)
 
     def _finish(self, image: Any, tile: Any, rows: Any, sums: Any) -> None:
         """16 positions of 16 rows: transposed, with bias, residual and activation, to Y."""

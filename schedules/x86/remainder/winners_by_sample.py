@@ -5,7 +5,7 @@
     in the list, a tenth of the row: search a threshold that exactly as many values reach as shall stay
     pass 2: y = x where x reaches it
 
-The thresholds are those whose ranks in the sample are three standard deviations off (Floyd and Rivest's SELECT, 1975).
+The thresholds are those whose ranks in the sample are two standard deviations off (Floyd and Rivest's SELECT, 1975).
 The sample only has to be lucky for speed: where the k-th value lies elsewhere, pass 1 is repeated with what is left. A
 list is searched by interpolation and bisection in turn over the bits of a float, which as integers ("keys") are in the
 order of the floats once those of negative numbers are inverted, all but the sign. Vectors are compared as floats: what
@@ -73,7 +73,7 @@ class SampledRow:
 
     def _thresholds_of_sample(self) -> None:
         n, k, size = self.rows.values, self.k, _SAMPLE * _LANES
-        spread = 3 * math.sqrt(size * k * (n - k)) / n + 1
+        spread = 2 * math.sqrt(size * k * (n - k)) / n + 1
         ranks = (math.ceil(size * k / n + spread), math.floor(size * k / n - spread))
         vectors = [tir.let(tir.vload(self.x, at, _LANES)) for at in self._sample_offsets()]
         for cell in (self.low, self.high):
