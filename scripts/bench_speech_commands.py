@@ -29,7 +29,7 @@ from sparsetvm.runtime.compare import BenchPlan, interleave
 from sparsetvm.runtime.module import Module
 from sparsetvm.runtime.verify import onnxruntime_session
 
-NETWORKS = ("dense", "sparse-sparse blocks")
+NETWORKS = ("dense", "sparse-dense", "sparse-sparse", "sparse-dense blocks", "sparse-sparse blocks")
 _SHAPE, _BASELINE = (1, 1, 32, 32), "onnxruntime dense"
 
 
@@ -98,7 +98,7 @@ def main() -> None:
         errors = {name: compare(name, module, sessions[name]) for name, module in modules.items()}
         feed = {"x": np.random.default_rng(1).standard_normal(_SHAPE).astype(np.float32)}
         runs: dict[str, Any] = {f"ours {name}": module.prepared(feed) for name, module in modules.items()}
-        for name in ("dense",):
+        for name in ("dense", "sparse-sparse"):
             runs[f"onnxruntime {name}"] = lambda session=sessions[name]: session.run(None, feed)
         timed = interleave({name: [run] for name, run in runs.items()}, BenchPlan(args.seconds / len(runs)))
         latency = {name: (statistics.median(found.times), min(found.times)) for name, found in timed.items()}
