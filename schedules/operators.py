@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -30,6 +30,56 @@ class Attention(msgspec.Struct, frozen=True):
     def layout(self, lanes: int) -> Tiled:
         """Layout of Q, K, V and the output."""
         return Tiled(self.batch * self.seq, self.heads * self.head_dim, lanes)
+
+    @property
+    def mask_fits(self) -> bool:
+        """Whether there is no mask, or one that the kernels can broadcast."""
+        if self.mask_shape is None:
+            return True
+        *leading, keys = self.mask_shape
+        broadcast = all(d in (1, full) for d, full in zip(leading, (self.batch, self.heads, self.seq), strict=False))
+        return len(leading) == 3 and broadcast and keys == self.seq
+
+
+class BatchMatmul(msgspec.Struct, frozen=True):
+    """The product of two computed tensors (..., m, k) and (..., k, n), whose leading axes broadcast (ONNX's MatMul)."""
+
+    a_shape: tuple[int, ...]
+    b_shape: tuple[int, ...]
+
+    @property
+    def m(self) -> int:
+        return self.a_shape[-2]
+
+    @property
+    def k(self) -> int:
+        return self.a_shape[-1]
+
+    @property
+    def n(self) -> int:
+        return self.b_shape[-1]
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        """Leading axes of the result."""
+        return tuple(int(d) for d in np.broadcast_shapes(self.a_shape[:-2], self.b_shape[:-2]))
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        return (*self.batch, self.m, self.n)
+
+    def offset(self, item: Any, shape: tuple[int, ...]) -> Any:
+        """Where the matrix of an operand of this shape begins that `item` (or an expression) of the batch reads."""
+        strides, step = [], math.prod(shape[-2:])
+        for size in reversed(shape[:-2]):
+            strides.append(0 if size == 1 else step)
+            step *= size
+        offset: Any = item * 0
+        inner = 1
+        for size, stride in zip(reversed(self.batch), strides, strict=False):
+            offset = offset + item // inner % size * stride
+            inner *= size
+        return offset
 
 
 class Pooling(msgspec.Struct, frozen=True):

@@ -140,6 +140,8 @@ def activate(y: np.ndarray, e: Epilogue) -> np.ndarray:
             return 1 / (1 + np.exp(-y))
         case "silu":
             return y / (1 + np.exp(-y))
+        case "hard_swish":
+            return y * np.clip(y / 6 + 0.5, 0, 1)
     return y
 
 

@@ -87,6 +87,7 @@ def apply_epilogue(y: np.ndarray, epilogue: Epilogue, residual: np.ndarray | Non
         "gelu_tanh": gelu_tanh,
         "sigmoid": expit,
         "silu": lambda a: a * expit(a),
+        "hard_swish": hard_swish,
     }
     return activations[epilogue.activation](y)
 
@@ -97,6 +98,10 @@ def gelu(x: np.ndarray) -> np.ndarray:
 
 def gelu_tanh(x: np.ndarray) -> np.ndarray:
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def hard_swish(x: np.ndarray) -> np.ndarray:
+    return x * np.clip(x / 6 + 0.5, 0, 1)
 
 
 def conv2d(x: np.ndarray, weight: np.ndarray, conv: ConvGeometry) -> np.ndarray:
@@ -130,6 +135,13 @@ def _layer_conv2d(node: Node, operands: Arrays, graph: Graph) -> np.ndarray:
     if node.attrs["bias"] is not None:
         y = y + node.attrs["bias"][:, None, None]
     return apply_epilogue(y, node.attrs["epilogue"], operands[1] if len(operands) > 1 else None)
+
+
+def _affine_channels(node: Node, operands: Arrays, graph: Graph) -> np.ndarray:
+    x = operands[0]
+    assert x is not None
+    scale, shift = (node.attrs[name][:, None, None] for name in ("scale", "shift"))
+    return apply_epilogue(x * scale + shift, node.attrs["epilogue"])
 
 
 # ---- operators of ONNX that the reference computes slowly or in float32 ----
@@ -201,7 +213,9 @@ OPERATORS: dict[tuple[str, str], Operator] = {
     (SPARSETVM_DOMAIN, "conv2d"): _layer_conv2d,
     (SPARSETVM_DOMAIN, "depthwise_conv2d"): _layer_conv2d,
     (SPARSETVM_DOMAIN, "Clip"): lambda n, operands, g: np.clip(operands[0], n.attrs["low"], n.attrs["high"]),
+    (SPARSETVM_DOMAIN, "affine_channels"): _affine_channels,
     (SPARSETVM_DOMAIN, "Silu"): _unary(lambda x: x * expit(x)),
+    (SPARSETVM_DOMAIN, "HardSwish"): _unary(hard_swish),
     ("", "Gelu"): lambda n, a, g: (gelu_tanh if n.attrs.get("approximate") == "tanh" else gelu)(a[0]),
     ("", "Erf"): _unary(erf),
     ("", "Sigmoid"): _unary(expit),

@@ -177,6 +177,12 @@ class ModelBuilder:
     def silu(self, x: str) -> str:
         return self.op("Mul", x, self.op("Sigmoid", x))
 
+    def hard_swish(self, x: str) -> str:
+        """As torch exports it when it decomposes it; ONNX has the operator from opset 14 on."""
+        six = self.const(6.0)
+        clamped = self.op("Min", self.op("Max", self.op("Add", x, self.const(3.0)), self.const(0.0)), six)
+        return self.op("Mul", x, self.op("Div", clamped, six))
+
     def gelu(self, x: str) -> str:
         """The erf form, as torch exports it below opset 20."""
         bent = self.op("Add", self.op("Erf", self.op("Div", x, self.const(math.sqrt(2.0)))), self.const(1.0))

@@ -1,5 +1,5 @@
 // Sums, products and activations of whole buffers, four floats per thread.
-//   SP_OP 0: X0 alone, 1: X0 + X1, 2: X0 * X1. SP_PLANES 1: what is no pixel of Planes becomes zero.
+//   SP_OP 0: X0 alone, 1: X0 + X1, 2: X0 * X1, 3: X0 times X1[plane]. SP_PLANES 1: what is no pixel of Planes becomes zero.
 #include "positions.cuh"
 
 #if SP_OP
@@ -11,7 +11,7 @@
 __device__ __forceinline__ float joined(float a, float b) {
 #if SP_OP == 1
   return a + b;
-#elif SP_OP == 2
+#elif SP_OP >= 2
   return a * b;
 #else
   (void)b;
@@ -35,7 +35,10 @@ extern "C" __global__ void __launch_bounds__(128)
 #endif
   if (at + 4 <= count) {
     const float4 a = *reinterpret_cast<const float4*>(x0 + at);
-#if SP_OP
+#if SP_OP == 3
+    const float factor = x1[at / plane];
+    const float4 b = make_float4(factor, factor, factor, factor);
+#elif SP_OP
     const float4 b = *reinterpret_cast<const float4*>(x1 + at);
 #else
     const float4 b = a;
@@ -45,7 +48,9 @@ extern "C" __global__ void __launch_bounds__(128)
     return;
   }
   for (int i = at; i < count; i++) {
-#if SP_OP
+#if SP_OP == 3
+    y[i] = sp::activate(joined(x0[i], x1[i / plane]));
+#elif SP_OP
     y[i] = sp::activate(joined(x0[i], x1[i]));
 #else
     y[i] = sp::activate(x0[i]);

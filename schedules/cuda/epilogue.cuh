@@ -1,5 +1,5 @@
 // What follows a sum: residual and activation. The bias is where the sum starts, or is added before these.
-//   SP_RESIDUAL 0 | 1; SP_ACTIVATION 0 none, 1 relu, 2 clip, 3 gelu, 4 gelu_tanh, 5 sigmoid, 6 silu;
+//   SP_RESIDUAL 0 | 1; SP_ACTIVATION 0 none, 1 relu, 2 clip, 3 gelu, 4 gelu_tanh, 5 sigmoid, 6 silu, 7 hard_swish;
 //   SP_LOW, SP_HIGH: the bounds of clip.
 #pragma once
 #include "device.cuh"
@@ -42,6 +42,8 @@ __device__ __forceinline__ float activate(float x) {
   return 1.0f / (1.0f + expf(-x));
 #elif SP_ACTIVATION == 6
   return x / (1.0f + expf(-x));
+#elif SP_ACTIVATION == 7
+  return x * fminf(fmaxf(fmaf(x, 1.0f / 6.0f, 0.5f), 0.0f), 1.0f);
 #else
 #error "SP_ACTIVATION: unknown activation"
 #endif

@@ -6,7 +6,7 @@ import numpy as np
 
 from sparsetvm.core.workload import Epilogue
 
-ACTIVATIONS = ("none", "relu", "clip", "gelu", "gelu_tanh", "sigmoid", "silu")
+ACTIVATIONS = ("none", "relu", "clip", "gelu", "gelu_tanh", "sigmoid", "silu", "hard_swish")
 
 
 def epilogue_defines(epilogue: Epilogue) -> tuple[tuple[str, int | float], ...]:

@@ -379,6 +379,11 @@ def _silu(x: Expr, lanes: int) -> Expr:
     return let(x * sigmoid_vec(x, lanes))
 
 
+def _hard_swish(x: Expr, lanes: int) -> Expr:
+    line = let(x * splat(1.0 / 6.0, lanes) + splat(0.5, lanes))
+    return let(x * vmin(splat(1.0, lanes), let(vmax(splat(0.0, lanes), line))))
+
+
 def activated(x: Expr, activation: str, low: float, high: float, lanes: int) -> Expr:
     """`activation` of one vector; `x` must be bound with `let` unless the activation is "none", "relu" or "clip".
 
@@ -391,5 +396,14 @@ def activated(x: Expr, activation: str, low: float, high: float, lanes: int) -> 
         return let(vmax(splat(0.0, lanes), let(x)))
     if activation == "clip":
         return let(vmin(splat(high, lanes), let(vmax(splat(low, lanes), let(x)))))
-    smooth = {"gelu": _gelu, "gelu_tanh": _gelu_tanh, "sigmoid": sigmoid_vec, "silu": _silu, "tanh": tanh_vec}
-    return smooth[activation](x, lanes)
+    return _FUNCTIONS[activation](x, lanes)
+
+
+_FUNCTIONS = {
+    "gelu": _gelu,
+    "gelu_tanh": _gelu_tanh,
+    "sigmoid": sigmoid_vec,
+    "silu": _silu,
+    "hard_swish": _hard_swish,
+    "tanh": tanh_vec,
+}

@@ -30,6 +30,7 @@ _UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "Tanh": torch.tanh,
     "Gelu": F.gelu,
     "Silu": F.silu,
+    "HardSwish": F.hardswish,
     "Identity": lambda x: x,
 }
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

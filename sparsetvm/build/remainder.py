@@ -183,6 +183,20 @@ def _attention(graph: Graph, node: Node, target: Target) -> RemainderKernel:
     )
 
 
+def _batch_matmul(graph: Graph, node: Node, target: Target) -> RemainderKernel | None:
+    left, right = (graph.values[name] for name in node.inputs)
+    plain = all(isinstance(value.layout, Plain) and value.dtype == "float32" for value in (left, right))
+    if not plain or min(len(left.shape), len(right.shape)) < 2 or target.kind == "cuda":
+        return None
+    kernels = _schedules(target, "batch_matmul")
+    product = kernels.BatchMatmul(left.shape, right.shape)
+    return RemainderKernel(
+        ("batch_matmul", product),
+        lambda symbol: kernels.batch_matmul_kernel(product, target, symbol),
+        [left.name, right.name],
+    )
+
+
 def _binary(graph: Graph, node: Node, target: Target) -> RemainderKernel | None:
     left, right = (graph.values[name] for name in node.inputs)
     if isinstance(left.layout, Plain) or left.shape != right.shape:
@@ -193,6 +207,37 @@ def _binary(graph: Graph, node: Node, target: Target) -> RemainderKernel | None:
         (op, left.layout, left.shape),
         lambda symbol: kernels.binary_kernel(op, left.layout, left.shape, Epilogue(), target, symbol),
         [left.name, right.name],
+    )
+
+
+def _scale_channels(graph: Graph, node: Node, target: Target) -> RemainderKernel:
+    kernels = _schedules(target, "elementwise")
+    image = graph.values[node.inputs[0]]
+    return RemainderKernel(
+        ("scale_channels", image.layout, image.shape),
+        lambda symbol: kernels.scale_channels_kernel(image.layout, image.shape, target, symbol),
+        list(node.inputs),
+    )
+
+
+def _affine_channels(graph: Graph, node: Node, target: Target) -> RemainderKernel:
+    kernels = _schedules(target, "elementwise")
+    image, epilogue = graph.values[node.inputs[0]], node.attrs["epilogue"]
+    return RemainderKernel(
+        ("affine_channels", image.layout, image.shape, epilogue),
+        lambda symbol: kernels.affine_channels_kernel(image.layout, image.shape, epilogue, target, symbol),
+        list(node.inputs),
+        [node.attrs["scale"], node.attrs["shift"]],
+    )
+
+
+def _concat(graph: Graph, node: Node, target: Target) -> RemainderKernel | None:
+    parts, out = [graph.values[name].layout for name in node.inputs], graph.values[node.outputs[0]].layout
+    if not isinstance(out, Planes):
+        return None
+    kernels = _schedules(target, "concat")
+    return RemainderKernel(
+        ("concat", *parts), lambda symbol: kernels.concat_kernel(parts, out, target, symbol), list(node.inputs)
     )
 
 
@@ -245,12 +290,17 @@ _RULES: dict[str, _Rule] = {
     "Softmax": _softmax,
     "sparsetvm.attention": _attention,
     "sparsetvm.k_winners": _k_winners,
+    "sparsetvm.scale_channels": _scale_channels,
+    "sparsetvm.affine_channels": _affine_channels,
+    "Concat": _concat,
     "Add": _binary,
     "Mul": _binary,
     "Cast": _cast,
+    "MatMul": _batch_matmul,
     "Relu": _unary,
     "Sigmoid": _unary,
     "Gelu": _unary,
     "sparsetvm.Silu": _unary,
+    "sparsetvm.HardSwish": _unary,
     "sparsetvm.Clip": _unary,
 }

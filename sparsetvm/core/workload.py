@@ -23,7 +23,7 @@ FEW_TOKENS_CUDA = 8
 # Two per octave: a record serves the densities nearby. Above the last one X counts as dense.
 ACTIVATION_DENSITIES = (1 / 64, 3 / 128, 1 / 32, 3 / 64, 1 / 16, 3 / 32, 1 / 8, 3 / 16, 1 / 4, 3 / 8)
 
-Activation = Literal["none", "relu", "clip", "gelu", "gelu_tanh", "sigmoid", "silu"]
+Activation = Literal["none", "relu", "clip", "gelu", "gelu_tanh", "sigmoid", "silu", "hard_swish"]
 
 
 class Epilogue(msgspec.Struct, frozen=True):

@@ -44,6 +44,9 @@ def fold_node(
     written = sum(math.prod(value.shape) * np.dtype(value.dtype).itemsize for value in outputs)
     if written > max(_MAX_FOLDED_BYTES, _MAX_GROWTH * read):
         return None
+    if node.op_type == "GatherElements":
+        data, indices = (np.asarray(arrays[name]) for name in node.input)
+        return [_gather_elements(node, data, indices, layer)]
     from onnx.reference import ReferenceEvaluator  # not at the top: few models need it, and it takes a while
 
     opset = max(opset, _REFERENCE_FROM.get(node.op_type, 0))
@@ -64,3 +67,18 @@ def fold_node(
         if array.shape != value.shape:
             raise ModelError(f"{node.op_type} of constants gives shape {array.shape}, not {value.shape}", layer=layer)
     return folded
+
+
+def _gather_elements(node: onnx.NodeProto, data: np.ndarray, indices: np.ndarray, layer: str) -> np.ndarray:
+    """GatherElements, which the reference implementation (1.19) gets wrong for more than 32 choices of one row."""
+    axis = next((int(attribute.i) for attribute in node.attribute if attribute.name == "axis"), 0) % max(data.ndim, 1)
+    if data.ndim != indices.ndim:
+        raise ModelError(f"GatherElements of {data.ndim} axes with indices of {indices.ndim}", layer=layer)
+    # The indices may be shorter than the data along the other axes.
+    part = data[tuple(slice(None) if at == axis else slice(size) for at, size in enumerate(indices.shape))]
+    size = data.shape[axis]
+    if np.any((indices < -size) | (indices >= size)) or any(
+        have < want for at, (have, want) in enumerate(zip(part.shape, indices.shape, strict=True)) if at != axis
+    ):
+        raise ModelError(f"GatherElements of {list(data.shape)} with indices beyond it", layer=layer)
+    return np.take_along_axis(part, indices, axis)

@@ -46,7 +46,8 @@ def opset_of(node: Node, opset: int) -> int:
 def single_node_model(node: Node, graph: Graph) -> onnx.ModelProto:
     """A model of one node: computed inputs become graph inputs, constants initializers, outputs graph outputs.
 
-    Clip and Silu of this project are written in ONNX operators. Raises ValueError for others that ONNX does not know.
+    Clip, Silu and HardSwish of this project are written in ONNX operators. Raises ValueError for others that ONNX does
+    not know.
     """
     opset = opset_of(node, graph.opset)
     names = list(dict.fromkeys(name for name in node.inputs if name))
@@ -80,6 +81,9 @@ def _standard(node: Node) -> list[Node]:
     if node.is_op("Silu", domain=SPARSETVM_DOMAIN):
         gate = f"{y}.gate"
         return [Node(f"{node.name}.gate", "Sigmoid", [x], [gate]), Node(node.name, "Mul", [x, gate], [y])]
+    if node.is_op("HardSwish", domain=SPARSETVM_DOMAIN):
+        gate, slope = f"{y}.gate", {"alpha": 1.0 / 6.0, "beta": 0.5}
+        return [Node(f"{node.name}.gate", "HardSigmoid", [x], [gate], slope), Node(node.name, "Mul", [x, gate], [y])]
     if node.is_op("Clip", domain=SPARSETVM_DOMAIN):
         # Max and Min take their bounds as inputs in every opset, Clip only from 11 on.
         names = [f"{y}.low", f"{y}.high"]

@@ -205,6 +205,8 @@ def activate(total: np.ndarray, epilogue: Epilogue) -> np.ndarray:
         return np.asarray(scipy.special.expit(total))
     if kind == "silu":
         return np.asarray(total * scipy.special.expit(total))
+    if kind == "hard_swish":
+        return np.asarray(total * np.clip(total / 6.0 + 0.5, 0.0, 1.0))
     return total
 
 

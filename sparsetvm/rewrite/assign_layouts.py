@@ -5,9 +5,9 @@ After:   convert -> conv2d -> conv2d -> Add -> GlobalAveragePool  (Planes from t
 
 Rules: convolutions, pools and what is element-wise between them use Planes; products of more than a few tokens, layer
 norm and attention between them use Tiled (HalfTiled where all multiply in float16: half_layers.py); everything else is
-plain. All images of one size use the same planes, whose zero columns suffice for every convolution of that size:
-residuals then need no conversion. What only 1x1 convolutions, strided ones too, and residuals read is stored as
-PlaneTiles, which has the same grid (not on a GPU).
+plain. All images of one size use the same planes, whose zero columns suffice for every convolution of that size but the
+few that reach far: residuals then need no conversion. What only 1x1 convolutions, strided ones too, and residuals read
+is stored as PlaneTiles, which has the same grid (not on a GPU).
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from sparsetvm.rewrite.half_layers import half_layers, stays_half
 from sparsetvm.rewrite.plane_geometry import conv_layouts, depthwise_pad, required_pad
 from sparsetvm.rewrite.tokens import few_tokens, token_lanes, tokens_of
 
+_COMMON_PAD = 4
 _UNARY = ("Relu", "Gelu", "Tanh", "Sigmoid")
-_UNARY_OWN = ("Silu", "Clip")
+_UNARY_OWN = ("Silu", "HardSwish", "Clip")
 _POOLS = ("MaxPool", "AveragePool")
 _RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity")
 _GLOBAL_POOLS = ("GlobalAveragePool", "GlobalMaxPool")
@@ -109,7 +110,7 @@ class _Assignment:
     def _conv(self, node: Node) -> bool:
         conv = node.attrs["conv"]
         batch, m = self.graph.values[node.outputs[0]].shape[:2]
-        pad = self.pads[conv.out_height, conv.out_width]
+        pad = max(self.pads.get((conv.out_height, conv.out_width), 0), required_pad(conv))
         source, planes = conv_layouts(conv, batch, m, pad, self.target.lanes)
         result: AnyLayout = planes
         if node.op == "conv2d" and self._read_by_tiles(node.outputs[0]):
@@ -123,6 +124,7 @@ class _Assignment:
     def _depthwise(self, node: Node) -> bool:
         planes = self._planes(self.graph.values[node.outputs[0]])
         source = self._planes(self.graph.values[node.inputs[0]])
+        source = msgspec.structs.replace(source, pad=max(source.pad, depthwise_pad(node.attrs["conv"])))
         node.inputs = [self._as(node.inputs[0], source), *(self._as(name, planes) for name in node.inputs[1:])]
         return self._set(node, planes)
 
@@ -205,8 +207,12 @@ class _Assignment:
             return self._set(node, PLAIN)
         if node.is_op(*_UNARY) or node.is_op(*_UNARY_OWN, domain=SPARSETVM_DOMAIN):
             return self._follow(node, first)
+        if node.is_op("affine_channels", domain=SPARSETVM_DOMAIN):
+            return self._affine(node, first)
+        if node.is_op("Concat"):
+            return self._concat(node)
         if node.is_op("Add", "Mul") and len(node.inputs) == 2:
-            return self._binary(node)
+            return self._scale_channels(node) or self._binary(node)
         if node.is_op("LayerNormalization") and isinstance(first.layout, Tiled) and layer_norm_fits(node, first):
             return self._follow(node, first)
         same_features = out.shape[-1:] == first.shape[-1:]
@@ -220,6 +226,34 @@ class _Assignment:
         if isinstance(first.layout, Planes) and not _keeps_zero(node):
             return False
         return self._set(node, first.layout) and not isinstance(first.layout, Plain)
+
+    def _affine(self, node: Node, first: Value) -> bool:
+        """Planes and plain images; others go through plain ones."""
+        layout = first.layout if isinstance(first.layout, Planes) else PLAIN
+        node.inputs = [self._as(first.name, layout)]
+        return self._set(node, layout)
+
+    def _concat(self, node: Node) -> bool:
+        """Images that are in planes for the most part are put together there."""
+        values = [self.graph.values[name] for name in node.inputs]
+        out = self.graph.values[node.outputs[0]]
+        images = len(out.shape) == 4 and int(node.attrs["axis"]) % 4 == 1 and not any(v.is_constant for v in values)
+        in_planes = sum(math.prod(v.shape) for v in values if isinstance(v.layout, Planes))
+        if self.target.kind == "cuda" or not images or 2 * in_planes <= math.prod(out.shape):
+            return False
+        node.inputs = [self._as(value.name, self._planes(value)) for value in values]
+        return self._set(node, self._planes(out))
+
+    def _scale_channels(self, node: Node) -> bool:
+        """An image in planes times one factor for each of its channels, as after squeeze-and-excitation."""
+        values = [self.graph.values[name] for name in node.inputs]
+        image, factors = sorted(values, key=lambda value: -math.prod(value.shape))
+        per_channel = len(image.shape) == 4 and factors.shape == (*image.shape[:2], 1, 1) != image.shape
+        if node.op != "Mul" or not per_channel or not isinstance(image.layout, Planes):
+            return False
+        node.op, node.domain = "scale_channels", SPARSETVM_DOMAIN
+        node.inputs = [image.name, self._as(factors.name, PLAIN)]
+        return self._set(node, image.layout)
 
     def _binary(self, node: Node) -> bool:
         left, right = (self.graph.values[name] for name in node.inputs)
@@ -237,7 +271,10 @@ def _tiles_of(planes: Planes) -> PlaneTiles:
 
 
 def _plane_pads(graph: Graph) -> dict[tuple[int, int], int]:
-    """Zero columns of the planes of each image size: enough for every convolution that writes or reads them."""
+    """Zero columns of the planes of each image size: enough for every convolution that writes or reads them.
+
+    One that reaches further than `_COMMON_PAD` has planes of its own: all others would compute on its zero columns.
+    """
     pads: dict[tuple[int, int], int] = {}
     for node in graph.nodes:
         if node.is_op("conv2d", "depthwise_conv2d", domain=SPARSETVM_DOMAIN):
@@ -246,7 +283,8 @@ def _plane_pads(graph: Graph) -> dict[tuple[int, int], int]:
                 size, need = (conv.out_height, conv.out_width), required_pad(conv)
             else:
                 size, need = (conv.in_height, conv.in_width), depthwise_pad(conv)
-            pads[size] = max(pads.get(size, 0), need)
+            if need <= _COMMON_PAD:
+                pads[size] = max(pads.get(size, 0), need)
     return pads
 
 

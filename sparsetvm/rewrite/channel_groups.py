@@ -27,7 +27,7 @@ _UNARY = words(
     Tanh
     """
 )
-_OWN_UNARY = ("Clip", "Silu")
+_OWN_UNARY = ("Clip", "Silu", "HardSwish")
 _SHAPE_ONLY = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 _POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
 

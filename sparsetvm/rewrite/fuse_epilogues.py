@@ -21,6 +21,7 @@ from sparsetvm.rewrite.make_layers import LAYER_OPS
 
 _FUSABLE = (*LAYER_OPS, "depthwise_conv2d")
 _ACTIVATIONS = {"Relu": "relu", "Sigmoid": "sigmoid"}
+_OWN_ACTIVATIONS = {"Silu": "silu", "HardSwish": "hard_swish"}
 
 
 def fuse_epilogues(graph: Graph) -> bool:
@@ -116,8 +117,8 @@ def activation_of(node: Node) -> dict[str, Any] | None:
     if node.is_op("Gelu"):
         approximate = node.attrs.get("approximate", "none")
         return {"activation": "gelu_tanh" if approximate == "tanh" else "gelu"}
-    if node.is_op("Silu", domain=SPARSETVM_DOMAIN):
-        return {"activation": "silu"}
+    if node.is_op(*_OWN_ACTIVATIONS, domain=SPARSETVM_DOMAIN):
+        return {"activation": _OWN_ACTIVATIONS[node.op]}
     if node.is_op("Clip", domain=SPARSETVM_DOMAIN):
         return {"activation": "clip", "low": float(node.attrs["low"]), "high": float(node.attrs["high"])}
     return None

@@ -10,6 +10,7 @@ from sparsetvm.core.target import Target
 from sparsetvm.rewrite.assign_layouts import assign_layouts
 from sparsetvm.rewrite.canonical import canonicalize
 from sparsetvm.rewrite.fuse_attention import fuse_attention
+from sparsetvm.rewrite.fuse_channel_affine import fuse_channel_affine
 from sparsetvm.rewrite.fuse_epilogues import fuse_epilogues
 from sparsetvm.rewrite.fuse_k_winners import fuse_k_winners
 from sparsetvm.rewrite.fuse_max_pool import fuse_max_pool
@@ -43,5 +44,6 @@ def rewrite(graph: Graph, target: Target, masks: Sequence[Mask] = ()) -> Graph:
     split_strided_pointwise(graph)
     if target.kind == "cpu":
         split_batch(graph, target)
+    fuse_channel_affine(graph)
     assign_layouts(graph, target)
     return graph

@@ -202,6 +202,7 @@ _OWN: dict[str, Callable[[Graph, Node], bool]] = {
     "matmul": _always,
     "attention": _attention,
     "Silu": _always,
+    "HardSwish": _always,
     "Clip": _always,
 }
 _ONNX: dict[str, Callable[[Graph, Node], bool]] = {

@@ -30,8 +30,17 @@ _HALF_UNIT = 2.0**-11
 _HALF_TINY = 2.0**-25
 _EXTRA_TERMS = 2  # bias and residual
 _SMALLEST_NORMAL = 2.0**-126
-# Largest slopes: gelu's is at x = sqrt(2), silu's at x = 2.4.
-_SLOPES = {"none": 1.0, "relu": 1.0, "clip": 1.0, "sigmoid": 0.25, "gelu": 1.13, "gelu_tanh": 1.13, "silu": 1.1}
+# Largest slopes: gelu's is at x = sqrt(2), silu's at x = 2.4, hard_swish's just below 3.
+_SLOPES = {
+    "none": 1.0,
+    "relu": 1.0,
+    "clip": 1.0,
+    "sigmoid": 0.25,
+    "gelu": 1.13,
+    "gelu_tanh": 1.13,
+    "silu": 1.1,
+    "hard_swish": 1.5,
+}
 # What the kernels' smooth activations promise, absolute and relative (schedules/x86/tir.py and schedules/cuda).
 _SMOOTH_ERROR = 1e-6
 _OPSET = 13

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from models import ModelBuilder
 
-ACTIVATIONS = ("none", "relu", "relu6", "clip", "gelu", "gelu_tanh", "sigmoid", "silu", "tanh")
+ACTIVATIONS = ("none", "relu", "relu6", "clip", "gelu", "gelu_tanh", "sigmoid", "silu", "hard_swish", "tanh")
 
 
 def random_network(seed: int, *, wide: bool = False) -> ModelBuilder:
@@ -107,7 +107,7 @@ class _Images(_Grower):
         if self.wide and self.maybe(0.3):
             self.channels, self.size = self.one_of(1, 7, 13), [self.one_of(1, 2, 11), self.one_of(1, 5, 19)]
         x = b.input("x", (self.batch, self.channels, *self.size))
-        more = [self.arithmetic, self.normalised, self.flipped, self.cut, self.padded, self.softmax]
+        more = [self.arithmetic, self.normalised, self.flipped, self.cut, self.padded, self.softmax, self.excited]
         for _ in range(steps):
             step = self.rng.choice(
                 [
@@ -135,6 +135,14 @@ class _Images(_Grower):
             )
         b.op("Identity", x, out="y")
         b.output("y")
+
+    def excited(self, x: str) -> str:
+        """Channels times factors that all pixels together decide on."""
+        b, hidden = self.b, self.one_of(1, 4, 9)
+        inner = b.relu(b.conv(b.op("GlobalAveragePool", x), self.channels, hidden, sparsity=self.sparsity()))
+        gate = b.conv(inner, hidden, self.channels, sparsity=self.sparsity())
+        gate = b.op("HardSigmoid", gate, alpha=1 / 6) if self.maybe() else b.op("Sigmoid", gate)
+        return b.op("Mul", x, gate) if self.maybe() else b.op("Mul", gate, x)
 
     def normalised(self, x: str) -> str:
         return self.activation(self.b.batch_norm(self.same(x, self.one_of(3, 8)), self.channels))

@@ -51,7 +51,7 @@ def test_product_matches_float64_for_any_shape(chosen: Config) -> None:
 
 
 @pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("activation", ["none", "relu", "clip", "gelu", "gelu_tanh", "sigmoid", "silu"])
+@pytest.mark.parametrize("activation", ["none", "relu", "clip", "gelu", "gelu_tanh", "sigmoid", "silu", "hard_swish"])
 def test_product_matches_float64_for_every_epilogue(activation: str, residual: bool) -> None:
     rng = np.random.default_rng(0)
     weight = sparse(rng, (37, 53), 0.15)

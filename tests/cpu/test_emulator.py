@@ -104,10 +104,12 @@ def activated(x: float, epilogue: Epilogue) -> float:
             return 1 / (1 + math.exp(-x))
         case "silu":
             return x / (1 + math.exp(-x))
+        case "hard_swish":
+            return x * min(max(x / 6 + 0.5, 0.0), 1.0)
     return x
 
 
-@pytest.mark.parametrize("activation", ["none", "relu", "clip", "gelu", "gelu_tanh", "sigmoid", "silu"])
+@pytest.mark.parametrize("activation", ["none", "relu", "clip", "gelu", "gelu_tanh", "sigmoid", "silu", "hard_swish"])
 def test_activations_are_exact(activation: Activation) -> None:
     epilogue = Epilogue(activation=activation, low=-0.3, high=0.7)
     x, y = arrays(64)

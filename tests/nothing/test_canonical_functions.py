@@ -1,4 +1,4 @@
-"""GELU, SiLU and layer normalisation in the forms that exporters write."""
+"""GELU, SiLU, hard swish and layer normalisation in the forms that exporters write."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from models import ModelBuilder
 
 from sparsetvm.frontend.load import load_model
 from sparsetvm.rewrite.canonical import canonicalize
+from sparsetvm.rewrite.canonical.drop_dead_taps import drop_dead_taps
 from sparsetvm.rewrite.canonical.make_pads_explicit import make_pads_explicit
 from sparsetvm.rewrite.canonical.merge_pad_into_conv import merge_pad_into_conv
 from sparsetvm.rewrite.canonical.use_global_average_pool import use_global_average_pool
@@ -38,6 +39,24 @@ def test_pads_of_pools_become_explicit(op, mode, opset):
     y = b.op(op, b.input("x", (1, 2, 7, 6)), kernel_shape=[3, 2], strides=[2, 2], auto_pad=mode)
     node = find(rewritten(b.output(y), make_pads_explicit), op)
     assert "auto_pad" not in node.attrs
+
+
+@pytest.mark.parametrize("op", ["MaxPool", "AveragePool"])
+@pytest.mark.parametrize(("kernel", "stride", "pad"), [(3, 2, 0), (3, 2, 1), (2, 2, 0), (3, 3, 0), (3, 1, 1)])
+@pytest.mark.parametrize("size", [6, 7, 8, 9])
+def test_windows_cut_short_become_padded_ones(op, kernel, stride, pad, size):
+    b = ModelBuilder(opset=13)
+    x = b.input("x", (1, 2, size, 7))
+    attrs = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [pad] * 4}
+    node = find(rewritten(b.output(b.op(op, x, ceil_mode=1, **attrs)), make_pads_explicit), op)
+    assert "ceil_mode" not in node.attrs
+
+
+def test_windows_cut_short_stay_where_padding_counts():
+    b = ModelBuilder(opset=13)
+    attrs = {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1, "count_include_pad": 1}
+    graph = rewritten(b.output(b.op("AveragePool", b.input("x", (1, 2, 8, 8)), **attrs)), make_pads_explicit)
+    assert find(graph, "AveragePool").attrs["ceil_mode"] == 1
 
 
 def test_pads_explicit_fills_in_defaults():
@@ -163,3 +182,16 @@ def test_tensorflow_style_stem_becomes_conv_relu_pool():
     x = b.relu(b.batch_norm(b.conv(x, 3, 8, 7, stride=2, pad=0, bias=False), 8))
     y = b.op("MaxPool", pad(b, x, [1, 1, 1, 1]), kernel_shape=[3, 3], strides=[2, 2])
     assert ops(rewritten(b.output(y), canonicalize)) == ["Conv", "Relu", "MaxPool"]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "dilation", "pad", "stride", "left"),
+    [((3, 3), 24, 24, 1, [1, 1]), ((3, 5), 6, 12, 1, [3, 3]), ((5, 5), 3, 6, 1, [5, 5]), ((3, 3), 24, 24, 2, [1, 1])],
+)
+def test_taps_that_read_only_padding_are_dropped(kernel, dilation, pad, stride, left):
+    b = ModelBuilder()
+    weight = b.weight((4, 2, *kernel), 18)
+    attrs = {"pads": [pad] * 4, "dilations": [dilation] * 2, "strides": [stride] * 2, "kernel_shape": list(kernel)}
+    y = b.op("Conv", b.input("x", (1, 2, 9, 9)), b.const(weight), **attrs)
+    graph = rewritten(b.output(y), drop_dead_taps, expect_change=left != list(kernel))
+    assert find(graph, "Conv").attrs["kernel_shape"] == left

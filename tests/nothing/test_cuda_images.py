@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 from cuda_remainder_cases import TARGET, needs_nvcc, nvcc_faults, run_remainder
 from sparsetvm.schedules.cuda.remainder.depthwise import depthwise_kernel, pack_depthwise
-from sparsetvm.schedules.cuda.remainder.elementwise import binary_kernel, unary_kernel
+from sparsetvm.schedules.cuda.remainder.elementwise import (
+    binary_kernel,
+    scale_channels_kernel,
+    unary_kernel,
+)
 from sparsetvm.schedules.cuda.remainder.pooling import Pooling, global_pooling_kernel, pooling_kernel
 
 from sparsetvm.core.layout import PLAIN, Planes, Tiled
@@ -137,6 +141,16 @@ def test_elementwise_matches_numpy(layout: object) -> None:
     assert np.abs(logical(run_remainder(sigmoid, given[:1], physical)) - 1 / (1 + np.exp(-x))).max() < 1e-6
 
 
+@pytest.mark.parametrize("pad", [0, 2])
+def test_scale_channels_scales_images_and_leaves_zeros_around_them(pad: int) -> None:
+    shape = (2, 3, 5, 7)
+    planes, x = Planes(*shape, pad, 4), _normal(*shape)
+    factors = np.array([1.5, -2.0, np.inf, 0.0, np.nan, 3.0], np.float32).reshape(2, 3, 1, 1)
+    launch = scale_channels_kernel(planes, shape, TARGET, "scale")
+    y = run_remainder(launch, [planes.to_physical(x), factors], planes.physical_shape(shape))
+    np.testing.assert_array_equal(y, planes.to_physical(x * factors))
+
+
 @needs_nvcc
 def test_image_kernels_compile_for_sm_90_without_spills(tmp_path: Path) -> None:
     planes = Planes(2, 3, 8, 7, 1, 4)
@@ -148,5 +162,7 @@ def test_image_kernels_compile_for_sm_90_without_spills(tmp_path: Path) -> None:
         global_pooling_kernel(planes, (2, 3, 8, 7), "average", TARGET, "pool"),
         binary_kernel("add", PLAIN, (5,), Epilogue(activation="gelu"), TARGET, "add"),
         unary_kernel(planes, (2, 3, 8, 7), Epilogue(activation="sigmoid"), TARGET, "sigmoid"),
+        unary_kernel(planes, (2, 3, 8, 7), Epilogue(activation="hard_swish"), TARGET, "hard_swish"),
+        scale_channels_kernel(planes, (2, 3, 8, 7), TARGET, "scale"),
     ]
     assert [fault for fault in (nvcc_faults(launch, tmp_path) for launch in launches) if fault] == []

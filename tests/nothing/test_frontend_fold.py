@@ -165,3 +165,28 @@ def test_load_expands_standard_operators_that_are_functions(tmp_path):
     b = ModelBuilder()
     graph = loaded_like_onnxruntime(b.output(b.op("Celu", b.input("x", (2, 3)), alpha=2.0)), tmp_path)
     assert "Celu" not in {node.op for node in graph.nodes}
+
+
+@pytest.mark.parametrize(
+    ("data_shape", "axis", "indices"),
+    [
+        ((1, 40), 1, np.arange(33)[None] - 3),
+        ((40, 3), 0, np.array([[39, 0]])),
+        ((2, 5, 3), -2, np.arange(8).reshape(2, 4, 1) % 5),
+    ],
+)
+def test_fold_gathers_elements_like_onnxruntime(data_shape, axis, indices, tmp_path):
+    b = ModelBuilder()
+    data = np.arange(np.prod(data_shape), dtype=np.float32).reshape(data_shape)
+    picked = b.op("GatherElements", b.const(data), b.const(indices.astype(np.int64)), axis=axis)
+    graph = loaded_like_onnxruntime(b.output(b.op("Add", b.input("x", indices.shape), picked)), tmp_path)
+    assert [node.op for node in graph.nodes] == ["Add"]
+
+
+@pytest.mark.parametrize("indices", [[[40]], [[-41]], [[0], [0]]])
+def test_fold_refuses_to_gather_elements_beyond_the_data(indices, tmp_path):
+    b = ModelBuilder()
+    picked = b.op("GatherElements", b.const(np.zeros((1, 40), np.float32)), b.const(np.array(indices)), axis=1)
+    path = b.output(b.op("Add", b.input("x", (1, 1)), picked)).save(tmp_path / "m.onnx")
+    with pytest.raises(ModelError):
+        load_model(path)

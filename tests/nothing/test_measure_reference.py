@@ -120,6 +120,7 @@ def test_reference_of_conv2d_matches_plain_loops(name: str) -> None:
         ("gelu_tanh", 1.0, 0.8411919906082768),
         ("sigmoid", 0.0, 0.5),
         ("silu", 1.0, 0.7310585786300049),
+        ("hard_swish", 1.5, 1.125),
     ],
 )
 def test_reference_activations_match_known_values(activation: str, point: float, value: float) -> None:

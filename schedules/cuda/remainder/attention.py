@@ -25,13 +25,8 @@ _MOST_FEATURES = 128  # of a head: a thread has an accumulator for every 16th of
 def attention_supported(attention: Attention, target: Target) -> bool:
     """True when `attention_kernel` can implement it."""
     a = attention
-    mask_fits = a.mask_shape is None or (
-        len(a.mask_shape) == 4
-        and all(d in (1, full) for d, full in zip(a.mask_shape[:3], (a.batch, a.heads, a.seq), strict=True))
-        and a.mask_shape[3] == a.seq
-    )
     aligned = a.batch == 1 or a.seq % 4 == 0
-    return mask_fits and aligned and a.head_dim <= _MOST_FEATURES and _shared(a, target) <= target.shared
+    return a.mask_fits and aligned and a.head_dim <= _MOST_FEATURES and _shared(a, target) <= target.shared
 
 
 def attention_kernel(attention: Attention, target: Target, symbol: str) -> Launch:

@@ -18,6 +18,7 @@ from sparsetvm.core.workload import Epilogue
 
 _THREADS = 128
 _OPS = {"add": 1, "mul": 2}
+_SCALE = 3  # by one factor for each plane
 
 
 def binary_kernel(
@@ -37,9 +38,14 @@ def unary_kernel(layout: AnyLayout, shape: tuple[int, ...], epilogue: Epilogue, 
     return _elementwise(0, layout, shape, epilogue)
 
 
+def scale_channels_kernel(layout: Planes, shape: tuple[int, ...], target: Target, symbol: str) -> Launch:
+    """Launch (X, S, Y): Y[b, c] = X[b, c] * S[b, c], S plain (batch, channels, 1, 1): a gate of whole channels."""
+    return _elementwise(_SCALE, layout, shape, Epilogue())
+
+
 def _elementwise(op: int, layout: AnyLayout, shape: tuple[int, ...], epilogue: Epilogue) -> Launch:
     count = math.prod(layout.physical_shape(shape))
-    masked = isinstance(layout, Planes) and not _keeps_zero(epilogue)
+    masked = isinstance(layout, Planes) and (op == _SCALE or not _keeps_zero(epilogue))
     activation = Epilogue(activation=epilogue.activation, low=epilogue.low, high=epilogue.high)
     defines = (("SP_OP", op), ("SP_PLANES", int(masked)), *epilogue_defines(activation))
     where = (1, 0, 1, 0, 0)

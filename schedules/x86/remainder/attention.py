@@ -31,12 +31,7 @@ __all__ = ["Attention", "attention_kernel", "attention_supported"]
 def attention_supported(attention: Attention, target: Target) -> bool:
     """True when `attention_kernel` can implement it."""
     a = attention
-    mask_fits = a.mask_shape is None or (
-        len(a.mask_shape) == 4
-        and all(d in (1, full) for d, full in zip(a.mask_shape[:3], (a.batch, a.heads, a.seq), strict=True))
-        and a.mask_shape[3] == a.seq
-    )
-    return mask_fits and (a.batch == 1 or a.seq % target.lanes == 0)
+    return a.mask_fits and (a.batch == 1 or a.seq % target.lanes == 0)
 
 
 def attention_kernel(attention: Attention, target: Target, symbol: str) -> tir.Expr:

@@ -1,7 +1,9 @@
-"""Write out what convolutions and pools leave implicit: padding, kernel shape, strides and dilations.
+"""Write out what convolutions and pools leave implicit: padding, kernel shape, strides, dilations, windows cut short.
 
 Before:  Conv(x, W) {auto_pad=SAME_UPPER, strides=[2, 2]}
 After:   Conv(x, W) {kernel_shape=[3, 3], pads=[0, 0, 1, 1], strides=[2, 2], dilations=[1, 1], group=1}
+Before:  MaxPool(x) {kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1}      of an image of 8 x 8
+After:   MaxPool(x) {kernel_shape=[3, 3], strides=[2, 2], pads=[0, 0, 1, 1]}
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ def make_pads_explicit(graph: Graph) -> bool:
     changed = False
     for node in graph.nodes:
         if node.is_op(*_WINDOW_OPS):
-            attrs = _explicit(graph, node)
+            attrs = _whole_windows(graph, node, _explicit(graph, node))
             changed |= attrs != node.attrs
             node.attrs = attrs
     return changed
@@ -48,3 +50,20 @@ def _explicit(graph: Graph, node: Node) -> dict[str, Any]:
         begins.append(small if mode == "SAME_UPPER" else large)
         ends.append(large if mode == "SAME_UPPER" else small)
     return {**attrs, "pads": begins + ends}
+
+
+def _whole_windows(graph: Graph, node: Node, attrs: dict[str, Any]) -> dict[str, Any]:
+    """Padding in place of ceil_mode, where padding does not count."""
+    counted = node.op != "MaxPool" and (node.op != "AveragePool" or attrs.get("count_include_pad", 0))
+    if not attrs.get("ceil_mode", 0) or counted or len(node.outputs) > 1:
+        return attrs
+    spatial, out = (graph.values[name].shape[2:] for name in (node.inputs[0], node.outputs[0]))
+    rank, pads = len(spatial), list(attrs["pads"])
+    dilations = attrs.get("dilations", [1] * rank)
+    for axis, (size, windows) in enumerate(zip(spatial, out, strict=True)):
+        window = dilations[axis] * (attrs["kernel_shape"][axis] - 1) + 1
+        last = (windows - 1) * attrs["strides"][axis]
+        if last >= size + pads[axis]:  # a window of padding alone, which shape inference and runtimes see differently
+            return attrs
+        pads[rank + axis] += max(0, last + window - (size + pads[axis] + pads[rank + axis]))
+    return {**{name: value for name, value in attrs.items() if name != "ceil_mode"}, "pads": pads}

@@ -2,7 +2,8 @@
 
 Exporters write GELU and SiLU in a dozen ways (constants left or right, the half at any of four places). Instead of one
 pattern for each, the expression between two values is evaluated in float64 and compared with the known function. Only
-analytic operators and scalar constants are followed, so that agreement at the samples means equality.
+analytic operators, clamps and scalar constants are followed, so that agreement at the samples means equality: a clamp
+bends the function at a place that the pieces on both sides of it give away.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from sparsetvm.core.graph import Graph, Node
+from sparsetvm.core.graph import SPARSETVM_DOMAIN, Graph, Node
 from sparsetvm.rewrite.canonical.edit import Uses, rewrite_node, scalar
 
 Function = Callable[[np.ndarray], np.ndarray]
@@ -59,7 +60,7 @@ def fuse_function(
 ) -> bool:
     """Replace every expression through one of the `anchors` that computes `function` by the node `op`."""
     changed = False
-    found_anchors = [node for node in graph.nodes if node.is_op(*anchors)]
+    found_anchors = [node for node in graph.nodes if node.is_op(*anchors) or (_is_clip(node) and "Clip" in anchors)]
     if not found_anchors:
         return False
     expected = function(_SAMPLES)
@@ -96,7 +97,7 @@ def _find(graph: Graph, anchor: Node, expected: np.ndarray) -> tuple[Node, str, 
 
 
 def _is_followed(node: Node) -> bool:
-    return not node.domain and (node.op in _UNARY or node.op in _BINARY)
+    return _is_clip(node) or (not node.domain and (node.op in _UNARY or node.op in _BINARY))
 
 
 def _sources(graph: Graph, uses: Uses, anchor: Node) -> list[str]:
@@ -144,11 +145,21 @@ class _Expression:
             operands.append(values)
         self.nodes.append(node)
         with np.errstate(all="ignore"):
-            if len(operands) == 1 and node.op in _UNARY:
-                return _UNARY[node.op](operands[0])
-            if len(operands) == 2 and node.op in _BINARY:
-                return _BINARY[node.op](operands[0], operands[1])
-        return None
+            return _applied(node, operands)
+
+
+def _applied(node: Node, operands: list[np.ndarray]) -> np.ndarray | None:
+    if _is_clip(node):
+        return np.asarray(np.clip(operands[0], node.attrs["low"], node.attrs["high"]))
+    if len(operands) == 1 and node.op in _UNARY:
+        return _UNARY[node.op](operands[0])
+    if len(operands) == 2 and node.op in _BINARY:
+        return _BINARY[node.op](operands[0], operands[1])
+    return None
+
+
+def _is_clip(node: Node) -> bool:
+    return node.is_op("Clip", domain=SPARSETVM_DOMAIN)
 
 
 def _equal(found: np.ndarray, expected: np.ndarray, tolerance: float) -> bool:
