@@ -16,6 +16,7 @@ from sparsetvm.core.target import Target
 from sparsetvm.core.workload import ConvGeometry, Epilogue
 from sparsetvm.rewrite.assign_layouts import layer_norm_fits
 from sparsetvm.rewrite.fuse_epilogues import activation_of
+from sparsetvm.rewrite.resized_axes import resized_axes
 
 
 @dataclass
@@ -241,6 +242,20 @@ def _concat(graph: Graph, node: Node, target: Target) -> RemainderKernel | None:
     )
 
 
+def _resize(graph: Graph, node: Node, target: Target) -> RemainderKernel | None:
+    axes = resized_axes(graph, node, target)
+    if axes is None:
+        return None
+    kernels = _schedules(target, "resize")
+    source, out = graph.values[node.inputs[0]], graph.values[node.outputs[0]]
+    return RemainderKernel(
+        ("resize", source.layout, out.layout, source.shape, *axes),
+        lambda symbol: kernels.resize_kernel(source.layout, out.layout, source.shape, *axes, target, symbol),
+        [source.name],
+        list(kernels.resize_tables(*axes, target)),
+    )
+
+
 def _cast(graph: Graph, node: Node, target: Target) -> RemainderKernel | None:
     source, out = graph.values[node.inputs[0]], graph.values[node.outputs[0]]
     if target.kind != "cuda" or {source.dtype, out.dtype} != {"float16", "float32"}:
@@ -293,6 +308,7 @@ _RULES: dict[str, _Rule] = {
     "sparsetvm.scale_channels": _scale_channels,
     "sparsetvm.affine_channels": _affine_channels,
     "Concat": _concat,
+    "Resize": _resize,
     "Add": _binary,
     "Mul": _binary,
     "Cast": _cast,

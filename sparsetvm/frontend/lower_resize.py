@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sparsetvm.core.resampling import COORDINATES, Resampling
 from sparsetvm.errors import ModelError
 from sparsetvm.frontend.parts import Lowered
 
@@ -128,12 +129,11 @@ def _resample(parts: Lowered, axes: list[_Axis]) -> bool:
             raise ModelError(what, hint="check the scales or sizes that it was exported with")
     for number, axis in enumerate(axes):
         out = parts.y if number == len(axes) - 1 else ""
-        at = _coordinates(parts, axis)
+        resampling = _resampling(parts, axis)
         if mode == "nearest":
-            index = np.clip(_rounded(at, _text(parts, "nearest_mode", "round_prefer_floor")), 0, axis.size_in - 1)
-            last = parts.op("Gather", last, parts.const(index.astype(np.int64)), out=out, axis=axis.axis)
+            last = parts.op("Gather", last, parts.const(resampling.nearest()), out=out, axis=axis.axis)
             continue
-        matrix = _matrix(parts, axis, at, mode).astype(parts.value(0).dtype)
+        matrix = _matrix(parts, axis, resampling.positions(), mode).astype(parts.value(0).dtype)
         to_end = [*(d for d in range(rank) if d != axis.axis), axis.axis]
         if axis.axis == rank - 1:
             last = parts.op("MatMul", last, parts.const(np.ascontiguousarray(matrix.T)), out=out)
@@ -146,31 +146,12 @@ def _resample(parts: Lowered, axes: list[_Axis]) -> bool:
     return True
 
 
-def _coordinates(parts: Lowered, axis: _Axis) -> np.ndarray:
-    """Where each element of the output lies on the input's axis."""
-    at = np.arange(axis.size_out, dtype=np.float64)
+def _resampling(parts: Lowered, axis: _Axis) -> Resampling:
     kind = _text(parts, "coordinate_transformation_mode", "half_pixel")
-    length = axis.scale * axis.size_in
-    if kind == "asymmetric":
-        return at / axis.scale
-    if kind == "align_corners":
-        return at * 0.0 if length == 1 else at * (axis.size_in - 1) / (length - 1)
-    if kind == "pytorch_half_pixel" and axis.size_out == 1:
-        return np.full(1, -0.5)
-    if kind == "half_pixel_symmetric":
-        adjustment = axis.size_out / length
-        return axis.size_in / 2 * (1 - adjustment) + (at + 0.5) / axis.scale - 0.5
-    if kind in ("half_pixel", "pytorch_half_pixel"):
-        return (at + 0.5) / axis.scale - 0.5
-    raise ModelError(f"Resize with coordinates '{kind}' is not supported", hint=_HINT)
-
-
-def _rounded(at: np.ndarray, mode: str) -> np.ndarray:
-    if mode == "floor":
-        return np.asarray(np.floor(at))
-    if mode == "ceil":
-        return np.asarray(np.ceil(at))
-    return np.asarray(np.ceil(at - 0.5) if mode == "round_prefer_floor" else np.floor(at + 0.5))
+    if kind not in COORDINATES:
+        raise ModelError(f"Resize with coordinates '{kind}' is not supported", hint=_HINT)
+    rounding = _text(parts, "nearest_mode", "round_prefer_floor")
+    return Resampling(axis.size_in, axis.size_out, axis.scale, kind, rounding=rounding)
 
 
 def _matrix(parts: Lowered, axis: _Axis, at: np.ndarray, mode: str) -> np.ndarray:

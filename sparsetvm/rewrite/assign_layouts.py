@@ -22,6 +22,7 @@ from sparsetvm.core.layout import PLAIN, AnyLayout, HalfTiled, Plain, Planes, Pl
 from sparsetvm.core.target import Target
 from sparsetvm.rewrite.half_layers import half_layers, stays_half
 from sparsetvm.rewrite.plane_geometry import conv_layouts, depthwise_pad, required_pad
+from sparsetvm.rewrite.resized_axes import resized_axes
 from sparsetvm.rewrite.tokens import few_tokens, token_lanes, tokens_of
 
 _COMMON_PAD = 4
@@ -29,6 +30,7 @@ _UNARY = ("Relu", "Gelu", "Tanh", "Sigmoid")
 _UNARY_OWN = ("Silu", "HardSwish", "Clip")
 _POOLS = ("MaxPool", "AveragePool")
 _RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity")
+_IN_PLANES = ("Add", "Concat", "Mul", *_POOLS)
 _GLOBAL_POOLS = ("GlobalAveragePool", "GlobalMaxPool")
 
 
@@ -211,6 +213,8 @@ class _Assignment:
             return self._affine(node, first)
         if node.is_op("Concat"):
             return self._concat(node)
+        if node.is_op("Resize"):
+            return self._resize(node, first)
         if node.is_op("Add", "Mul") and len(node.inputs) == 2:
             return self._scale_channels(node) or self._binary(node)
         if node.is_op("LayerNormalization") and isinstance(first.layout, Tiled) and layer_norm_fits(node, first):
@@ -243,6 +247,14 @@ class _Assignment:
             return False
         node.inputs = [self._as(value.name, self._planes(value)) for value in values]
         return self._set(node, self._planes(out))
+
+    def _resize(self, node: Node, first: Value) -> bool:
+        """From planes or plain images, to planes where something that works in planes reads the result."""
+        if not isinstance(first.layout, Planes) or resized_axes(self.graph, node, self.target) is None:
+            return False
+        out = node.outputs[0]
+        planes = any(user.domain == SPARSETVM_DOMAIN or user.op in _IN_PLANES for user in self.consumers[out])
+        return self._set(node, self._planes(self.graph.values[out]) if planes else PLAIN)
 
     def _scale_channels(self, node: Node) -> bool:
         """An image in planes times one factor for each of its channels, as after squeeze-and-excitation."""

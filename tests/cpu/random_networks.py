@@ -107,7 +107,8 @@ class _Images(_Grower):
         if self.wide and self.maybe(0.3):
             self.channels, self.size = self.one_of(1, 7, 13), [self.one_of(1, 2, 11), self.one_of(1, 5, 19)]
         x = b.input("x", (self.batch, self.channels, *self.size))
-        more = [self.arithmetic, self.normalised, self.flipped, self.cut, self.padded, self.softmax, self.excited]
+        more = [self.arithmetic, self.normalised, self.flipped, self.cut, self.padded, self.softmax]
+        more += [self.excited, self.resized]
         for _ in range(steps):
             step = self.rng.choice(
                 [
@@ -135,6 +136,19 @@ class _Images(_Grower):
             )
         b.op("Identity", x, out="y")
         b.output("y")
+
+    def resized(self, x: str) -> str:
+        """Twice as large, at most 40 pixels."""
+        if max(self.size) > 20:
+            return x
+        self.size = [2 * size for size in self.size]
+        mode = str(self.rng.choice(["linear", "nearest"]))
+        scales = self.b.const(np.array([1, 1, 2, 2], np.float32))
+        coordinates = "half_pixel" if mode == "linear" else "asymmetric"
+        return self.b.op(
+            "Resize", x, "" if self.b.opset >= 13 else self.b.const(np.zeros(0, np.float32)), scales,
+            mode=mode, coordinate_transformation_mode=coordinates, nearest_mode="floor",
+        )  # fmt: skip
 
     def excited(self, x: str) -> str:
         """Channels times factors that all pixels together decide on."""
