@@ -47,7 +47,7 @@ def _vectors(graph: Graph, node: Node) -> float:
         conv: ConvGeometry = node.attrs["conv"]
         return size * math.prod(conv.kernel)
     if node.is_op("pooled_conv2d", domain=SPARSETVM_DOMAIN):
-        return 4.0 * _POINTS * size * node.attrs["weight"].shape[1]
+        return 4.0 * _POINTS * size * float(node.attrs["weight"].shape[1])
     if node.is_op("attention", domain=SPARSETVM_DOMAIN):
         keys = graph.values[node.inputs[1]].shape[-2]
         tokens = math.prod(out[:-1])
