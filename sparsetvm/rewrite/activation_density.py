@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import msgspec
 
 from sparsetvm.core.graph import SPARSETVM_DOMAIN, Graph, Node
-from sparsetvm.core.layout import Plain
+from sparsetvm.core.layout import Plain, Planes
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import FEW_TOKENS, Workload, activation_level
 
@@ -28,7 +28,8 @@ def uses_density(workload: Workload, target: Target) -> bool:
         return False
     if workload.conv is not None:
         strip = workload.pattern.block[0] if workload.pattern.kind == "block" else 1
-        return strip % 8 == 0 and workload.conv.stride == (1, 1) and workload.conv.groups == 1
+        planes = isinstance(workload.layout_in, Planes) and isinstance(workload.layout_out, Planes)
+        return planes and strip % 8 == 0 and workload.conv.stride == (1, 1) and workload.conv.groups == 1
     return workload.n <= FEW_TOKENS and isinstance(workload.layout_in, Plain)
 
 

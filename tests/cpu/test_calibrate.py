@@ -79,6 +79,32 @@ def test_calibrated_network_is_right_for_no_few_and_all_activations(model: Path,
             assert relative_error(module.run({"x": x})["y"], expected) <= 1e-5
 
 
+def convolutions(*, stride: int = 1) -> ModelBuilder:
+    """A ReLU that leaves about one value in seven, and a convolution whose filters are pruned in blocks of 16."""
+    b = ModelBuilder("sparse_images", seed=1)
+    rng = np.random.default_rng(0)
+    first = b.conv(b.input("x", (1, 8, 12, 12)), 8, 24, 3, sparsity=0.8)
+    hidden = b.op("Relu", b.op("Add", first, b.const(np.float32(-2.5))))
+    keep = np.repeat(rng.random((3, 24, 5, 5)) < 0.1, 16, axis=0)
+    weight = b.const((rng.standard_normal(keep.shape) * keep).astype(np.float32))
+    y = b.op("Conv", hidden, weight, kernel_shape=[5, 5], strides=[stride, stride], pads=[2, 2, 2, 2])
+    b.op("Identity", b.op("Relu", y), out="y")
+    return b.output("y")
+
+
+def test_calibrated_convolutions_skip_zeros_and_are_right_for_any_input(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).standard_normal((1, 8, 12, 12)).astype(np.float32)
+    for stride, chosen in ((1, True), (2, False)):
+        builder, library = convolutions(stride=stride), tmp_path / f"m{stride}.so"
+        model = builder.save(tmp_path / f"m{stride}.onnx")
+        report = sparsetvm.compile(model, library, threads=1, log_dir=tmp_path, reuse=False, calibrate={"x": x})
+        assert ("x86.conv_columns" in report.layers[1]["config"]) == chosen
+        with sparsetvm.load(library) as module:
+            for scale in (0.0, 0.1, 1.0, 100.0, -100.0):
+                expected = run_onnxruntime(builder.model(), {"x": np.float32(scale) * x})["y"]
+                assert relative_error(module.run({"x": np.float32(scale) * x})["y"], expected) <= 1e-5
+
+
 def test_random_inputs_serve_too(model: Path) -> None:
     first, second = measure_densities(model, TARGET, None, None).values()
     assert first == 1.0
