@@ -42,7 +42,9 @@ def write_networks(folder: Path, sparsity: float) -> dict[str, Path]:
 
 
 def profiled(path: Path, feed: dict[str, np.ndarray], folder: Path, runs: int = 500) -> list[dict[str, Any]]:
-    """Mean microseconds, of the middle 80 % (whole ones are all the profiler has), of each node of a model in ONNX Runtime, one thread."""
+    """Microseconds of each node of a model in ONNX Runtime, one thread: the mean of the middle 80 % of its times, which
+    the profiler has in whole ones.
+    """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
