@@ -37,6 +37,7 @@ _TEMPLATES: dict[str, tuple[str, str]] = {
     "x86.spmv_csr": ("sparsetvm.schedules.x86.spmv_csr", "SpmvCsr"),
     "x86.dense_gemv": ("sparsetvm.schedules.x86.dense_gemv", "DenseGemv"),
     "x86.dense": ("sparsetvm.schedules.x86.dense", "Dense"),
+    "cuda.spmv_columns": ("sparsetvm.schedules.cuda.spmv_columns", "SpmvColumns"),
     "cuda.spmv": ("sparsetvm.schedules.cuda.spmv", "Spmv"),
     "cuda.spmm_dispatch": ("sparsetvm.schedules.cuda.spmm_dispatch", "SpmmDispatch"),
     "cuda.spmm_data": ("sparsetvm.schedules.cuda.spmm_data", "SpmmData"),
@@ -45,11 +46,13 @@ _TEMPLATES: dict[str, tuple[str, str]] = {
     "cuda.block_tiles": ("sparsetvm.schedules.cuda.block_tiles", "BlockTiles"),
     "cuda.block_mma": ("sparsetvm.schedules.cuda.block_mma", "BlockMma"),
     "cuda.block_wgmma": ("sparsetvm.schedules.cuda.block_wgmma", "BlockWgmma"),
+    "cuda.block_bf16": ("sparsetvm.schedules.cuda.block_bf16", "BlockBf16"),
     "cuda.block_tf32": ("sparsetvm.schedules.cuda.block_tf32", "BlockTf32"),
     "cuda.two_four": ("sparsetvm.schedules.cuda.two_four", "TwoFour"),
     "cuda.dense_gemv": ("sparsetvm.schedules.cuda.dense_gemv", "DenseGemv"),
     "cuda.dense_tf32": ("sparsetvm.schedules.cuda.dense_tf32", "DenseTf32"),
     "cuda.dense_wgmma": ("sparsetvm.schedules.cuda.dense_wgmma", "DenseWgmma"),
+    "cuda.dense_bf16": ("sparsetvm.schedules.cuda.dense_bf16", "DenseBf16"),
     "cuda.dense_fp16": ("sparsetvm.schedules.cuda.dense_fp16", "DenseFp16"),
     "cuda.dense": ("sparsetvm.schedules.cuda.dense", "Dense"),
 }
@@ -71,7 +74,7 @@ class Template(abc.ABC):
     name: str
     version: int
     dense: bool = False  # True for templates that ignore zeros: the baseline that always competes
-    arithmetic: Arithmetic = "float32"  # "tf32" only for workloads with `tf32`, "float16" with `fp16`
+    arithmetic: Arithmetic = "float32"  # "tf32" only for workloads with `tf32`, "float16" with `fp16`, ...
 
     @property
     def tolerance(self) -> float:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,17 +113,20 @@ def open_cpu(args: argparse.Namespace, names: list[str], target: Target) -> tupl
     return KernelBench(target, ConfigSource(target, args.budget, args.log_dir, args.records), names, peak), peak
 
 
-def open_gpu(args: argparse.Namespace, names: list[str], target: Target) -> tuple[Any, float]:
+def open_gpu(args: argparse.Namespace, names: list[str], target: Target, cases: Sequence[Case]) -> tuple[Any, float]:
     """What times a case, and the peak of the GPU in GFLOP/s at its highest clock."""
     from benchlib.configs import ConfigSource
-    from benchlib.gpu_row import GpuKernelBench, peak_gflops
+    from benchlib.gpu_row import GpuKernelBench, compile_ahead, peak_gflops
 
     from sparsetvm.core.gpu import query_gpu
 
     if not target.host:
         raise UsageError(f"target '{target}' cannot be measured", hint="use --target cuda on a machine with a GPU")
     peak = peak_gflops(target, query_gpu(target.device).clocks[0])
-    return GpuKernelBench(target, ConfigSource(target, args.budget, args.log_dir, args.records), names, peak), peak
+    configs = ConfigSource(target, args.budget, args.log_dir, args.records)
+    if args.budget <= 0:
+        compile_ahead(cases, configs, target)
+    return GpuKernelBench(target, configs, names, peak), peak
 
 
 def parse_gpu_names(text: str | None) -> list[str]:
@@ -152,7 +156,7 @@ def bench(args: argparse.Namespace, cases: list[Case], names: list[str], target:
     from benchlib.kernel_row import Failed
     from benchlib.summary import summarize_kernels
 
-    runner, peak = open_gpu(args, names, target) if target.kind == "cuda" else open_cpu(args, names, target)
+    runner, peak = open_gpu(args, names, target, cases) if target.kind == "cuda" else open_cpu(args, names, target)
     print(f"{len(cases)} cases on {target}, {target.threads} threads, peak {peak:.0f} GFLOP/s", file=sys.stderr)
     result: dict[str, Any] = {
         "schema": 1, "machine": {**describe_machine(target), "fma_peak_gflops": peak}, "rows": [], "summary": {},

@@ -1,10 +1,10 @@
-// Product of a weight whose rows share columns (blocks, column vectors) on tensor cores: factors in float16 or TF32, sums
-// in float32.
+// Product of a weight whose rows share columns (blocks, column vectors) on tensor cores: factors in float16, bfloat16 or
+// TF32, sums in float32.
 //   SP_TM (16, 32, 64), SP_J (2, 4, 8), SP_G: a warp owns a panel of SP_TM rows and 8 * SP_J * SP_G positions.
 //   SP_PANELS, SP_SLICES: panels of a block, warps that share the columns of each. SP_DEPTH: steps in flight.
 //   SP_RUN (16, 8, 1): columns of a step lie in runs of so many.
 //   SP_X_HALF, SP_Y_HALF: whether X, and Y with the residual, are float16 in memory; else float32. SP_TF32: factors are
-//   TF32, two instructions for 16 columns; X is float32 in memory then.
+//   TF32, two instructions for 16 columns; SP_BFLOAT: they are bfloat16. X is float32 in memory then.
 // A step is 16 columns of a panel: W of them in fragments, and where their rows of X begin. A warp reads both straight
 // into registers, SP_DEPTH steps ahead; the rows that warps of one block share come from L1. An instruction's position n
 // is J * n + j of 8 * J neighbours, j the number of one of J instructions: so a lane reads J neighbours of four rows, and
@@ -16,7 +16,7 @@
 constexpr int kTM = SP_TM, kJ = SP_J, kG = SP_G, kPanels = SP_PANELS, kSlices = SP_SLICES, kDepth = SP_DEPTH;
 constexpr int kTN = 8 * kJ * kG, kThreads = 32 * kPanels * kSlices;
 constexpr int kProducts = SP_TF32 ? 2 : 1;  // instructions for 16 columns
-static_assert(!SP_TF32 || !SP_X_HALF, "TF32 is what float32 is rounded to");
+static_assert(!(SP_TF32 || SP_BFLOAT) || !SP_X_HALF, "TF32 and bfloat16 are what float32 is rounded to");
 
 using X = sp::Element<SP_X_HALF>;
 using Y = sp::Element<SP_Y_HALF>;
@@ -84,9 +84,18 @@ __device__ __forceinline__ void multiply(float (&sums)[kTM / 16][kG][kJ][4], con
         }
       }
 #else
+#if SP_BFLOAT
+      const auto pair = [&](int r) {
+        return sp::to_bfloats(__uint_as_float(step.x[group][r][j]), __uint_as_float(step.x[group][r + 1][j]));
+      };
+      const uint32_t low = pair(0), high = pair(2);
+#pragma unroll
+      for (int i = 0; i < kTM / 16; i++) sp::mma_bfloat(sums[i][group][j], step.w[i][0], low, high);
+#else
       const uint32_t low = X::pair(step.x[group][0], step.x[group][1], j), high = X::pair(step.x[group][2], step.x[group][3], j);
 #pragma unroll
       for (int i = 0; i < kTM / 16; i++) sp::mma_half(sums[i][group][j], step.w[i][0], low, high);
+#endif
 #endif
     }
 }

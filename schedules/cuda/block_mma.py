@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 from sparsetvm.schedules.base import Packed, Template
 from sparsetvm.schedules.cuda.epilogue import bias_array, epilogue_defines
@@ -31,6 +32,7 @@ from sparsetvm.schedules.cuda.panels import (
     supports_panels,
 )
 
+from sparsetvm.core.arithmetic import Arithmetic
 from sparsetvm.core.config import Config
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
@@ -45,7 +47,8 @@ _MISCELLANEOUS = 34  # registers of a thread besides sums and steps
 _LATENCY, _STEP = 1130, 550  # clocks: of loads, shared by the steps in flight; of a step besides
 _OVERLAP = 5.4  # exponent of the norm of traffic and latency
 _FINISHED = 0.16  # clocks for a sum of a warp
-# Breaks ties: launches of 64 blocks that follow each other took twice as long in two of six runs, of 128 in none.
+# Breaks ties: 64 blocks seemed to take twice as long in two of six runs, 128 in none. Most likely that was the way of
+# timing at that time (some launches were outside of graphs); to be measured again.
 _FEW_BLOCKS = 1.02
 
 
@@ -54,7 +57,9 @@ class BlockMma(Template):
 
     name = "cuda.block_mma"
     version = 1
-    arithmetic = "float16"
+    arithmetic: Arithmetic = "float16"
+    w_bytes = 2  # of a number of W: 4 in TF32
+    every = False  # whether panels have all columns
 
     def matches(self, workload: Workload, target: Target) -> bool:
         return target.kind == "cuda" and supports_panels(workload) and shares_columns(workload) and workload.nnz > 0
@@ -67,71 +72,63 @@ class BlockMma(Template):
         return self.smallest_estimate(workload, target)
 
     def estimate(self, workload: Workload, config: Config, target: Target) -> float:
-        return panel_clocks(workload, config, target)
+        """Fitted to 527 times on an H200 (2048 and 4096 squared, blocks of 64 x 64 to 8 x 1, 16 to 1024 positions,
+        float16 in memory), off by 15 % (rms); the config it names is 15 % slower than the fastest on average, 43 % at
+        worst. Bytes from L2 and the chain of a warp's steps overlap, stores and sums come on top.
+        """
+        workload = self._as_packed(workload)
+        g, shape = flat_geometry(workload), _Shape.of(config, workload, self.w_bytes)
+        mean, spread = expected_steps(workload, shape.tm)
+        blocks = -(-workload.m // (shape.tm * shape.panels)) * -(-g.positions // shape.tn) * g.batch
+        share = blocks / target.sms
+        resident = max(1, _REGISTERS // (shape.registers * 32 * shape.warps))
+        waves = max(1.0, share / resident)
+        traffic = share * shape.panels * mean * 16 * (shape.tn * shape.x_bytes + shape.tm * shape.w_bytes) / L2_BYTES
+        chain = waves * (mean + 1.5 * spread) / shape.slices * (_STEP + _LATENCY / shape.depth)
+        sums = _FINISHED * shape.warps * shape.tm * shape.tn * min(share, resident)
+        stored = share * shape.panels * shape.tm * shape.tn * shape.y_bytes / STORED
+        both: float = (traffic**_OVERLAP + chain**_OVERLAP) ** (1 / _OVERLAP)
+        return (FIXED + stored + sums + both) * (_FEW_BLOCKS if share < 0.75 else 1.0)
 
     def pack(
         self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target
     ) -> Packed:
-        return pack_panels(weight, bias, workload, config)
+        workload = self._as_packed(workload)
+        shape, taps = _Shape.of(config, workload, self.w_bytes), flat_geometry(workload).taps[0]
+        packed = panel_steps(weight, shape.tm, run_of(workload), shape.panels, self.every, self.arithmetic)
+        starts = taps[packed.starts].astype(np.int32).ravel()
+        fragments = packed.fragments.view(np.uint32).ravel()
+        return Packed((packed.heads.ravel(), starts, fragments, bias_array(bias, workload.m)))
 
     def kernel(self, workload: Workload, config: Config, packed: Packed, target: Target, symbol: str) -> Any:
-        return panel_launch(workload, config)
+        workload = self._as_packed(workload)
+        g, shape = flat_geometry(workload), _Shape.of(config, workload, self.w_bytes)
+        defines = (
+            *(("SP_TM", shape.tm), ("SP_J", shape.j), ("SP_G", shape.tn // (8 * shape.j)), ("SP_PANELS", shape.panels)),
+            *(("SP_SLICES", shape.slices), ("SP_DEPTH", shape.depth), ("SP_RUN", run_of(workload))),
+            *(("SP_X_HALF", int(workload.layout_in.half)), ("SP_Y_HALF", int(workload.layout_out.half))),
+            *(("SP_TF32", int(self.arithmetic == "tf32")), ("SP_BFLOAT", int(self.arithmetic == "bfloat16"))),
+            *epilogue_defines(workload.epilogue),
+        )
+        panels = -(-workload.m // shape.tm)
+        return Launch(
+            "block_mma.cu",
+            "block_mma",
+            defines,
+            (-(-panels // shape.panels), -(-g.positions // shape.tn), g.batch),
+            32 * shape.warps,
+            4 * shape.warps * shape.tm * (shape.tn + 4) if shape.slices > 1 else 0,
+            1,
+            panel_scalars(g, workload.m, panels),
+            overlaps=True,
+        )
 
-
-def panel_clocks(workload: Workload, config: Config, target: Target, w_bytes: int = 2) -> float:
-    """What to expect; w_bytes: of a number of W, 2 in float16 and 4 in TF32.
-
-    Fitted to 527 times on an H200 (2048 x 2048 and 4096 x 4096, blocks of 64 x 64 to 8 x 1, 16 to 1024 positions,
-    float16 in memory), off by 15 % (rms); the config it names is 15 % slower than the fastest on average, 43 % at
-    worst. Bytes from L2 and the chain of a warp's steps overlap, stores and sums come on top.
-    """
-    g, shape = flat_geometry(workload), _Shape.of(config, workload, w_bytes)
-    mean, spread = expected_steps(workload, shape.tm)
-    blocks = -(-workload.m // (shape.tm * shape.panels)) * -(-g.positions // shape.tn) * g.batch
-    share = blocks / target.sms
-    resident = max(1, _REGISTERS // (shape.registers * 32 * shape.warps))
-    waves = max(1.0, share / resident)
-    traffic = share * shape.panels * mean * 16 * (shape.tn * shape.x_bytes + shape.tm * shape.w_bytes) / L2_BYTES
-    chain = waves * (mean + 1.5 * spread) / shape.slices * (_STEP + _LATENCY / shape.depth)
-    sums = _FINISHED * shape.warps * shape.tm * shape.tn * min(share, resident)
-    stored = share * shape.panels * shape.tm * shape.tn * shape.y_bytes / STORED
-    both: float = (traffic**_OVERLAP + chain**_OVERLAP) ** (1 / _OVERLAP)
-    return (FIXED + stored + sums + both) * (_FEW_BLOCKS if share < 0.75 else 1.0)
-
-
-def panel_launch(workload: Workload, config: Config, w_bytes: int = 2) -> Launch:
-    """The launch of block_mma.cu."""
-    g, shape = flat_geometry(workload), _Shape.of(config, workload, w_bytes)
-    defines = (
-        *(("SP_TM", shape.tm), ("SP_J", shape.j), ("SP_G", shape.tn // (8 * shape.j)), ("SP_PANELS", shape.panels)),
-        *(("SP_SLICES", shape.slices), ("SP_DEPTH", shape.depth), ("SP_RUN", run_of(workload))),
-        *(("SP_X_HALF", int(workload.layout_in.half)), ("SP_Y_HALF", int(workload.layout_out.half))),
-        *(("SP_TF32", int(w_bytes == 4)), *epilogue_defines(workload.epilogue)),
-    )
-    panels = -(-workload.m // shape.tm)
-    return Launch(
-        "block_mma.cu",
-        "block_mma",
-        defines,
-        (-(-panels // shape.panels), -(-g.positions // shape.tn), g.batch),
-        32 * shape.warps,
-        4 * shape.warps * shape.tm * (shape.tn + 4) if shape.slices > 1 else 0,
-        1,
-        panel_scalars(g, workload.m, panels),
-        overlaps=True,
-    )
-
-
-def pack_panels(
-    weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, every: bool = False,
-    w_bytes: int = 2,
-) -> Packed:  # fmt: skip
-    """What block_mma.cu reads. every: panels have all columns. w_bytes: of a number of W."""
-    shape, taps = _Shape.of(config, workload, w_bytes), flat_geometry(workload).taps[0]
-    packed = panel_steps(weight, shape.tm, run_of(workload), shape.panels, every, tf32=w_bytes == 4)
-    starts = taps[packed.starts].astype(np.int32).ravel()
-    fragments = packed.fragments.view(np.uint32).ravel()
-    return Packed((packed.heads.ravel(), starts, fragments, bias_array(bias, workload.m)))
+    def _as_packed(self, workload: Workload) -> Workload:
+        """The workload with the pattern that the panels show: with all columns, as if nothing were pruned."""
+        if not self.every:
+            return workload
+        whole = msgspec.structs.replace(workload.pattern, kind="dense", block=(1, 1), density=1.0)
+        return msgspec.structs.replace(workload, pattern=whole)
 
 
 @dataclass(frozen=True)

@@ -15,20 +15,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sparsetvm.schedules.base import Packed, Template
-from sparsetvm.schedules.cuda.epilogue import bias_array, epilogue_defines
+from sparsetvm.schedules.base import Packed
+from sparsetvm.schedules.cuda.boxes import BoxTemplate, box_launch, reads_boxes, ring_bytes, shape_sizes
+from sparsetvm.schedules.cuda.epilogue import bias_array
 from sparsetvm.schedules.cuda.geometry import flat_geometry
-from sparsetvm.schedules.cuda.launch import Launch, TensorMap
-from sparsetvm.schedules.cuda.panels import expected_steps, run_of, shares_columns, supports_panels
+from sparsetvm.schedules.cuda.panels import expected_steps, run_of, shares_columns
 
 from sparsetvm.core.config import Config
-from sparsetvm.core.layout import HalfTiled
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
 from sparsetvm.formats.panel_groups import START_BITS, panel_groups
 from sparsetvm.formats.panel_steps import STEP
-from sparsetvm.space.knobs import Choice
-from sparsetvm.space.space import Space
 
 # Rows of a panel x TN - panels - warps - stages - blocks of a multiprocessor.
 _SHAPES = (
@@ -36,38 +33,23 @@ _SHAPES = (
     *("32x128-1-4-11-2", "32x64-2-2-6-4", "32x64-1-2-8-4", "32x128-1-4-7-3", "32x128-1-4-4-4"),
     *("16x128-4-4-4-3", "16x256-2-8-5-2", "16x256-4-4-4-2", "16x128-2-4-5-4"),
 )
-_ALIGNMENT = 1024
 _STAGE_COLUMNS = 32
+_MEMBERS = 4  # bytes: which panels have the columns of a stage
 # Clocks; bytes a clock and multiprocessor. _PRODUCTS: of a stage, times what a warp has of 32 columns of a tile.
 _FIXED, _L2_BYTES, _STORED, _LATENCY, _PRODUCTS = 4380, 38.4, 9.9, 1775, 0.4
 _SAVED = {1: 1.0, 2: 0.9, 4: 0.82}  # of the columns of random panels, grouped by likeness
 
 
-class BlockTiles(Template):
+class BlockTiles(BoxTemplate):
     """Template cuda.block_tiles."""
 
     name = "cuda.block_tiles"
     version = 1
-    arithmetic = "float16"
+    shapes = _SHAPES
 
     def matches(self, workload: Workload, target: Target) -> bool:
-        return (
-            (target.kind, target.isa) == ("cuda", "sm_90")
-            and workload.op == "matmul"
-            and isinstance(workload.layout_in, HalfTiled)
-            and supports_panels(workload)
-            and shares_columns(workload)
-            and run_of(workload) == STEP
-            and workload.k < 1 << START_BITS
-            and workload.nnz > 0
-        )
-
-    def space(self, workload: Workload, target: Target) -> Space:
-        return Space(self.name, (Choice("shape", _SHAPES),))
-
-    def default(self, workload: Workload, target: Target) -> Config:
-        """The config with the smallest estimate."""
-        return self.smallest_estimate(workload, target)
+        wide = shares_columns(workload) and run_of(workload) == STEP
+        return wide and workload.nnz > 0 and workload.k < 1 << START_BITS and reads_boxes(workload, target)
 
     def estimate(self, workload: Workload, config: Config, target: Target) -> float:
         """Fitted to 80 times on an H200 (2048 x 2048 and 4096 x 4096, blocks of 64 x 64 to 16 x 16, 128 to 1024
@@ -101,21 +83,11 @@ class BlockTiles(Template):
         defines = (
             *(("SP_TM", shape.tm), ("SP_PANELS", shape.panels), ("SP_TN", shape.tn), ("SP_WARPS", shape.warps)),
             *(("SP_RUN", run), ("SP_RUNS", _STAGE_COLUMNS // run), ("SP_STAGES", shape.stages)),
-            *(("SP_RESIDENT", shape.resident), ("SP_Y_HALF", int(workload.layout_out.half))),
-            *epilogue_defines(workload.epilogue),
+            ("SP_RESIDENT", shape.resident),
         )
-        return Launch(
-            "block_tiles.cu",
-            "block_tiles",
-            defines,
-            (-(-g.positions // shape.tn), -(-workload.m // (shape.tm * shape.panels)), 1),
-            32 * (shape.warps + 1),
-            shape.shared,
-            1,
-            (workload.m, g.positions, g.y_row, g.r_row),
-            overlaps=True,
-            map=TensorMap(workload.k, g.positions, g.x_row, run),
-        )
+        grid = (-(-g.positions // shape.tn), -(-workload.m // (shape.tm * shape.panels)))
+        threads = 32 * (shape.warps + 1)
+        return box_launch("block_tiles", defines, workload, grid, threads, shape.shared, run, native=False)
 
 
 def _run(workload: Workload) -> int:
@@ -137,9 +109,9 @@ class _Shape:
 
     @staticmethod
     def of(config: Config) -> _Shape:
-        return _Shape(*(int(size) for size in config.str("shape").replace("x", "-").split("-")))
+        return _Shape(*shape_sizes(config))
 
     @property
     def shared(self) -> int:
-        """Bytes: stages of X and W, two barriers and the members of each."""
-        return _ALIGNMENT + self.stages * (2 * _STAGE_COLUMNS * (self.tn + self.panels * self.tm) + 20)
+        """Bytes: stages of X and W and the members of each."""
+        return ring_bytes(self.stages, 2 * _STAGE_COLUMNS * (self.tn + self.panels * self.tm) + _MEMBERS)

@@ -15,48 +15,38 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sparsetvm.schedules.base import Packed, Template
-from sparsetvm.schedules.cuda.epilogue import bias_array, epilogue_defines
+from sparsetvm.schedules.base import Packed
+from sparsetvm.schedules.cuda.boxes import BoxTemplate, box_launch, reads_boxes, ring_bytes, shape_sizes
+from sparsetvm.schedules.cuda.epilogue import bias_array
 from sparsetvm.schedules.cuda.geometry import flat_geometry
-from sparsetvm.schedules.cuda.launch import Launch, TensorMap
-from sparsetvm.schedules.cuda.panels import expected_steps, supports_panels
+from sparsetvm.schedules.cuda.panels import expected_steps
 
 from sparsetvm.core.config import Config
-from sparsetvm.core.layout import HalfTiled
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
 from sparsetvm.formats.panel_steps import STEP
 from sparsetvm.formats.wgmma_panels import TILE_ROWS, wgmma_panels
-from sparsetvm.space.knobs import Choice
-from sparsetvm.space.space import Space
 
 # Rows of a panel x TN - columns of a step - stages - blocks of a multiprocessor.
 _SHAPES = ("64x256-32-5-2", "64x256-64-5-1", "64x256-32-10-1", "64x512-32-6-1", "64x512-64-3-1", "128x256-64-4-1")
 _GROUPS = 2
 _FEWEST_ROWS, _LEAST_RUN = 16, 2 * STEP
-_ALIGNMENT = 1024
 # Clocks; bytes a clock and multiprocessor; multiply-adds a clock of a multiprocessor.
 _FIXED, _L2_BYTES, _PRODUCTS, _STORED, _LATENCY = 5000, 45, 1800, 12, 1775
 
 
-class BlockWgmma(Template):
+class BlockWgmma(BoxTemplate):
     """Template cuda.block_wgmma."""
 
     name = "cuda.block_wgmma"
     version = 1
-    arithmetic = "float16"
+    shapes: tuple[str, ...] = _SHAPES
+    every = False  # whether panels have all columns
 
     def matches(self, workload: Workload, target: Target) -> bool:
         pattern = workload.pattern
         large = pattern.kind == "block" and pattern.block[0] >= _FEWEST_ROWS and not pattern.block[1] % _LEAST_RUN
         return large and workload.nnz > 0 and reads_boxes(workload, target)
-
-    def space(self, workload: Workload, target: Target) -> Space:
-        return Space(self.name, (Choice("shape", _SHAPES),))
-
-    def default(self, workload: Workload, target: Target) -> Config:
-        """The config with the smallest estimate."""
-        return self.smallest_estimate(workload, target)
 
     def estimate(self, workload: Workload, config: Config, target: Target) -> float:
         mean, spread = expected_steps(workload, Shape.of(config).rows)
@@ -65,10 +55,20 @@ class BlockWgmma(Template):
     def pack(
         self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target
     ) -> Packed:
-        return pack_wgmma(weight, bias, workload, config)
+        shape = Shape.of(config)
+        packed = wgmma_panels(weight, shape.rows, shape.run, self.every)
+        tiles = packed.tiles.view(np.uint8).ravel()
+        return Packed((packed.heads.ravel(), packed.starts, tiles, bias_array(bias, workload.m)))
 
     def kernel(self, workload: Workload, config: Config, packed: Packed, target: Target, symbol: str) -> Any:
-        return wgmma_launch(workload, config)
+        g, shape = flat_geometry(workload), Shape.of(config)
+        defines = (
+            *(("SP_ROWS", shape.rows // TILE_ROWS), ("SP_TN", shape.tn), ("SP_STEP", shape.run)),
+            *(("SP_STAGES", shape.stages), ("SP_RESIDENT", shape.resident)),
+        )
+        grid = (-(-g.positions // shape.tn), -(-workload.m // shape.rows))
+        threads = 128 * _GROUPS + (128 if shape.resident == 1 else 32)
+        return box_launch("wgmma_panels", defines, workload, grid, threads, shape.shared, shape.run)
 
 
 def wgmma_clocks(workload: Workload, config: Config, target: Target, columns: float, l2_bytes: float) -> float:
@@ -85,47 +85,6 @@ def wgmma_clocks(workload: Workload, config: Config, target: Target, columns: fl
     return _FIXED + stored + max(traffic, products, chain)
 
 
-def pack_wgmma(
-    weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, every: bool = False
-) -> Packed:
-    """What wgmma_panels.cu reads. every: panels have all columns."""
-    shape = Shape.of(config)
-    packed = wgmma_panels(weight, shape.rows, shape.run, every)
-    tiles = packed.tiles.view(np.uint8).ravel()
-    return Packed((packed.heads.ravel(), packed.starts, tiles, bias_array(bias, workload.m)))
-
-
-def wgmma_launch(workload: Workload, config: Config) -> Launch:
-    """The launch of wgmma_panels.cu."""
-    g, shape = flat_geometry(workload), Shape.of(config)
-    defines = (
-        *(("SP_ROWS", shape.rows // TILE_ROWS), ("SP_TN", shape.tn), ("SP_STEP", shape.run)),
-        *(("SP_STAGES", shape.stages), ("SP_RESIDENT", shape.resident)),
-        *(("SP_Y_HALF", int(workload.layout_out.half)), *epilogue_defines(workload.epilogue)),
-    )
-    return Launch(
-        "wgmma_panels.cu",
-        "wgmma_panels",
-        defines,
-        (-(-g.positions // shape.tn), -(-workload.m // shape.rows), 1),
-        128 * _GROUPS + (128 if shape.resident == 1 else 32),
-        shape.shared,
-        1,
-        (workload.m, g.positions, g.y_row, g.r_row),
-        overlaps=True,
-        native=True,
-        map=TensorMap(workload.k, g.positions, g.x_row, shape.run),
-    )
-
-
-def reads_boxes(workload: Workload, target: Target) -> bool:
-    """True for products in float16 whose X, one matrix in float16, the copy engine of Hopper can copy in boxes."""
-    hopper = (target.kind, target.isa) == ("cuda", "sm_90")
-    return (
-        hopper and workload.op == "matmul" and isinstance(workload.layout_in, HalfTiled) and supports_panels(workload)
-    )
-
-
 @dataclass(frozen=True)
 class Shape:
     """Rows of a panel, positions of a block, columns of a step, stages, blocks of a multiprocessor."""
@@ -138,9 +97,9 @@ class Shape:
 
     @staticmethod
     def of(config: Config) -> Shape:
-        return Shape(*(int(size) for size in config.str("shape").replace("x", "-").split("-")))
+        return Shape(*shape_sizes(config))
 
     @property
     def shared(self) -> int:
-        """Bytes: stages of X and W and two barriers of each."""
-        return _ALIGNMENT + self.stages * (2 * self.run * (self.tn + self.rows) + 16)
+        """Bytes: stages of X and W."""
+        return ring_bytes(self.stages, 2 * self.run * (self.tn + self.rows))

@@ -11,17 +11,12 @@ SGEMM).
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-from sparsetvm.schedules.base import Packed, Template
-from sparsetvm.schedules.cuda.dense_tiles import Tiles, pack_tiles, tile_space, tiled_launch
+from sparsetvm.schedules.cuda.dense_tiles import Tiles, TileTemplate
 from sparsetvm.schedules.cuda.geometry import flat_geometry, supports_flat
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
-from sparsetvm.space.space import Space
 
 # Tiles, as "BM x BN x BK - tile of a thread - slices - stages". Of 20 timed on an H200 over 36 layers of BERT, ResNet,
 # MobileNet and square products, these hold one within 3 % of the fastest for every layer (0.1 % in the geometric mean);
@@ -48,59 +43,39 @@ _MOST_SPLIT = 6  # blocks per multiprocessor up to which K was split in what was
 _SPREAD = 10 / 11  # of the multiprocessors: what clusters of 4 and more reach at once, since GPCs differ in size
 
 
-class Dense(Template):
+class Dense(TileTemplate):
     """Template cuda.dense."""
 
     name = "cuda.dense"
     version = 2
-    dense = True
+    shapes = _SHAPES
 
     def matches(self, workload: Workload, target: Target) -> bool:
         return target.kind == "cuda" and supports_flat(workload)
 
-    def space(self, workload: Workload, target: Target) -> Space:
-        return tile_space(self.name, _SHAPES)
+    def tiles(self, config: Config) -> Tiles:
+        tiles = Tiles.of(config)
+        threads = tiles.bm * tiles.bn // (tiles.tm * tiles.tn) * tiles.slices
+        return tiles.sized(threads=threads, row_x=tiles.bn)
 
-    def default(self, workload: Workload, target: Target) -> Config:
-        """The config that takes the fewest cycles by a model of waves of blocks, latencies and exchanged parts."""
-        return self.smallest_estimate(workload, target)
+    def cost(self, tiles: Tiles, workload: Workload, target: Target) -> float:
+        """Blocks run in waves of as many as fit a multiprocessor; latencies and exchanged parts come on top."""
+        g = flat_geometry(workload)
+        blocks = tiles.blocks(g)
+        if tiles.split > 1 and blocks > _MOST_SPLIT * target.sms:
+            return float("inf")
+        share = -(-blocks // max(1, int(target.sms * (_SPREAD if tiles.split >= 4 else 1))))
+        resident = max(1, min(_RESIDENT[tiles.tm * tiles.tn] // tiles.threads, target.shared // tiles.shared))
+        area, steps = tiles.bm * tiles.bn, -(-workload.k // (tiles.bk * tiles.split))
+        column = area / (128 * _EFFICIENCY[tiles.tm * tiles.tn]) + (0 if g.x_row else _COPY * tiles.bn)
+        parts = tiles.slices * tiles.split
+        alone = steps * _STEP + _FINISH * tiles.tm * tiles.tn + (_CLUSTER + _PART * parts if tiles.split > 1 else 0)
+        exchange = 4 * area * tiles.slices / _PARTS if parts > 1 else 0
 
-    def estimate(self, workload: Workload, config: Config, target: Target) -> float:
-        return _cost(_tiles(config), workload, target)
+        def wave(together: int) -> float:
+            if not together:
+                return 0.0
+            idle = max(1.0, 4 * 32 / (together * tiles.threads))  # schedulers without a warp
+            return alone + together * (steps * tiles.bk * column * idle + exchange)
 
-    def pack(
-        self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target
-    ) -> Packed:
-        return pack_tiles(weight, bias, workload, _tiles(config))
-
-    def kernel(self, workload: Workload, config: Config, packed: Packed, target: Target, symbol: str) -> Any:
-        return tiled_launch("dense", workload, _tiles(config))
-
-
-def _tiles(config: Config) -> Tiles:
-    tiles = Tiles.of(config)
-    threads = tiles.bm * tiles.bn // (tiles.tm * tiles.tn) * tiles.slices
-    return tiles.sized(threads=threads, row_x=tiles.bn)
-
-
-def _cost(tiles: Tiles, workload: Workload, target: Target) -> float:
-    """Estimated cycles of the multiprocessor that has the most blocks, which run in waves of as many as fit it."""
-    g = flat_geometry(workload)
-    blocks = tiles.blocks(g)
-    if tiles.split > 1 and blocks > _MOST_SPLIT * target.sms:
-        return float("inf")
-    share = -(-blocks // max(1, int(target.sms * (_SPREAD if tiles.split >= 4 else 1))))
-    resident = max(1, min(_RESIDENT[tiles.tm * tiles.tn] // tiles.threads, target.shared // tiles.shared))
-    area, steps = tiles.bm * tiles.bn, -(-workload.k // (tiles.bk * tiles.split))
-    column = area / (128 * _EFFICIENCY[tiles.tm * tiles.tn]) + (0 if g.x_row else _COPY * tiles.bn)
-    parts = tiles.slices * tiles.split
-    alone = steps * _STEP + _FINISH * tiles.tm * tiles.tn + (_CLUSTER + _PART * parts if tiles.split > 1 else 0)
-    exchange = 4 * area * tiles.slices / _PARTS if parts > 1 else 0
-
-    def wave(together: int) -> float:
-        if not together:
-            return 0.0
-        idle = max(1.0, 4 * 32 / (together * tiles.threads))  # schedulers without a warp
-        return alone + together * (steps * tiles.bk * column * idle + exchange)
-
-    return share // resident * wave(resident) + wave(share % resident)
+        return share // resident * wave(resident) + wave(share % resident)

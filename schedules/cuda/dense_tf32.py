@@ -11,17 +11,15 @@ Requires: layouts that `supports_flat`, a workload with `tf32`; weights rounded 
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from sparsetvm.schedules.base import Packed, Template
-from sparsetvm.schedules.cuda.dense_tiles import Tiles, pack_tiles, tile_space, tiled_launch
+from sparsetvm.schedules.cuda.dense_tiles import Tiles, TileTemplate
 from sparsetvm.schedules.cuda.geometry import flat_geometry, supports_flat
 
 from sparsetvm.core.arithmetic import round_to_tf32
 from sparsetvm.core.config import Config
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
+from sparsetvm.space.knobs import Choice
 from sparsetvm.space.space import Space
 
 _SHAPES = (
@@ -41,62 +39,45 @@ _STEP, _CLUSTER, _PARTS = 180, 250, 33
 _MOST_SPLIT = 2  # blocks per multiprocessor up to which K is split
 
 
-class DenseTf32(Template):
+class DenseTf32(TileTemplate):
     """Template cuda.dense_tf32."""
 
     name = "cuda.dense_tf32"
     version = 1
-    dense = True
     arithmetic = "tf32"
+    shapes = _SHAPES
 
     def matches(self, workload: Workload, target: Target) -> bool:
         return target.kind == "cuda" and workload.tf32 and supports_flat(workload)
 
     def space(self, workload: Workload, target: Target) -> Space:
-        most = {shape: _tiles(Config.of(self.name, shape=shape, split=2)).shared for shape in _SHAPES}
-        return tile_space(self.name, [shape for shape in _SHAPES if most[shape] <= target.shared])
+        _, split = super().space(workload, target).knobs
+        most = {name: self.tiles(Config.of(self.name, shape=name, split=2)).shared for name in _SHAPES}
+        return Space(self.name, (Choice("shape", tuple(n for n in _SHAPES if most[n] <= target.shared)), split))
 
-    def default(self, workload: Workload, target: Target) -> Config:
-        """The config with the fewest estimated cycles of the multiprocessor that has the most blocks."""
-        return self.smallest_estimate(workload, target)
+    def tiles(self, config: Config) -> Tiles:
+        tiles = Tiles.of(config)
+        warps = tiles.bm * tiles.bn // (tiles.tm * tiles.tn) * tiles.slices
+        return tiles.sized(threads=32 * warps, row_x=tiles.bn + _PADDING)
 
-    def estimate(self, workload: Workload, config: Config, target: Target) -> float:
-        return _cost(_tiles(config), workload, target)
+    def arrange(self, blocks: np.ndarray) -> np.ndarray:
+        """Tiles (..., BK, BM) rounded, as (..., BK / 8, BM / 16, lanes, registers)."""
+        *outer, bk, bm = blocks.shape
+        at = len(outer)
+        # Column 8 s + 4 h + t of row 16 i + 8 r + g is number 2 h + r of lane 4 g + t (PTX: fragments of m16n8k8).
+        split = round_to_tf32(blocks).reshape(*outer, bk // 8, 2, 4, bm // 16, 2, 8)
+        return split.transpose(*range(at), at, at + 3, at + 5, at + 2, at + 1, at + 4)
 
-    def pack(
-        self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target
-    ) -> Packed:
-        return pack_tiles(weight, bias, workload, _tiles(config), _in_fragments)
-
-    def kernel(self, workload: Workload, config: Config, packed: Packed, target: Target, symbol: str) -> Any:
-        return tiled_launch("dense_tf32", workload, _tiles(config))
-
-
-def _tiles(config: Config) -> Tiles:
-    tiles = Tiles.of(config)
-    warps = tiles.bm * tiles.bn // (tiles.tm * tiles.tn) * tiles.slices
-    return tiles.sized(threads=32 * warps, row_x=tiles.bn + _PADDING)
-
-
-def _in_fragments(blocks: np.ndarray) -> np.ndarray:
-    """Tiles (..., BK, BM) rounded, as (..., BK / 8, BM / 16, lanes, registers)."""
-    *outer, bk, bm = blocks.shape
-    at = len(outer)
-    # Column 8 s + 4 h + t of row 16 i + 8 r + g is number 2 h + r of lane 4 g + t (PTX: fragments of m16n8k8).
-    split = round_to_tf32(blocks).reshape(*outer, bk // 8, 2, 4, bm // 16, 2, 8)
-    return split.transpose(*range(at), at, at + 3, at + 5, at + 2, at + 1, at + 4)
-
-
-def _cost(tiles: Tiles, workload: Workload, target: Target) -> float:
-    """Cycles: waves of as many blocks as fit a multiprocessor, each a chain of steps that share the tensor cores."""
-    blocks = tiles.blocks(flat_geometry(workload))
-    if tiles.split > 1 and blocks > _MOST_SPLIT * target.sms:
-        return float("inf")
-    share = -(-blocks // target.sms)
-    resident = max(1, min(_RESIDENT[tiles.tm * tiles.tn] // tiles.threads, target.shared // tiles.shared))
-    steps, area = -(-workload.k // (tiles.bk * tiles.split)), tiles.bm * tiles.bn
-    fragments = 4 * (tiles.tm + tiles.tn) / (tiles.tm * tiles.tn)  # bytes for one multiply-add of a warp
-    rate = _REACHED * min(_PRODUCTS, _BYTES / fragments)
-    exchange = 4 * area * tiles.slices / _PARTS if tiles.slices * tiles.split > 1 else 0
-    alone = steps * _STEP + (_CLUSTER if tiles.split > 1 else 0)
-    return -(-share // resident) * alone + share * (steps * tiles.bk * area / rate + exchange)
+    def cost(self, tiles: Tiles, workload: Workload, target: Target) -> float:
+        """Waves of as many blocks as fit a multiprocessor, each a chain of steps that share the tensor cores."""
+        blocks = tiles.blocks(flat_geometry(workload))
+        if tiles.split > 1 and blocks > _MOST_SPLIT * target.sms:
+            return float("inf")
+        share = -(-blocks // target.sms)
+        resident = max(1, min(_RESIDENT[tiles.tm * tiles.tn] // tiles.threads, target.shared // tiles.shared))
+        steps, area = -(-workload.k // (tiles.bk * tiles.split)), tiles.bm * tiles.bn
+        fragments = 4 * (tiles.tm + tiles.tn) / (tiles.tm * tiles.tn)  # bytes for one multiply-add of a warp
+        rate = _REACHED * min(_PRODUCTS, _BYTES / fragments)
+        exchange = 4 * area * tiles.slices / _PARTS if tiles.slices * tiles.split > 1 else 0
+        alone = steps * _STEP + (_CLUSTER if tiles.split > 1 else 0)
+        return -(-share // resident) * alone + share * (steps * tiles.bk * area / rate + exchange)

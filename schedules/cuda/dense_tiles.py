@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from sparsetvm.schedules.base import Packed
+from sparsetvm.schedules.base import Packed, Template
 from sparsetvm.schedules.cuda.epilogue import bias_array, epilogue_defines
 from sparsetvm.schedules.cuda.geometry import FlatGeometry, flat_geometry
 from sparsetvm.schedules.cuda.launch import Launch
 
 from sparsetvm.core.config import Config
+from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
 from sparsetvm.space.knobs import Choice, Ordered
 from sparsetvm.space.space import Space
@@ -58,14 +61,46 @@ class Tiles:
         return len(g.taps) * -(-g.rows_per_group // self.bm) * -(-g.positions // self.bn) * g.batch * self.split
 
 
-def tile_space(template: str, shapes: Sequence[str]) -> Space:
-    """Knobs of a dense template. shapes: "BM x BN x BK - tile of what multiplies - slices - stages"."""
-    return Space(template, (Choice("shape", tuple(shapes)), Ordered("split", _SPLITS)))
+class TileTemplate(Template):
+    """A dense template whose knobs are such tiles; its kernel stands in the .cu file of the template's name."""
+
+    dense = True
+    shapes: Sequence[str]  # "BM x BN x BK - tile of what multiplies - slices - stages"
+
+    @abc.abstractmethod
+    def tiles(self, config: Config) -> Tiles:
+        """The tiles of a config, with all their sizes."""
+
+    @abc.abstractmethod
+    def cost(self, tiles: Tiles, workload: Workload, target: Target) -> float:
+        """Expected cycles of the multiprocessor that has the most blocks."""
+
+    def arrange(self, blocks: np.ndarray) -> np.ndarray:
+        """Tiles of the weight (..., BK, BM) in the kernel's order."""
+        return blocks
+
+    def space(self, workload: Workload, target: Target) -> Space:
+        return Space(self.name, (Choice("shape", tuple(self.shapes)), Ordered("split", _SPLITS)))
+
+    def default(self, workload: Workload, target: Target) -> Config:
+        """The config with the fewest expected cycles."""
+        return self.smallest_estimate(workload, target)
+
+    def estimate(self, workload: Workload, config: Config, target: Target) -> float:
+        return self.cost(self.tiles(config), workload, target)
+
+    def pack(
+        self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target
+    ) -> Packed:
+        return _pack_tiles(weight, bias, workload, self.tiles(config), self.arrange)
+
+    def kernel(self, workload: Workload, config: Config, packed: Packed, target: Target, symbol: str) -> Any:
+        return _tiled_launch(self.name.partition(".")[2], workload, self.tiles(config))
 
 
-def pack_tiles(
+def _pack_tiles(
     weight: np.ndarray, bias: np.ndarray | None, workload: Workload, tiles: Tiles,
-    arrange: Callable[[np.ndarray], np.ndarray] = lambda blocks: blocks,
+    arrange: Callable[[np.ndarray], np.ndarray],
 ) -> Packed:  # fmt: skip
     """Weight, bias and taps as dense_block.cuh reads them. arrange: puts tiles (..., BK, BM) in the kernel's order."""
     g = flat_geometry(workload)
@@ -80,7 +115,7 @@ def pack_tiles(
     return Packed((np.ascontiguousarray(blocks).ravel(), bias_array(bias, workload.m), taps))
 
 
-def tiled_launch(entry: str, workload: Workload, tiles: Tiles) -> Launch:
+def _tiled_launch(entry: str, workload: Workload, tiles: Tiles) -> Launch:
     """The launch of the kernel `entry`, which stands in the .cu file of that name and includes dense_block.cuh."""
     g = flat_geometry(workload)
     groups, m_tiles = len(g.taps), -(-g.rows_per_group // tiles.bm)

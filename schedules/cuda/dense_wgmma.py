@@ -7,49 +7,28 @@ Requires: sm_90; a product with X in float16 (`HalfTiled`), a workload with `fp1
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-from sparsetvm.schedules.base import Packed, Template
-from sparsetvm.schedules.cuda.block_wgmma import pack_wgmma, reads_boxes, wgmma_clocks, wgmma_launch
+from sparsetvm.schedules.cuda.block_wgmma import BlockWgmma, wgmma_clocks
+from sparsetvm.schedules.cuda.boxes import reads_boxes
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
-from sparsetvm.space.knobs import Choice
-from sparsetvm.space.space import Space
 
 _L2_BYTES = 60  # a clock and multiprocessor
-# Rows of a panel x TN - columns of a step - stages - blocks of a multiprocessor.
-_SHAPES = ("128x256-64-4-1", "128x256-32-8-1", "64x256-64-5-1", "64x256-32-5-2")
 
 
-class DenseWgmma(Template):
+class DenseWgmma(BlockWgmma):
     """Template cuda.dense_wgmma."""
 
     name = "cuda.dense_wgmma"
     version = 1
     dense = True
-    arithmetic = "float16"
+    shapes = ("128x256-64-4-1", "128x256-32-8-1", "64x256-64-5-1", "64x256-32-5-2")
+    every = True
 
     def matches(self, workload: Workload, target: Target) -> bool:
         return reads_boxes(workload, target)
 
-    def space(self, workload: Workload, target: Target) -> Space:
-        return Space(self.name, (Choice("shape", _SHAPES),))
-
-    def default(self, workload: Workload, target: Target) -> Config:
-        """The config with the smallest estimate."""
-        return self.smallest_estimate(workload, target)
-
     def estimate(self, workload: Workload, config: Config, target: Target) -> float:
         """Right for 4096 x 4096 (44.1 us on an H200) and 2048 x 2048 (13.1 us) and 1024 positions."""
         return wgmma_clocks(workload, config, target, workload.k, _L2_BYTES)
-
-    def pack(
-        self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target
-    ) -> Packed:
-        return pack_wgmma(weight, bias, workload, config, every=True)
-
-    def kernel(self, workload: Workload, config: Config, packed: Packed, target: Target, symbol: str) -> Any:
-        return wgmma_launch(workload, config)

@@ -17,11 +17,13 @@
 #define SP_HIGH 0.0f
 #endif
 
-// The residual parameter of a kernel, right after X.
+// The residual parameter of a kernel, right after X; what it is in calls.
 #if SP_RESIDUAL
 #define SP_RESIDUAL_OF(type) const type* __restrict__ residual,
+#define SP_RESIDUAL_OR_NULL residual
 #else
 #define SP_RESIDUAL_OF(type)
+#define SP_RESIDUAL_OR_NULL nullptr
 #endif
 #define SP_RESIDUAL_PARAMETER SP_RESIDUAL_OF(float)
 

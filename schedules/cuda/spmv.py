@@ -28,6 +28,11 @@ from sparsetvm.space.space import Space
 _MOST_TOKENS = 8
 _BANKS = 32
 _FEW_A_ROW = 48  # non-zeros, below which eight lanes do as well as 16
+# Clocks of what weights do not matter for (launch, X to shared memory), for each further token; products of a clock and
+# multiprocessor, bytes of weights from L2 (while the kernel before runs) and from memory. By what kernels of one token
+# take that leave out one part after the other (H200, 4096 x 4096 at 90 %); memory by its data sheet.
+_FIXED, _TOKEN, _PRODUCTS, _L2_BYTES, _MEMORY_BYTES = 2380, 350, 10.7, 54, 18
+_ENTRY_BYTES = 6
 _MOST_IMBALANCE = 1.5  # longer rows than that many means are too few to choose by
 
 
@@ -98,6 +103,14 @@ class Spmv(Template):
             "spmv.cu", "spmv", defines, (blocks, 1, 1), warps * 32, _shared(workload) if staged else 0, 1,
             (workload.m, workload.k), overlaps=True,
         )  # fmt: skip
+
+
+def spmv_clocks(workload: Workload, target: Target) -> float:
+    """What a launch is expected to take, to compare with kernels that make use of zeros in X."""
+    size = workload.nnz * _ENTRY_BYTES
+    rate = _MEMORY_BYTES if workload.cold or size > target.l2 else _L2_BYTES
+    products = workload.nnz * (1 + 0.25 * (workload.n - 1)) / _PRODUCTS
+    return _FIXED + _TOKEN * (workload.n - 1) + (products + size / rate) / target.sms
 
 
 def _shared(workload: Workload) -> int:

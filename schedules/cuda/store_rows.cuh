@@ -42,4 +42,27 @@ __device__ __forceinline__ void store_row(typename Element<HALF>::type* to, cons
   }
 }
 
+// Y and what is added to a row of it. residual: null where there is none.
+template <bool HALF>
+struct Output {
+  using type = typename Element<HALF>::type;
+  type* __restrict__ y;
+  const type* __restrict__ residual;
+  const float* __restrict__ bias;
+  int rows, positions, y_row, r_row;
+
+  // store_row of positions p to p + 8 * TILES - 1 of a row, which need not exist.
+  template <int TILES, typename Sum>
+  __device__ __forceinline__ void store(int row, int p, int t, Sum sum) const {
+    const bool real = row < rows;
+#if SP_RESIDUAL
+    const type* const more = residual + static_cast<size_t>(row) * r_row + p;
+#else
+    const type* const more = nullptr;
+#endif
+    store_row<HALF, TILES>(y + static_cast<size_t>(row) * y_row + p, more, real ? bias[row] : 0.0f,
+                           real ? positions - p : 0, t, sum);
+  }
+};
+
 }  // namespace sp

@@ -1,4 +1,4 @@
-// Tensor cores on float16 factors, and activations that are float16 or float32 in memory.
+// Tensor cores on float16 and bfloat16 factors, and activations that are float16 or float32 in memory.
 #pragma once
 #include "positions.cuh"
 
@@ -14,6 +14,12 @@ __device__ __forceinline__ uint32_t to_halves(float low, float high) {
 }
 __device__ __forceinline__ void mma_half(float (&c)[4], const uint4& a, uint32_t b0, uint32_t b1) {
   sp_emu::multiply_half(c, a, b0, b1);
+}
+__device__ __forceinline__ uint32_t to_bfloats(float low, float high) {
+  return sp_emu::float_to_bfloat(low) | uint32_t(sp_emu::float_to_bfloat(high)) << 16;
+}
+__device__ __forceinline__ void mma_bfloat(float (&c)[4], const uint4& a, uint32_t b0, uint32_t b1) {
+  sp_emu::multiply_bfloat(c, a, b0, b1);
 }
 __device__ __forceinline__ void read_columns(uint32_t (&b)[4], const void* shared) { sp_emu::read_columns(b, shared); }
 
@@ -36,7 +42,18 @@ __device__ __forceinline__ void mma_half(float (&c)[4], const uint4& a, uint32_t
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
 }
-// B[16][16] for two of these, positions 0 to 7 and 8 to 15. shared: lane k + 16 h points to positions 8 h of row k.
+// The same two of bfloat16.
+__device__ __forceinline__ uint32_t to_bfloats(float low, float high) {
+  uint32_t both;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  return both;
+}
+__device__ __forceinline__ void mma_bfloat(float (&c)[4], const uint4& a, uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
+}
+// B[16][16] for two products of 16 columns, positions 0 to 7 and 8 to 15. shared: lane k + 16 h points to positions 8 h of row k.
 __device__ __forceinline__ void read_columns(uint32_t (&b)[4], const void* shared) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])

@@ -2,19 +2,18 @@
 // float16, sums in float32.
 //   SP_TILES (1, 2): tiles of 64 rows of a group of four warps; a block has two groups. SP_TN (128, 256): its positions.
 //   SP_STAGES: steps of 64 columns that are in shared memory or on their way. SP_Y_HALF: Y is float16.
+#include "ring.cuh"
 #include "store_rows.cuh"
-#include "streams.cuh"
-#include "wgmma.cuh"
 
 constexpr int kTiles = SP_TILES, kTN = SP_TN, kStages = SP_STAGES;
 constexpr int kGroups = 2, kThreads = 128 * kGroups + 128, kTM = 64 * kTiles * kGroups;
 constexpr int kStep = 64, kWide = kTN / 64, kBox = kStep * 128;  // bytes of 64 rows of 64 positions
-constexpr int kStage = kWide * kBox;
+constexpr int kX = kWide * kBox;
+constexpr int kWeights = 4096 + 512;  // bytes of 64 rows of W: two halves of 32 columns, which of them are kept
+constexpr int kW = kGroups * kTiles * kWeights;
 
 using Y = sp::Element<SP_Y_HALF>;
-
-constexpr int kWeights = 4096 + 512;  // bytes of 64 rows of W: two halves of 32 columns, which of them are kept
-constexpr int kRows = kGroups * kTiles * kWeights;
+using Ring = sp::Ring<kStages, kX, kW>;
 
 // w: by tile of 64 rows and step: two halves [2][64][8] of the kept columns in float16, then 128 words as wgmma_sparse
 // wants them.
@@ -24,39 +23,27 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
              int steps, int positions, int y_row, int r_row, const __grid_constant__ sp::TensorMap map) {
   (void)x;
   sp::start_next();
-  SP_DYNAMIC_SHARED(char, raw);
-  char* const stages = raw + (1024 - sp::shared_address(raw) % 1024) % 1024;
-  char* const weights = stages + kStages * kStage;
-  sp::Mbarrier* const full = reinterpret_cast<sp::Mbarrier*>(weights + kStages * kRows);
-  sp::Mbarrier* const empty = full + kStages;
+  SP_DYNAMIC_SHARED(char, shared);
+  const Ring ring(shared);
   const int p0 = blockIdx.y * kTN, warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
-  if (threadIdx.x == 0) {
-    for (int s = 0; s < kStages; s++) {
-      sp::barrier_init(full + s, 1);
-      sp::barrier_init(empty + s, kGroups);
-    }
-    sp::barriers_ready();
-  }
-  __syncthreads();
+  ring.start(kGroups);
 
   if (warp >= 4 * kGroups) {
     sp::fewer_registers<40>();
     if (warp == 4 * kGroups) {
       w += static_cast<size_t>(blockIdx.x * kGroups * kTiles) * steps * kWeights;
       sp::wait_for_previous();
-      int stage = 0, parity = 1;
+      Ring::Turn turn{0, 1};
       for (int step = 0; step < steps; step++) {
-        sp::barrier_wait(empty + stage, parity);
+        ring.wait_empty(turn);
         if (sp::one_lane()) {
-          sp::barrier_expect(full + stage, kStage + kRows);
+          ring.expect(turn, kX + kW);
           for (int i = 0; i < kGroups * kTiles; i++)
-            sp::bulk_copy(weights + stage * kRows + i * kWeights, w + static_cast<size_t>(i * steps + step) * kWeights,
-                          kWeights, full + stage);
-          for (int column = 0; column < kWide; column++)
-            sp::copy_box(stages + stage * kStage + column * kBox, &map, p0 + 64 * column, kStep * step, full + stage);
+            ring.copy_w(turn, i * kWeights, w + static_cast<size_t>(i * steps + step) * kWeights, kWeights);
+          ring.copy_x<kWide, kBox>(turn, 0, &map, p0, kStep * step);
         }
         __syncwarp();
-        if (++stage == kStages) stage = 0, parity ^= 1;
+        turn.next();
       }
     }
   } else {
@@ -66,14 +53,14 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
     sp::wait_for_previous();
     float sums[kTiles][kTN / 2] = {};
     uint32_t chosen[2][kTiles];
-    int stage = 0, parity = 0, before = 0;
+    Ring::Turn turn{0, 0}, before = turn;
     for (int first = 0; first < steps; first += 2)
 #pragma unroll
       for (int d = 0; d < 2; d++) {
         if (first + d >= steps) break;
-        sp::barrier_wait(full + stage, parity);
-        const char* const from = stages + stage * kStage;
-        const char* const rows_from = weights + stage * kRows + group * kTiles * kWeights;
+        ring.wait_full(turn);
+        const char* const from = ring.x(turn);
+        const char* const rows_from = ring.w(turn) + group * kTiles * kWeights;
 #pragma unroll
         for (int i = 0; i < kTiles; i++)
           chosen[d][i] = reinterpret_cast<const uint32_t*>(rows_from + i * kWeights + 4096)[mine];
@@ -87,29 +74,20 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
                               sp::wgmma_boxes(from + 32 * 128, kBox), chosen[d][i]);
         sp::wgmma_commit();
         sp::wgmma_wait<1>();  // the step before has been multiplied: its stage is free
-        if (first + d > 0 && mine == 0) sp::barrier_arrive(empty + before);
-        before = stage;
-        if (++stage == kStages) stage = 0, parity ^= 1;
+        if (first + d > 0 && mine == 0) ring.release(before);
+        before = turn;
+        turn.next();
       }
     sp::wgmma_wait<0>();
 #pragma unroll
     for (int i = 0; i < kTiles; i++) sp::wgmma_done(sums[i]);
 
+    const sp::Output<SP_Y_HALF> out{y, SP_RESIDUAL_OR_NULL, bias, rows, positions, y_row, r_row};
 #pragma unroll
     for (int i = 0; i < kTiles; i++)
 #pragma unroll
-      for (int half = 0; half < 2; half++) {
-        const int row = row0 + 64 * i + mine / 32 * 16 + 8 * half + g;
-        const bool real = row < rows;
-#if SP_RESIDUAL
-        const Y::type* const also = residual + static_cast<size_t>(row) * r_row + p0;
-#else
-        const Y::type* const also = nullptr;
-        (void)r_row;
-#endif
-        sp::store_row<SP_Y_HALF, kTN / 8>(y + static_cast<size_t>(row) * y_row + p0, also, real ? bias[row] : 0.0f,
-                                          real ? positions - p0 : 0, t,
-                                          [&](int j, int e) { return sums[i][4 * j + 2 * half + e]; });
-      }
+      for (int half = 0; half < 2; half++)
+        out.store<kTN / 8>(row0 + 64 * i + mine / 32 * 16 + 8 * half + g, p0, t,
+                           [&](int j, int e) { return sums[i][4 * j + 2 * half + e]; });
   }
 }

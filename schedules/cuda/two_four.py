@@ -13,55 +13,38 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from sparsetvm.schedules.base import Packed, Template
-from sparsetvm.schedules.cuda.epilogue import bias_array, epilogue_defines
-from sparsetvm.schedules.cuda.geometry import flat_geometry, supports_flat
-from sparsetvm.schedules.cuda.launch import Launch, TensorMap
+from sparsetvm.schedules.base import Packed
+from sparsetvm.schedules.cuda.boxes import BoxTemplate, box_launch, reads_boxes, ring_bytes, shape_sizes
+from sparsetvm.schedules.cuda.epilogue import bias_array
+from sparsetvm.schedules.cuda.geometry import flat_geometry
 
 from sparsetvm.core.config import Config
-from sparsetvm.core.layout import HalfTiled
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
 from sparsetvm.formats.two_four import TILE, TILE_BYTES, pack_two_four
-from sparsetvm.space.knobs import Choice
-from sparsetvm.space.space import Space
 
 # Tiles of 64 rows of a group of warps, positions, stages -> clocks of a step on an H200, all blocks at once, were its
 # clock the highest: the chip lowers it by a third while these run.
 _SHAPES = {"1x256-5": 1030, "1x256-4": 1035, "2x128-6": 1120, "2x128-5": 1125, "1x128-8": 490, "1x128-4": 520}
 _GROUPS = 2
-_ALIGNMENT = 1024
 _FIXED = 5500  # clocks before the first step and after the last
 
 
-class TwoFour(Template):
+class TwoFour(BoxTemplate):
     """Template cuda.two_four."""
 
     name = "cuda.two_four"
     version = 2
-    arithmetic = "float16"
+    shapes = tuple(_SHAPES)
 
     def matches(self, workload: Workload, target: Target) -> bool:
         pattern = workload.pattern
-        return (
-            (target.kind, target.isa) == ("cuda", "sm_90")
-            and workload.fp16
-            and workload.op == "matmul"
-            and isinstance(workload.layout_in, HalfTiled)
-            and supports_flat(workload, half=True)
-            and (pattern.kind, pattern.block) in (("n:m", (2, 4)), ("n:m", (1, 4)))
-        )
-
-    def space(self, workload: Workload, target: Target) -> Space:
-        return Space(self.name, (Choice("shape", tuple(_SHAPES)),))
-
-    def default(self, workload: Workload, target: Target) -> Config:
-        """The config with the smallest estimate."""
-        return self.smallest_estimate(workload, target)
+        two_of_four = (pattern.kind, pattern.block) in (("n:m", (2, 4)), ("n:m", (1, 4)))
+        return two_of_four and reads_boxes(workload, target)
 
     def estimate(self, workload: Workload, config: Config, target: Target) -> float:
         """Waves of blocks, each a chain of steps; measured at 2048 x 2048 and 4096 x 4096, 1024 positions."""
-        tiles, tn, _ = _shape(config)
+        tiles, tn, _ = shape_sizes(config)
         rows = TILE * _GROUPS * tiles
         blocks = -(-workload.m // rows) * -(-flat_geometry(workload).positions // tn)
         waves = -(-blocks // target.sms)
@@ -71,33 +54,14 @@ class TwoFour(Template):
     def pack(
         self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target
     ) -> Packed:
-        rows = TILE * _GROUPS * _shape(config)[0]
+        rows = TILE * _GROUPS * shape_sizes(config)[0]
         return Packed((pack_two_four(weight, rows).ravel(), bias_array(bias, workload.m)))
 
     def kernel(self, workload: Workload, config: Config, packed: Packed, target: Target, symbol: str) -> Any:
         g = flat_geometry(workload)
-        tiles, tn, stages = _shape(config)
-        stage = 2 * TILE * tn + _GROUPS * tiles * TILE_BYTES + 16  # bytes, two barriers included
-        defines = (
-            *(("SP_TILES", tiles), ("SP_TN", tn), ("SP_STAGES", stages)),
-            *(("SP_Y_HALF", int(workload.layout_out.half)), *epilogue_defines(workload.epilogue)),
-        )
-        return Launch(
-            "two_four.cu",
-            "two_four",
-            defines,
-            (-(-workload.m // (TILE * _GROUPS * tiles)), -(-g.positions // tn), 1),
-            128 * (_GROUPS + 1),
-            _ALIGNMENT + stages * stage,
-            1,
-            (workload.m, -(-workload.k // TILE), g.positions, g.y_row, g.r_row),
-            overlaps=True,
-            native=True,
-            map=TensorMap(workload.k, g.positions, g.x_row, TILE),
-        )
-
-
-def _shape(config: Config) -> tuple[int, int, int]:
-    """Tiles of a group of warps, positions, stages."""
-    tiles, tn, stages = (int(size) for size in config.str("shape").replace("x", "-").split("-"))
-    return tiles, tn, stages
+        tiles, tn, stages = shape_sizes(config)
+        grid = (-(-workload.m // (TILE * _GROUPS * tiles)), -(-g.positions // tn))
+        shared = ring_bytes(stages, 2 * TILE * tn + _GROUPS * tiles * TILE_BYTES)
+        steps = -(-workload.k // TILE)
+        defines = (("SP_TILES", tiles), ("SP_TN", tn), ("SP_STAGES", stages))
+        return box_launch("two_four", defines, workload, grid, 128 * (_GROUPS + 1), shared, TILE, (steps,))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 from sparsetvm.schedules.base import template
+from sparsetvm.schedules.cuda.launch import Launch
 
 from benchlib.block_csr import BLOCK_COMPETITORS, TWO_FOUR
 from benchlib.case import Case
@@ -19,8 +22,11 @@ from sparsetvm.core.nvml import current_clocks
 from sparsetvm.core.target import Target
 from sparsetvm.core.task import Task
 from sparsetvm.core.workload import Epilogue
+from sparsetvm.errors import SparseTvmError
+from sparsetvm.measure.compile import packed_kernel
 from sparsetvm.measure.cuda_candidate import CudaTrial, build_cuda, open_device
 from sparsetvm.measure.cuda_timing import L2Flush
+from sparsetvm.measure.nvcc import CompileError, Source, compile_sources, launch_source
 from sparsetvm.measure.reference import Reference, input_shape, make_reference, to_physical
 from sparsetvm.measure.timing import time_repeats
 
@@ -38,6 +44,7 @@ _EXACT = ("torch-fp32", OURS_DENSE)
 _EXACT_TF32 = (*_EXACT, "torch-tf32")
 _EXACT_FP16 = (*_EXACT_TF32, "torch-fp16")
 _COLD_SECONDS = 0.2
+_PACKERS = 8  # layers that are packed at once: each takes some hundred MB
 
 
 class GpuKernelBench:
@@ -112,7 +119,7 @@ class GpuKernelBench:
         for other in found:
             error = expected.error(to_physical(bare.layout_out, other.y))
             # Y in float16 is rounded, whoever computed it.
-            allowed = max(_TOLERANCES[other.name], TOLERANCES["float16"] if task.workload.fp16 else 0.0)
+            allowed = max(tolerance_of(other.name), TOLERANCES["float16"] if task.workload.fp16 else 0.0)
             if not error <= allowed:
                 raise Failed(f"{other.name}: relative L2 error {error:.2e}")
         return found
@@ -124,6 +131,33 @@ class GpuKernelBench:
         if checked.status != "ok" or checked.error is None:
             raise Failed(f"{config}: {checked.status}: {checked.message}")
         return trial, checked.error
+
+
+def compile_ahead(cases: Sequence[Case], configs: ConfigSource, target: Target) -> None:
+    """Compile what the rows of these cases will want, side by side, before anything is timed: the compiler's cache then
+    has it. While something is timed, nothing else may run in this process.
+    """
+
+    def sources(case: Case) -> list[Source]:
+        try:
+            task = case.task(target)
+            wanted = dict.fromkeys([configs.choose(task)[0], *configs.dense(task)])
+            launches = [packed_kernel(task, config, target, template)[0] for config in wanted]
+        except SparseTvmError:
+            return []  # its row will say so
+        return [launch_source(launch) for launch in launches if isinstance(launch, Launch)]
+
+    with ThreadPoolExecutor(_PACKERS) as pool:
+        wanted = [source for found in pool.map(sources, cases) for source in found]
+    try:
+        compile_sources(wanted, target)
+    except CompileError:
+        return  # so will the row of that kernel
+
+
+def tolerance_of(competitor: str) -> float:
+    """Relative L2 error that a competitor may have."""
+    return _TOLERANCES[competitor]
 
 
 def peak_gflops(target: Target, clock_mhz: int) -> float:

@@ -136,6 +136,24 @@ def _first(node: Node, x: Arrays, e: Arrays, graph: Graph) -> Sequence[np.ndarra
     return [e[0]]
 
 
+def _larger(node: Node, x: Arrays, e: Arrays, graph: Graph) -> Sequence[np.ndarray]:
+    """Min and Max of two tensors."""
+    return [np.maximum(e[0], e[1])]
+
+
+def _hard_sigmoid(node: Node, x: Arrays, e: Arrays, graph: Graph) -> Sequence[np.ndarray]:
+    """The line may be folded into the layer before: its factor into the weights, its addend to where sums begin."""
+    alpha, beta = float(node.attrs.get("alpha", 0.2)), float(node.attrs.get("beta", 0.5))
+    line = abs(alpha) * (np.abs(x[0]) + e[0]) + abs(beta)
+    return [abs(alpha) * e[0] + gamma(_terms_before(node.inputs[0], graph) + 4) * line]
+
+
+def _resize(node: Node, x: Arrays, e: Arrays, graph: Graph) -> Sequence[np.ndarray]:
+    """Mixes of neighbours with positive weights."""
+    mixed = _run(node, [np.abs(x[0]) + e[0], *x[1:]], graph)
+    return [_run(node, [e[0], *x[1:]], graph) + gamma(12) * mixed]
+
+
 def _mean(node: Node, x: Arrays, e: Arrays, graph: Graph) -> Sequence[np.ndarray]:
     total = _run(node, [np.abs(x[0]) + e[0], *x[1:]], graph)
     return [_run(node, [e[0], *x[1:]], graph) + gamma(x[0].size / max(total.size, 1) + 2) * total]
@@ -188,6 +206,9 @@ _RULES: dict[str, Rule] = {
         ["Concat", "Flatten", "GlobalMaxPool", "Identity", "MaxPool", "Pad", "Reshape", "Slice", "Transpose"], _move
     ),
     **dict.fromkeys(["AveragePool", "GlobalAveragePool", "ReduceMean"], _mean),
+    **dict.fromkeys(["Max", "Min"], _larger),
+    "HardSigmoid": _hard_sigmoid,
+    "Resize": _resize,
     "BatchNormalization": _batch_norm,
     "Sigmoid": _smooth(0.25),
     "Tanh": _smooth(1.0),

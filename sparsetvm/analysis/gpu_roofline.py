@@ -3,7 +3,7 @@
 From measurements of prototypes on an H200 (132 multiprocessors, 1.98 GHz), weights in L2:
 - a kernel takes at least 2 us;
 - dense: 76 % of the FMA peak of the multiprocessors that have work, or the weights through L2; four times that rate
-  where TF32 or float16 is allowed (an estimate from data sheets, nothing was measured);
+  where TF32, float16 or bfloat16 is allowed (an estimate from data sheets, nothing was measured);
 - sparse, few tokens: 6 bytes per non-zero through L2;
 - sparse, more tokens: each non-zero reads its row of X from shared memory, 128 bytes a clock and multiprocessor, which
   allows 25 % of the FMA peak; entries, padding and uneven rows leave 60 % of that.
@@ -37,7 +37,8 @@ def dense_us(workload: Workload, target: Target) -> float:
     blocks = workload.m * workload.n / _DENSE_TILE
     # With few blocks K is split, at half of the efficiency.
     busy = target.sms * min(1.0, max(0.5, blocks / target.sms))
-    rate = _CLOCK * _LANES * busy * _DENSE_EFFICIENCY * (_TENSOR_CORE_SPEED if workload.tf32 or workload.fp16 else 1.0)
+    rounds = workload.tf32 or workload.fp16 or workload.bf16 is True
+    rate = _CLOCK * _LANES * busy * _DENSE_EFFICIENCY * (_TENSOR_CORE_SPEED if rounds else 1.0)
     return _LAUNCH_US + max(fmas / rate, weights, workload.activation_bytes / _L2_RATE)
 
 

@@ -99,7 +99,8 @@ def _not_pruned(sparsity: float) -> str:
 
 def _break_even(workload: Workload, target: Target) -> str:
     point = break_even_sparsity(workload, target)
-    winner = "tensor cores win, " if workload.tf32 or workload.fp16 else ""
+    rounds = workload.tf32 or workload.fp16 or workload.bf16 is True
+    winner = "tensor cores win, " if rounds else ""
     return f"{winner}break-even here is about {_percent(point)}" if point < 1 else "too small to gain at any sparsity"
 
 

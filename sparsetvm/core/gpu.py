@@ -54,18 +54,24 @@ def known_gpu(arch: str, text: str) -> GpuModel:
     return KNOWN_GPUS[arch]
 
 
+def count_gpus() -> int:
+    """GPUs that this process may use. Raises EnvironmentProblem without a driver."""
+    found = ctypes.c_int()
+    cuda_driver.library()
+    cuda_driver.call("cuDeviceGetCount", ctypes.byref(found))
+    return found.value
+
+
 @functools.cache
 def query_gpu(device: int) -> Gpu:
     """GPU number `device` as CUDA counts them (CUDA_VISIBLE_DEVICES applies).
 
     Raises EnvironmentProblem without a driver, TargetError when there are fewer GPUs or this one is too old.
     """
-    found = ctypes.c_int()
-    cuda_driver.library()
-    cuda_driver.call("cuDeviceGetCount", ctypes.byref(found))
-    if device >= found.value:
+    count = count_gpus()
+    if device >= count:
         raise TargetError(
-            f"there is no GPU {device}: CUDA sees {found.value}",
+            f"there is no GPU {device}: CUDA sees {count}",
             hint="check CUDA_VISIBLE_DEVICES, or cross-compile with --target cuda,sm_90",
         )
     handle = ctypes.c_int()

@@ -47,7 +47,7 @@ class Resampling(msgspec.Struct, frozen=True):
             index = np.ceil(at)
         else:
             index = np.ceil(at - 0.5) if self.rounding == "round_prefer_floor" else np.floor(at + 0.5)
-        return np.clip(index, 0, self.size_in - 1).astype(np.int64)
+        return np.asarray(np.clip(index, 0, self.size_in - 1), np.int64)
 
     def neighbours(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(first, second, weight of the second): what each element is interpolated from; for "nearest" both are one."""

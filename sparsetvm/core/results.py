@@ -151,7 +151,7 @@ class LibraryReport(Result, kw_only=True):
 class TaskReport(msgspec.Struct, kw_only=True):
     """One task of a tune. source: tuned, exact, compatible, shipped, default or dense. Times in microseconds.
 
-    arithmetic: of the choice, "float32" or "tf32". rank_correlations: after each round, Spearman of the cost model's
+    arithmetic: of the choice, "float32", "tf32", ... rank_correlations: after each round, Spearman of the cost model's
     predictions and the times measured after them. reason: why a pruned layer got a dense kernel, else "".
     """
 

@@ -41,7 +41,7 @@ _KNOWN_CPUS: dict[str, tuple[str, int, int]] = {
     "x86-64-v4": (_AVX512, 32 << 10, 1 << 20),
 }
 _CUDA_HOST = "x86-64-v3"
-_TF32, _FP16 = ",tf32", ",fp16"
+_TF32, _FP16, _BF16 = ",tf32", ",fp16", ",bf16"
 _AVX512_FLAGS = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
 
 
@@ -52,7 +52,7 @@ class Target(msgspec.Struct, frozen=True):
     the architecture, e.g. "sm_90". threads: worker threads of a kernel. l1, l2: data cache bytes per core (l2 of the
     whole GPU). host: True when this machine can run and measure the result. device: number of the GPU. sms: its
     multiprocessors. shared: bytes of shared memory that one block may have. tf32: True when dense kernels may round the
-    factors of products to TF32, fp16: when any layer's kernel may round them to float16 (GPUs).
+    factors of products to TF32, fp16, bf16: when any layer's kernel may round them to float16, bfloat16 (GPUs).
     """
 
     kind: str
@@ -67,6 +67,7 @@ class Target(msgspec.Struct, frozen=True):
     shared: int = 0
     tf32: bool = False
     fp16: bool = False
+    bf16: bool = False
 
     @property
     def lanes(self) -> int:
@@ -83,16 +84,21 @@ class Target(msgspec.Struct, frozen=True):
     def __str__(self) -> str:
         if self.kind == "cuda":
             here = f"cuda:{self.device}" if self.device else "cuda"
-            return (here if self.host else f"cuda,{self.isa}") + _TF32 * self.tf32 + _FP16 * self.fp16
+            allowed = _TF32 * self.tf32 + _FP16 * self.fp16 + _BF16 * self.bf16
+            return (here if self.host else f"cuda,{self.isa}") + allowed
         return f"{self.kind},{self.mcpu}"
 
 
 def parse_target(text: str, threads: int | None = None, allow_tf32: bool = False, allow_fp16: bool = False) -> Target:
     """Parse `--target`: "cpu" (this host), "cpu,NAME" (cross-compile for an LLVM core name), "cuda" (GPU 0), "cuda:1"
-    or "cuda,sm_90" (cross-compile). allow_tf32, allow_fp16, or ",tf32", ",fp16" after a GPU: see Target.
+    or "cuda,sm_90" (cross-compile). allow_tf32, allow_fp16, or ",tf32", ",fp16" after a GPU: see Target. bfloat16 is
+    allowed by ",bf16" behind these.
 
     Raises TargetError with the next step for anything else, EnvironmentProblem for a GPU on a machine without one.
     """
+    if text.startswith("cuda") and text.endswith(_BF16):
+        allowed = parse_target(text.removesuffix(_BF16), threads, allow_tf32, allow_fp16)
+        return msgspec.structs.replace(allowed, bf16=True)
     if text.startswith("cuda") and text.endswith(_FP16):
         return parse_target(text.removesuffix(_FP16), threads, allow_tf32, allow_fp16=True)
     if text.startswith("cuda") and text.endswith(_TF32):

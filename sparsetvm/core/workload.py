@@ -76,8 +76,8 @@ class Workload(msgspec.Struct, frozen=True):
     cold: whether code and weights come from beyond L2, as in a network that is too large for it; timed accordingly.
     activation_density: non-zeros of X by its size, one of ACTIVATION_DENSITIES, where X is known to hold many zeros.
     Times are taken with such an X. Unset, it is in no JSON: workloads without it keep the identity they had before.
-    tf32, fp16: whether kernels may round the factors of its products to TF32, to float16. Times with and without are
-    never mixed.
+    tf32, fp16, bf16: whether kernels may round the factors of its products to TF32, float16, bfloat16. Times with and
+    without are never mixed. The last is unset where they may not, for the sake of identity too.
     """
 
     op: Literal["matmul", "conv2d"]
@@ -96,6 +96,7 @@ class Workload(msgspec.Struct, frozen=True):
     tf32: bool = False
     fp16: bool = False
     activation_density: float | msgspec.UnsetType = msgspec.UNSET
+    bf16: Literal[True] | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def residual_layout(self) -> AnyLayout:

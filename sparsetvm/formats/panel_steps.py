@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparsetvm.core.arithmetic import round_to_tf32
+from sparsetvm.core.arithmetic import Arithmetic, round_to_tf32, to_bfloat16
 
 STEP = 16  # columns of a product of tensor cores in float16, of two in TF32
 
@@ -20,8 +20,8 @@ class PanelSteps:
     """heads: (panels, 4) int32: first row, first step, steps, 0; in the order in which blocks take them.
 
     starts: (steps, 16 / run) int32 first columns of the runs of a step; of runs of one column in the order 2 t,
-    2 t + 1, 2 t + 8, 2 t + 9 for t = 0 ... 3. fragments: (steps, rows / 16, 32, 8) float16, as `mma_half` of
-    tensor.cuh wants A, or (steps, rows / 16, 2, 32, 4) float32, as two `mma_tf32` of device.cuh want it.
+    2 t + 1, 2 t + 8, 2 t + 9 for t = 0 ... 3. fragments: (steps, rows / 16, 32, 8) float16 (or bits of bfloat16), as
+    `mma_half` of tensor.cuh wants A, or (steps, rows / 16, 2, 32, 4) float32, as two `mma_tf32` of device.cuh want it.
     """
 
     heads: np.ndarray
@@ -30,15 +30,16 @@ class PanelSteps:
 
 
 def panel_steps(
-    weight: np.ndarray, rows: int, run: int, together: int, every: bool = False, tf32: bool = False
+    weight: np.ndarray, rows: int, run: int, together: int, every: bool = False, factors: Arithmetic = "float16"
 ) -> PanelSteps:
     """Pack an (m, k) float32 weight. together: panels that one block has; blocks get like amounts of work. every: each
-    panel has all columns. tf32: rounded to TF32 instead of float16.
+    panel has all columns. factors: what weights are rounded to.
 
-    run: 16, 8 (k at least that) or 1. Raises OverflowError for weights beyond float16.
+    run: 16, 8 (k at least that) or 1. Raises OverflowError for weights beyond what they are rounded to.
     """
     m, k = weight.shape
-    rounded = round_to_tf32(weight) if tf32 else to_halves(weight)
+    tf32 = factors == "tf32"
+    rounded = round_to_tf32(weight) if tf32 else to_bfloats(weight) if factors == "bfloat16" else to_halves(weight)
     runs = runs_of(np.ones(weight.shape, bool) if every else weight != 0, rows, run)
     panel, number = np.nonzero(runs)
     counts, per_step = runs.sum(axis=1), STEP // run
@@ -96,6 +97,14 @@ def to_halves(weight: np.ndarray) -> np.ndarray:
     if not np.isfinite(halves).all():
         raise OverflowError("a weight is not finite in float16")
     return halves
+
+
+def to_bfloats(weight: np.ndarray) -> np.ndarray:
+    """The bits of a float32 weight in bfloat16. Raises OverflowError for weights that would become infinite."""
+    bits = to_bfloat16(weight)
+    if (bits & np.uint16(0x7FFF) >= np.uint16(0x7F80)).any():
+        raise OverflowError("a weight is not finite in bfloat16")
+    return bits
 
 
 def runs_of(mask: np.ndarray, rows: int, run: int) -> np.ndarray:

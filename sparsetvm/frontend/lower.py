@@ -16,6 +16,7 @@ from onnx import helper
 from sparsetvm.core.graph import Value
 from sparsetvm.errors import ModelError
 from sparsetvm.frontend.expand_function import expanded
+from sparsetvm.frontend.lower_einsum import einsum
 from sparsetvm.frontend.lower_resize import resize, upsample
 from sparsetvm.frontend.names import display_name
 from sparsetvm.frontend.parts import Lowered
@@ -317,6 +318,7 @@ _RULES: dict[str, Callable[[Lowered], bool]] = {
     "Concat": _concat,
     "ConvTranspose": _conv_transpose,
     "Dropout": _dropout,
+    "Einsum": einsum,
     "EyeLike": _eye_like,
     "GroupNormalization": _function,
     "IsInf": _is_inf,

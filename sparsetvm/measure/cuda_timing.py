@@ -8,6 +8,7 @@ cold, one launch at a time after L2 was overwritten.
 from __future__ import annotations
 
 import ctypes
+import math
 import statistics
 from collections.abc import Sequence
 
@@ -16,31 +17,42 @@ from sparsetvm.measure.cuda_device import Device, DeviceBuffer, Event, Graph, Ke
 from sparsetvm.measure.timing import TimeCalls
 
 _LAUNCHES = 50  # of one graph: what happens between two graphs is then below 2 % of the time
+_GRAPH_SECONDS = 2e-3  # of a graph: longer kernels need fewer launches for that
+_TRIES = 3
 _MOST_COLD_CALLS = 25
 
 
 def time_graph(device: Device, kernel: Kernel) -> TimeCalls:
-    """Times warm calls."""
-
-    def many() -> None:
-        for _ in range(_LAUNCHES):
-            kernel.launch()
-
-    large, single = Graph(device, many), Graph(device, kernel.launch)
-    for graph in (large, single):
-        graph.launch()  # the first launch uploads it
-    device.wait()
+    """Times warm calls, in graphs of equally many launches whatever number is asked for: were some of them launched one
+    by one, what the host takes for that would count, and more or less of it by the number that happened to be planned.
+    """
     begin, end = device.events()
 
-    def time_calls(number: int) -> float:
-        graphs, rest = divmod(number, _LAUNCHES)
+    def seconds(graph: Graph, times: int) -> float:
         begin.record()
-        for _ in range(graphs):
-            large.launch()
-        for _ in range(rest):
-            single.launch()
+        for _ in range(times):
+            graph.launch()
         end.record()
-        return end.seconds_since(begin) / number
+        return end.seconds_since(begin)
+
+    def many(launches: int) -> Graph:
+        def record() -> None:
+            for _ in range(launches):
+                kernel.launch()
+
+        graph = Graph(device, record)
+        graph.launch()  # the first launch uploads it
+        device.wait()
+        return graph
+
+    single = many(1)
+    alone = min(seconds(single, 1) for _ in range(_TRIES))
+    launches = max(1, min(_LAUNCHES, math.ceil(_GRAPH_SECONDS / max(alone, 1e-9))))
+    graph = single if launches == 1 else many(launches)
+
+    def time_calls(number: int) -> float:
+        graphs = max(1, round(number / launches))
+        return seconds(graph, graphs) / (graphs * launches)
 
     return time_calls
 

@@ -308,8 +308,8 @@ class FleetMeasurer:
 class Fleet:
     """The workers of one key: what they measure on, as the first of them says.
 
-    threads, allow_tf32, allow_fp16: as the tune wants them. Raises EnvironmentProblem when no tracker or no worker
-    answers.
+    threads, allow_tf32, allow_fp16, allow_bf16: as the tune wants them. Raises EnvironmentProblem when no tracker or
+    no worker answers.
     """
 
     def __init__(
@@ -320,6 +320,7 @@ class Fleet:
         threads: int | None = None,
         allow_tf32: bool = False,
         allow_fp16: bool = False,
+        allow_bf16: bool = False,
         patience: float = _PATIENCE,
     ) -> None:
         self.tracker = Tracker(*parse_tracker(address), key)
@@ -330,7 +331,13 @@ class Fleet:
             raise EnvironmentProblem(problem, hint="a fleet runs one version of sparsetvm")
         theirs = self.hello.target
         self.target = replace(
-            theirs, host=False, device=0, threads=threads or theirs.threads, tf32=allow_tf32, fp16=allow_fp16
+            theirs,
+            host=False,
+            device=0,
+            threads=threads or theirs.threads,
+            tf32=allow_tf32,
+            fp16=allow_fp16,
+            bf16=allow_bf16,
         )
 
     @property

@@ -98,7 +98,7 @@ class Station:
             raise SparseTvmError(f"the worker measures on {ours}, the tune compiles for {asked}")
         if asked.kind == "cpu" and asked.threads > default_threads():
             raise SparseTvmError(f"the tune wants {asked.threads} threads, the worker has {default_threads()} cores")
-        return msgspec.structs.replace(ours, threads=asked.threads, tf32=asked.tf32, fp16=asked.fp16)
+        return msgspec.structs.replace(ours, threads=asked.threads, tf32=asked.tf32, fp16=asked.fp16, bf16=asked.bf16)
 
     def _measured(self, measurer: Measurer, request: RemoteRequest) -> Answer:
         libraries = (request.library,) if isinstance(request, RemoteRun) else request.libraries

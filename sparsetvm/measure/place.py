@@ -68,9 +68,13 @@ def _fleet_place(
 ) -> Place:
     from sparsetvm.measure.fleet import Fleet, FleetMeasurer
 
-    fleet = Fleet(tracker, key, threads=threads, allow_tf32=allow_tf32, allow_fp16=allow_fp16)
-    kind = target.partition(",")[0].partition(":")[0]
-    if (target != "cpu" and kind != fleet.target.kind) or ((allow_tf32 or allow_fp16) and fleet.target.kind == "cpu"):
+    device, *named = target.split(",")
+    allowed = {"tf32": allow_tf32, "fp16": allow_fp16, "bf16": False}
+    allowed |= {name: True for name in allowed if name in named}
+    permissions = {f"allow_{name}": value for name, value in allowed.items()}
+    fleet = Fleet(tracker, key, threads=threads, **permissions)
+    kind = device.partition(":")[0]
+    if (target != "cpu" and kind != fleet.target.kind) or (any(allowed.values()) and fleet.target.kind == "cpu"):
         raise UsageError(
             f"the workers of key '{key}' measure on {fleet.device.model}, which --target or --allow-* does not fit",
             hint="leave --target out: it is what the workers measure on",

@@ -22,15 +22,16 @@ _SAME_VALUES_OWN = ("convert", "alias")
 
 def uses_density(workload: Workload, target: Target) -> bool:
     """Whether a schedule of the workload can skip zeros of X: products of few tokens and convolutions of blocks of
-    rows, on a CPU with AVX-512.
+    rows on AVX-512, sparse products of few tokens on GPUs.
     """
-    if target.kind != "cpu" or target.isa != "avx512":
-        return False
-    if workload.conv is not None:
-        strip = workload.pattern.block[0] if workload.pattern.kind == "block" else 1
-        planes = isinstance(workload.layout_in, Planes) and isinstance(workload.layout_out, Planes)
-        return planes and strip % 8 == 0 and workload.conv.stride == (1, 1) and workload.conv.groups == 1
-    return workload.n <= FEW_TOKENS and isinstance(workload.layout_in, Plain)
+    few = workload.op == "matmul" and workload.n <= FEW_TOKENS and isinstance(workload.layout_in, Plain)
+    if target.kind == "cuda":
+        return few and workload.pattern.kind != "dense"
+    if target.isa != "avx512" or workload.conv is None:
+        return few and target.isa == "avx512"
+    strip = workload.pattern.block[0] if workload.pattern.kind == "block" else 1
+    planes = isinstance(workload.layout_in, Planes) and isinstance(workload.layout_out, Planes)
+    return planes and strip % 8 == 0 and workload.conv.stride == (1, 1) and workload.conv.groups == 1
 
 
 def with_density(workload: Workload, target: Target, density: float | None) -> Workload:

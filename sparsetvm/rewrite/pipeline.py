@@ -33,8 +33,8 @@ def rewrite(graph: Graph, target: Target, masks: Sequence[Mask] = ()) -> Graph:
     canonicalize(graph)
     mask_padding(graph, masks)
     fuse_attention(graph, target)
+    fuse_k_winners(graph)
     if target.kind == "cpu":
-        fuse_k_winners(graph)
         winners_of_images(graph)
     make_layers(graph)
     remove_dead_channels(graph)

@@ -36,6 +36,7 @@ def workload_of(graph: Graph, node: Node, target: Target) -> Workload:
     conv = node.attrs["conv"]
     # Products of few tokens are bound by their weights: they have no kernel that rounds, and their records serve both.
     many = not isinstance(graph.values[node.inputs[0]].layout, Plain)
+    product = target.kind == "cuda" and many and (conv is None or conv.pointwise)
     return Workload(
         node.op,  # type: ignore[arg-type]
         m,
@@ -49,7 +50,8 @@ def workload_of(graph: Graph, node: Node, target: Target) -> Workload:
         threads=target.threads,
         layout_residual=None if residual == out.layout else residual,
         tf32=target.tf32 and many,
-        fp16=target.kind == "cuda" and (target.fp16 or graph.float16) and many and (conv is None or conv.pointwise),
+        fp16=product and (target.fp16 or graph.float16),
+        bf16=True if product and target.bf16 else msgspec.UNSET,
     )
 
 

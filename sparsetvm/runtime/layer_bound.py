@@ -26,7 +26,7 @@ from sparsetvm.measure.reference import activate
 
 UNIT = 2.0**-24
 # A factor rounded to TF32 or float16 is off by at most this share of itself (core/arithmetic.py), or by _HALF_TINY.
-_HALF_UNIT = 2.0**-11
+_HALF_UNIT, _BFLOAT_UNIT = 2.0**-11, 2.0**-8
 _HALF_TINY = 2.0**-25
 _EXTRA_TERMS = 2  # bias and residual
 _SMALLEST_NORMAL = 2.0**-126
@@ -66,7 +66,8 @@ class LayerReference:
         # What all terms of a sum can be off by for factors too small for float16, per unit of weight and activation.
         self._small = self.terms * _HALF_TINY if arithmetic == "float16" else 0.0
         self._largest = float(np.abs(weight).max(initial=0.0))
-        factors = 0.0 if arithmetic == "float32" else 2 * _HALF_UNIT + _HALF_UNIT**2
+        unit = {"float32": 0.0, "bfloat16": _BFLOAT_UNIT}.get(arithmetic, _HALF_UNIT)
+        factors = 2 * unit + unit**2
         gamma = terms * UNIT / (1 - terms * UNIT)
         # The absolute sum is itself computed in float32.
         share = (2 * gamma + factors) * (1 + gamma)

@@ -158,14 +158,14 @@ def candidates_of(workload: Workload, target: Target, templates: Matching = matc
 
 
 def _half_clocks(choices: Sequence[TemplateChoice]) -> dict[str, float]:
-    """Estimates of the dense templates in float16."""
-    half = [choice for choice in choices if choice.dense and choice.arithmetic == "float16"]
+    """Estimates of the dense templates in 16 bits."""
+    half = [choice for choice in choices if choice.dense and choice.arithmetic in ("float16", "bfloat16")]
     return {choice.name: value for choice in half if (value := choice.estimate(choice.default)) is not None}
 
 
 def _stays_dense(choices: Sequence[TemplateChoice], workload: Workload, target: Target) -> bool:
     """True when no sparse config is expected to gain enough, neither by the roofline nor by its template's estimate, or
-    a dense one in float16 has the smallest estimate.
+    a dense one in 16 bits has the smallest estimate.
     """
     clocks = min((value for choice in choices if (value := choice.clocks) is not None), default=math.inf)
     if min(_half_clocks(choices).values(), default=math.inf) < clocks < math.inf:
@@ -185,7 +185,7 @@ def _choice(t: Template, workload: Workload, target: Target) -> TemplateChoice:
 
 def _fastest_first(choices: Sequence[TemplateChoice]) -> list[TemplateChoice]:
     """The choices, those that may give the default and have an estimate by it in their places; so are the dense ones in
-    float16 among themselves.
+    16 bits among themselves.
     """
     sparse = {choice.name: value for choice in choices if (value := choice.clocks) is not None}
     return _ranked(_ranked(choices, sparse), _half_clocks(choices))

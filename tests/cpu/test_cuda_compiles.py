@@ -34,6 +34,11 @@ def workloads() -> dict[str, tuple[Workload, np.ndarray]]:
     found["1 token, long rows"] = product(1, 63, 4096, gelu, weight, plain=True), weight
     halves = weight.astype(np.float16).astype(np.float32)
     found["1 token, long rows, float16 weights"] = product(1, 63, 4096, gelu, halves, plain=True), halves
+    sparse_x = product(4, 512, 512, gelu, sparse(rng, (512, 512), 0.1), plain=True)
+    found["4 tokens, sparse"] = (
+        msgspec.structs.replace(sparse_x, activation_density=0.125),
+        sparse(rng, (512, 512), 0.1),
+    )
     for n in (32, 1024):
         weight = sparse(rng, (512, 512), 0.1)
         found[f"{n} tokens"] = product(n, 512, 512, gelu, weight), weight

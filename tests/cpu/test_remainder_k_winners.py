@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from k_winners_cases import winners
 from remainder_cases import TARGETS, compile_kernel, run_kernel, with_threads
 from sparsetvm.schedules.x86.remainder.k_winners import k_winners_kernel
 
 from sparsetvm.core.layout import PLAIN, AnyLayout, Planes
 from sparsetvm.core.target import Target
-
-
-def winners(x: np.ndarray, k: int, ties: str) -> np.ndarray:
-    """NaN is the largest; a stable sort keeps the lowest index first."""
-    order = np.argsort(np.where(np.isnan(x), -np.inf, -x), axis=-1, kind="stable")
-    kept = np.zeros(x.shape, bool)
-    np.put_along_axis(kept, order[..., :k], True, axis=-1)
-    if ties == "all":
-        kth = np.take_along_axis(x, order[..., k - 1 : k], axis=-1)
-        kept = np.isnan(x) | (x >= kth)
-    return np.where(kept, x, np.float32(0))
 
 
 def check(x: np.ndarray, k: int, ties: str, target: Target, threads: int = 1) -> None:

@@ -207,13 +207,14 @@ inline void multiply_tf32(float (&c)[4], const float (&a)[4], uint32_t b0, uint3
   for (int i = 0; i < 4; i++)
     for (int k = 0; k < 8; k++) c[i] += rows[i / 2][k] * columns[i % 2][k];
 }
-// The same of factors in float16 (see sp::mma_half).
-inline void multiply_half(float (&c)[4], const uint4& a, uint32_t b0, uint32_t b1) {
+// The same of factors in 16 bits, which `value` reads (see sp::mma_half, sp::mma_bfloat).
+template <class Value>
+void multiply_short(float (&c)[4], const uint4& a, uint32_t b0, uint32_t b1, Value value) {
   const int g = lane() / 4, t = lane() % 4;
   float rows[2][16], columns[2][16];
-  const auto take = [](uint64_t four, float* at) {
-    at[0] = half_to_float(four & 0xffff), at[1] = half_to_float(four >> 16 & 0xffff);
-    at[8] = half_to_float(four >> 32 & 0xffff), at[9] = half_to_float(four >> 48);
+  const auto take = [&](uint64_t four, float* at) {
+    at[0] = value(four & 0xffff), at[1] = value(four >> 16 & 0xffff);
+    at[8] = value(four >> 32 & 0xffff), at[9] = value(four >> 48);
   };
   const auto pack = [](uint32_t low, uint32_t high) { return uint64_t(high) << 32 | low; };
   for (int half = 0; half < 2; half++) {
@@ -225,6 +226,16 @@ inline void multiply_half(float (&c)[4], const uint4& a, uint32_t b0, uint32_t b
     for (int k = 0; k < 4; k++) take(all[4 * (2 * t + n) + k], columns[n] + 2 * k);
   for (int i = 0; i < 4; i++)
     for (int k = 0; k < 16; k++) c[i] += rows[i / 2][k] * columns[i % 2][k];
+}
+inline void multiply_half(float (&c)[4], const uint4& a, uint32_t b0, uint32_t b1) {
+  multiply_short(c, a, b0, b1, [](uint64_t bits) { return half_to_float(bits); });
+}
+inline unsigned short float_to_bfloat(float x) {
+  const unsigned bits = __float_as_uint(x);
+  return std::isnan(x) ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+inline void multiply_bfloat(float (&c)[4], const uint4& a, uint32_t b0, uint32_t b1) {
+  multiply_short(c, a, b0, b1, [](uint64_t bits) { return __uint_as_float(unsigned(bits) << 16); });
 }
 // A map of a matrix of 2-byte numbers, for copies of boxes 64 columns wide (see sp::copy_box).
 struct TensorMap {

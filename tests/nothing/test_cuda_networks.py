@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from emulator.network import run_network
+from k_winners_cases import inputs, network
 from models import bert, conv_net, mlp, mobile_net, random_inputs, relative_error, run_onnxruntime
 from sparsetvm.schedules.base import arithmetic_of
 
@@ -59,3 +61,17 @@ def test_network_in_tf32_is_off_by_no_more_than_its_manifest_says(build, tmp_pat
     assert "tf32" in used
     for value, wanted in zip(found, run_onnxruntime(builder.model(), inputs).values(), strict=True):
         assert 1e-5 < relative_error(value, wanted) < network_tolerance(used)
+
+
+def test_network_with_k_winners_skips_zeros_and_computes_what_onnxruntime_computes(tmp_path):
+    builder = network()
+    prepared = prepare(builder.save(tmp_path / "m.onnx"), H200)
+    assert not [node for node in prepared.graph.nodes if node.op in ("TopK", "ScatterElements")]
+    choices = {name: candidates_of(task.workload, H200) for name, task in prepared.tasks.items()}
+    skipping = {name: found.choice("cuda.spmv_columns") for name, found in choices.items()}
+    configs = {name: (skipping[name] or found.choices[0]).default for name, found in choices.items()}
+    assert sum(choice is not None for choice in skipping.values()) == 2
+    for x in inputs().values():
+        found, _ = run_network(prepared.graph, prepared.tasks, configs, H200, {"x": x})
+        (wanted,) = run_onnxruntime(builder.model(), {"x": x}).values()
+        np.testing.assert_allclose(found[0], wanted, rtol=1e-5, atol=1e-6 * np.abs(wanted).max())

@@ -112,6 +112,6 @@ def test_layers_behind_know_their_density(tmp_path) -> None:
     assert task.workload.activation_density == 1 / 8  # 5 of 40
 
 
-def test_gpu_graphs_are_left_alone(tmp_path) -> None:
+def test_k_winners_are_fused_for_gpus_too(tmp_path) -> None:
     graph = rewrite(loaded(scattered, tmp_path), parse_target("cuda,sm_90", 1))
-    assert not [node for node in graph.nodes if node.is_op("k_winners", domain=SPARSETVM_DOMAIN)]
+    assert [node.op for node in graph.nodes] == ["k_winners"]

@@ -153,12 +153,23 @@ def test_template_file_looks_like_all_others(path: Path) -> None:
 
 
 def template_methods(node: ast.ClassDef, module: ast.Module) -> set[str]:
-    """What a template has to define itself: all methods, or `matches` where the kernel is that of another template."""
+    """What a template has to define itself: all methods but those that its base class has, and always `matches`."""
     bases = {ast.unparse(base) for base in node.bases}
-    others = {
-        name.name
+    if "Template" in bases:
+        return TEMPLATE_METHODS
+    origins = {
+        name.name: SOURCES[line.module]
         for line in module.body
-        if isinstance(line, ast.ImportFrom) and line.module in TEMPLATE_MODULES
+        if isinstance(line, ast.ImportFrom)
+        and line.module in SOURCES
+        and line.module.startswith("sparsetvm.schedules.")
         for name in line.names
     }
-    return TEMPLATE_METHODS if "Template" in bases else {"matches"} if bases & others else set()
+    for base in bases & origins.keys():
+        inside = tree(origins[base])
+        (found,) = [other for other in inside.body if isinstance(other, ast.ClassDef) and other.name == base]
+        missing = template_methods(found, inside)
+        if missing:
+            defined = {method.name for method in found.body if isinstance(method, ast.FunctionDef)}
+            return missing - defined | {"matches"}
+    return set()

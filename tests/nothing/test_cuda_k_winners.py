@@ -1,0 +1,51 @@
+"""The k-winners kernel for GPUs against a sort, its ties as ONNX has them for TopK (in the emulator)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cuda_remainder_cases import TARGET, needs_nvcc, nvcc_faults, run_remainder
+from k_winners_cases import winners
+from sparsetvm.schedules.cuda.remainder.k_winners import k_winners_kernel
+
+
+def check(x: np.ndarray, k: int, ties: str) -> None:
+    launch = k_winners_kernel(x.shape, k, ties, TARGET, "kernel")  # type: ignore[arg-type]
+    np.testing.assert_array_equal(run_remainder(launch, [x], x.shape), winners(x, k, ties))
+
+
+@pytest.mark.parametrize("ties", ["first", "all"])
+@pytest.mark.parametrize(("shape", "k"), [((1, 1), 1), ((3, 7), 2), ((2, 48), 47), ((4, 150), 18), ((50,), 50)])
+def test_k_largest_of_every_row_stay(shape: tuple[int, ...], k: int, ties: str) -> None:
+    check(np.random.default_rng(k).standard_normal(shape).astype(np.float32), k, ties)
+
+
+@pytest.mark.parametrize("ties", ["first", "all"])
+@pytest.mark.parametrize("n", [45, 17000])
+def test_ties_are_kept_as_asked(ties: str, n: int) -> None:
+    """The longer rows do not fit into registers."""
+    x = np.random.default_rng(0).integers(-2, 3, (4, n)).astype(np.float32)
+    x[0], x[1] = 0, -1
+    x[2, ::2] = -0.0
+    check(x if n < 100 else x[1:], n // 4, ties)
+
+
+def test_extremes_keep_their_order() -> None:
+    tiny, huge = np.float32(1e-45), np.float32(3.4e38)
+    x = np.array([[-np.inf, -huge, -tiny, 0.0, tiny, 1.0, huge, np.inf, -1.0]], np.float32)
+    for k in (1, 2, 4, 9):
+        check(x, k, "first")
+
+
+def test_nan_of_either_sign_wins_and_stays() -> None:
+    x = np.arange(20, dtype=np.float32)[None]
+    x[0, 3], x[0, 9] = np.nan, np.copysign(np.float32(np.nan), np.float32(-1))
+    check(x, 4, "first")
+
+
+@needs_nvcc
+@pytest.mark.parametrize("n", [12544, 20000])
+def test_kernel_compiles_for_sm_90_without_spills(n: int, tmp_path: Path) -> None:
+    assert nvcc_faults(k_winners_kernel((1, n), 1000, "first", TARGET, "kernel"), tmp_path) == ""
