@@ -28,9 +28,11 @@ if TYPE_CHECKING:
 # Imported by name, so that listing templates needs no TVM. Order: the first that matches and is preferred gives the
 # default config, unless templates have estimates (search/candidates.py compares those).
 _TEMPLATES: dict[str, tuple[str, str]] = {
+    "x86.conv_columns": ("sparsetvm.schedules.x86.conv_columns", "ConvColumnsTemplate"),
     "x86.pattern_code": ("sparsetvm.schedules.x86.pattern_code", "PatternCode"),
     "x86.pattern_data": ("sparsetvm.schedules.x86.pattern_data", "PatternData"),
     "x86.spmv_columns": ("sparsetvm.schedules.x86.spmv_columns", "SpmvColumns"),
+    "x86.gemv_columns": ("sparsetvm.schedules.x86.gemv_columns", "GemvColumns"),
     "x86.spmv_lookup": ("sparsetvm.schedules.x86.spmv_lookup", "SpmvLookup"),
     "x86.spmv_csr": ("sparsetvm.schedules.x86.spmv_csr", "SpmvCsr"),
     "x86.dense_gemv": ("sparsetvm.schedules.x86.dense_gemv", "DenseGemv"),

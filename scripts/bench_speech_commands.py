@@ -1,12 +1,14 @@
-"""The speech-commands network three times, dense, sparse-dense and sparse-sparse, beside ONNX Runtime, at batch 1.
+"""The speech-commands network dense, sparse-dense and sparse-sparse, beside ONNX Runtime, at batch 1.
 
     python scripts/bench_speech_commands.py [--sparsity 0.95] [--budget 60] [--seconds 10] [--json OUT.json]
     python scripts/bench_speech_commands.py --target cuda [--budget 20] [--json OUT.json]
 
 The networks are those of make_models.py, with random weights: a test of speed, not of accuracy. "dense" and
-"sparse-dense" have ReLU, "sparse-sparse" k-winners; ONNX Runtime runs all three (for it they are all dense), and is the
-baseline with the dense one. --budget: seconds of search for each network, else default configs. One thread; all are
-timed in turn in one process, and their outputs compared with ONNX Runtime's on random, empty and extreme inputs first.
+"sparse-dense" have ReLU, "sparse-sparse" k-winners. Of either there is one with single weights pruned and one with
+blocks of 16 filters and of 4 hidden units. ONNX Runtime's dense network is the baseline; it runs the others no faster,
+for it they are dense. --budget: seconds of search for each network, else default configs. One thread; all are timed in
+turn in one process, and their outputs compared with ONNX Runtime's on random, empty and extreme inputs first. Layers:
+their kernels alone, and of ONNX Runtime what its profiler says, which includes its overhead for each node.
 """
 
 from __future__ import annotations
@@ -24,32 +26,61 @@ from typing import Any
 import numpy as np
 from benchlib.machine import describe_machine
 from benchlib.model_row import Failed, time_torch
-from make_models import speech_commands, speech_commands_k_winners
+from make_models import speech_commands
 
 import sparsetvm
+from sparsetvm.core.results import LayerTime
 from sparsetvm.core.target import parse_target, version_of
 from sparsetvm.errors import SparseTvmError, UsageError
 from sparsetvm.runtime.compare import BenchPlan, interleave
 from sparsetvm.runtime.module import Module
 from sparsetvm.runtime.verify import onnxruntime_session
 
+NETWORKS = ("dense", "sparse-dense", "sparse-sparse", "sparse-dense blocks", "sparse-sparse blocks")
 _SHAPE = (1, 1, 32, 32)
 
 
 @dataclass(frozen=True)
 class Times:
-    """latency: microseconds by what was run, median and least (on a GPU the median twice). layers: of our kernels."""
+    """latency: microseconds by what was run, median and least (on a GPU the median twice). layers: of kernels, also of
+    ONNX Runtime's.
+    """
 
     latency: dict[str, tuple[float, float]]
     layers: dict[str, list[Any]]
 
 
 def write_networks(folder: Path, sparsity: float) -> dict[str, Path]:
-    paths = {name: folder / f"{name}.onnx" for name in ("dense", "sparse-dense", "sparse-sparse")}
-    speech_commands(paths["dense"], 1, 0.0)
-    speech_commands(paths["sparse-dense"], 1, sparsity)
-    speech_commands_k_winners(paths["sparse-sparse"], 1, sparsity)
+    paths = {name: folder / f"{name.replace(' ', '_')}.onnx" for name in NETWORKS}
+    for name, path in paths.items():
+        of_network = 0.0 if name == "dense" else sparsity
+        speech_commands(path, 1, of_network, k_winners="sparse-sparse" in name, blocks="blocks" in name)
     return paths
+
+
+def profiled(path: Path, feed: dict[str, np.ndarray], folder: Path, runs: int = 500) -> list[LayerTime]:
+    """Microseconds of each node of a model in ONNX Runtime, one thread: the mean of the middle 80 % of its times, which
+    the profiler has in whole ones.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.enable_profiling, options.profile_file_prefix = True, str(folder / "profile")
+    options.log_severity_level = 3
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    for _ in range(runs):
+        session.run(None, feed)
+    times: dict[tuple[str, str], list[float]] = {}
+    for event in json.loads(Path(session.end_profiling()).read_text()):
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            key = event["name"].removesuffix("_kernel_time"), event["args"]["op_name"]
+            times.setdefault(key, []).append(event["dur"])
+    tenth = runs // 10
+    return [
+        LayerTime(name=name, op=op, us=statistics.fmean(sorted(found)[tenth:-tenth]))
+        for (name, op), found in times.items()
+    ]
 
 
 def compiled(model: Path, target: str, budget: float, log_dir: Path | None) -> Path:
@@ -75,16 +106,17 @@ def compare(name: str, module: Module, session: Any) -> float:
     return worst
 
 
-def time_cpu(libraries: dict[str, Path], sessions: dict[str, Any], seconds: float) -> Times:
-    """Microseconds of ours and of ONNX Runtime, in turn; of each kernel."""
+def time_cpu(libraries: dict[str, Path], dense: Path, sessions: dict[str, Any], seconds: float) -> Times:
+    """Microseconds of ours and of ONNX Runtime, in turn; of each kernel. dense: the network that counts."""
     modules = {name: sparsetvm.load(library, threads=1) for name, library in libraries.items()}
     feed = {"x": np.random.default_rng(1).standard_normal(_SHAPE).astype(np.float32)}
     runs: dict[str, Any] = {f"ours {name}": module.prepared(feed) for name, module in modules.items()}
-    for name, session in sessions.items():
-        runs[f"onnxruntime {name}"] = lambda session=session: session.run(None, feed)
+    for name in ("dense", "sparse-sparse"):
+        runs[f"onnxruntime {name}"] = lambda session=sessions[name]: session.run(None, feed)
     timed = interleave({name: [run] for name, run in runs.items()}, BenchPlan(seconds / len(runs)))
     latency = {name: (1e3 * statistics.median(found.times), 1e3 * min(found.times)) for name, found in timed.items()}
-    return Times(latency, {name: module.per_layer(feed, seconds=1.0) for name, module in modules.items()})
+    layers = {name: module.per_layer(feed, seconds=1.0) for name, module in modules.items()}
+    return Times(latency, {**layers, "onnxruntime dense": profiled(dense, feed, dense.parent)})
 
 
 def time_gpu(libraries: dict[str, Path], paths: dict[str, Path], folder: Path, torch: bool) -> Times:
@@ -105,9 +137,9 @@ def show(times: Times, errors: dict[str, float], baseline: str) -> None:
     base = times.latency.get(baseline, (math.nan, math.nan))
     for name, (median, least) in times.latency.items():
         ratios = f"{base[0] / median:6.2f}x of {baseline}, least {least:.1f} us, {base[1] / least:.2f}x"
-        print(f"{name:<26} {median:9.1f} us  {ratios}")
-    for name, error in errors.items():
-        print(f"\n{name} (relative error {error:.1e})")
+        print(f"{name:<27} {median:9.1f} us  {ratios}")
+    for name in dict.fromkeys((*errors, *times.layers)):
+        print(f"\n{name} (relative error {errors[name]:.1e})" if name in errors else f"\n{name}")
         for layer in times.layers.get(name, []):
             print(f"    {layer.name:<24} {layer.op:<18} {layer.us:8.2f} us")
 
@@ -137,7 +169,7 @@ def main() -> int:
                 baseline = "torch-fp32 dense"
                 times = time_gpu(libraries, paths, Path(folder), version_of("torch") != "missing")
             else:
-                baseline, times = "onnxruntime dense", time_cpu(libraries, sessions, args.seconds)
+                baseline, times = "onnxruntime dense", time_cpu(libraries, paths["dense"], sessions, args.seconds)
     except (SparseTvmError, Failed) as error:
         print(f"error: {error}", file=sys.stderr)
         return getattr(error, "exit_code", 1)

@@ -44,11 +44,17 @@ class Network:
         self.nodes.append(helper.make_node(op, list(inputs), [name], name, **attributes))
         return name
 
-    def weight(self, shape: tuple[int, ...], fan_in: int, *, pruned: bool) -> np.ndarray:
+    def weight(
+        self, shape: tuple[int, ...], fan_in: int, *, pruned: bool, outputs: int = 0, block: int = 1
+    ) -> np.ndarray:
+        """outputs: the axis of the output features, of which `block` neighbours are pruned together."""
         values = self.rng.standard_normal(shape) * math.sqrt(2 / fan_in)
         if pruned and self.sparsity > 0:
-            limit = np.quantile(np.abs(values), self.sparsity)
-            kept = np.abs(values) >= limit
+            blocks = np.moveaxis(values, outputs, 0).reshape(-1, block, values.size // shape[outputs])
+            norms = np.linalg.norm(blocks, axis=1)
+            kept_blocks = np.repeat(norms >= np.quantile(norms, self.sparsity), block, axis=0)
+            others = tuple(size for axis, size in enumerate(shape) if axis != outputs)
+            kept = np.moveaxis(kept_blocks.reshape(shape[outputs], *others), 0, outputs)
             values = values * kept * np.sqrt(np.square(values).sum() / np.square(values[kept]).sum())
         return values.astype(np.float32)
 
@@ -62,8 +68,8 @@ class Network:
         size = {"kernel_shape": [kernel, kernel], "strides": [stride, stride], "pads": pads, "group": groups}
         return self.node("Conv", x, weight, bias, **size)
 
-    def linear(self, x: str, features: tuple[int, int], *, pruned: bool = True) -> str:
-        weight = self.constant(self.weight(features, 2 * features[0], pruned=pruned))
+    def linear(self, x: str, features: tuple[int, int], *, pruned: bool = True, block: int = 1) -> str:
+        weight = self.constant(self.weight(features, 2 * features[0], pruned=pruned, outputs=1, block=block))
         bias = self.constant((self.rng.standard_normal(features[1]) * 0.05).astype(np.float32))
         return self.node("Add", self.node("MatMul", x, weight), bias)
 
@@ -173,13 +179,14 @@ def mlp(path: Path, batch: Size, sparsity: float) -> None:
     net.save(path, {"x": (batch, 784)}, net.linear(x, (2048, 10)), (batch, 10))
 
 
-def speech_commands(path: Path, batch: Size, sparsity: float, *, k_winners: bool = False) -> None:
+def speech_commands(path: Path, batch: Size, sparsity: float, *, k_winners: bool = False, blocks: bool = False) -> None:
     """The network for Google Speech Commands of Hunter et al., "Two Sparsities Are Better Than One" (2021).
 
     A 32 x 32 spectrogram, two 5 x 5 convolutions of 64 channels with max pooling, 1500 hidden units, 12 words: 2.5
     million parameters, nearly all in the hidden layer. The second convolution and the hidden layer are pruned.
     k_winners: instead of ReLU, the largest 9.5 % of all pooled values of the first convolution stay, 12.5 % of those
     of the second, 10 % of the hidden units (what Numenta's code has for this data set).
+    blocks: prune 16 neighbouring filters together, and 4 neighbouring hidden units.
     """
     net = Network(sparsity)
 
@@ -199,14 +206,15 @@ def speech_commands(path: Path, batch: Size, sparsity: float, *, k_winners: bool
         return kept if len(shape) == 2 else net.node("Reshape", kept, net.constant(np.array([-1, *shape[1:]])))
 
     def conv(x: str, channels: tuple[int, int], pool: int, *, pruned: bool) -> str:
-        weight = net.weight((channels[1], channels[0], 5, 5), channels[0] * 25, pruned=pruned)
+        shape = (channels[1], channels[0], 5, 5)
+        weight = net.weight(shape, channels[0] * 25, pruned=pruned, block=16 if blocks else 1)
         bias = (net.rng.standard_normal(channels[1]) * 0.05).astype(np.float32)
         y = net.node("Conv", x, net.constant(weight), net.constant(bias), kernel_shape=[5, 5])
         return net.node("MaxPool", y, kernel_shape=[pool, pool], strides=[pool, pool])
 
     x = activate(conv("x", (1, 64), 2, pruned=False), (batch, 64, 14, 14), 0.095)
     x = activate(conv(x, (64, 64), 2, pruned=True), (batch, 64, 5, 5), 0.125)
-    x = activate(net.linear(net.node("Flatten", x, axis=1), (1600, 1500)), (batch, 1500), 0.1)
+    x = activate(net.linear(net.node("Flatten", x, axis=1), (1600, 1500), block=4 if blocks else 1), (batch, 1500), 0.1)
     net.save(path, {"x": (batch, 1, 32, 32)}, net.linear(x, (1500, 12), pruned=False), (batch, 12))
 
 

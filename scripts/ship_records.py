@@ -39,6 +39,7 @@ def family(record: Record) -> tuple[object, ...]:
     w, p = record.workload, record.workload.pattern
     density, uneven = round(p.density, 2), round(p.row_imbalance)
     shape = (w.op, w.m, w.k, w.n, w.layout_in, w.layout_out, w.layout_residual, w.epilogue, w.conv, w.threads, w.cold)
+    shape = (*shape, w.active)
     return (*shape, p.kind, p.block, density, uneven)
 
 

@@ -37,7 +37,8 @@ class DenseGemv(Template):
 
     def default(self, workload: Workload, target: Target) -> Config:
         most = max(int(v) for v in self.space(workload, target).knobs[0].values)
-        vectors = most if workload.m >= most * target.lanes * target.threads else min(most, 2)
+        few = 1 if workload.m <= target.lanes else min(most, 2)  # rows of zeros cost as much as others
+        vectors = most if workload.m >= most * target.lanes * target.threads else few
         return Config.of(self.name, vectors=vectors, unroll=2)
 
     def pack(

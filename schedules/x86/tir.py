@@ -240,6 +240,30 @@ def reduce_each(vectors: Sequence[Expr], lanes: int, combine: Callable[[Expr, Ex
     return level[0]
 
 
+def is_non_zero(value: Expr, lanes: int) -> Expr:
+    """Mask of the lanes that hold anything but one of the zeros: NaN as well, which TIR's `!=` of floats leaves out."""
+    magnitude = tirx.bitwise_and(bits(value, f"int32x{lanes}"), tirx.Broadcast(i32(0x7FFFFFFF), lanes))
+    return tirx.NE(magnitude, tirx.Broadcast(i32(0), lanes))
+
+
+def compress(vector: Expr, mask: Expr) -> Expr:
+    """The lanes of 16 floats or int32 that the mask has, moved together; zeros behind them. AVX-512."""
+    kind = "f32" if str(vector.ty.dtype).startswith("float") else "i32"
+    zero = splat(0.0, 16) if kind == "f32" else tirx.Broadcast(i32(0), 16)
+    name = f"llvm.x86.avx512.mask.compress.v16{kind}"
+    return tirx.call_llvm_pure_intrin(vector.ty.dtype, name, vector, zero, mask)
+
+
+def sum_lanes(ints: Expr) -> Expr:
+    """The sum of the lanes of 16 int32."""
+    return tirx.call_llvm_pure_intrin("int32", "llvm.vector.reduce.add.v16i32", ints)
+
+
+def count_lanes(mask: Expr) -> Expr:
+    """How many of 16 lanes a mask has. LLVM makes one popcnt of it."""
+    return sum_lanes(tirx.Select(mask, tirx.Broadcast(i32(1), 16), tirx.Broadcast(i32(0), 16)))
+
+
 def transpose(rows: Sequence[Expr], lanes: int) -> list[Expr]:
     """Transpose a lanes x lanes block held in vectors, in log2(lanes) rounds of two-source shuffles."""
     block = [let(row) for row in rows]

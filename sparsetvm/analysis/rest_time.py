@@ -19,6 +19,7 @@ _FREE = words("Flatten Identity Reshape Squeeze Unsqueeze")
 _FUNCTIONS = words(
     "Elu Erf Exp Gelu HardSigmoid Log Mish Pow Selu Sigmoid Silu Softmax Softplus Sqrt Tanh masked_softmax"
 )
+_POINTS = 0.4  # products of a pooled convolution, by those of its windows
 _FUNCTION_CYCLES = 20.0  # per vector of such a function
 _LAYERS = ("matmul", "conv2d")
 
@@ -47,6 +48,8 @@ def _vectors(graph: Graph, node: Node) -> float:
     if node.is_op("depthwise_conv2d", domain=SPARSETVM_DOMAIN):
         conv: ConvGeometry = node.attrs["conv"]
         return size * math.prod(conv.kernel)
+    if node.is_op("pooled_conv2d", domain=SPARSETVM_DOMAIN):
+        return 4.0 * _POINTS * size * float(node.attrs["weight"].shape[1])
     if node.is_op("attention", domain=SPARSETVM_DOMAIN):
         keys = graph.values[node.inputs[1]].shape[-2]
         tokens = math.prod(out[:-1])

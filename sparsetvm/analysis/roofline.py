@@ -90,6 +90,8 @@ def _spmv_cycles(workload: Workload, target: Target) -> float:
     """One product with a vector. Lists are padded where windows do not fill: 1.1, 1.16, 1.24, 1.4 times at 80-98 %."""
     density = _density(workload)
     nnz = density * workload.m * workload.k
+    if workload.pattern.kind == "dense":
+        return stream_cycles(4.0 * workload.active * workload.m * workload.k)
     if target.isa == "avx2":
         return max(_CSR_CYCLES * nnz, stream_cycles(6.0 * nnz))
     padding = 1.0 + 0.04 * math.pow(density, -0.6)

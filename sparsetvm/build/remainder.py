@@ -84,6 +84,20 @@ def _depthwise(graph: Graph, node: Node, target: Target) -> RemainderKernel:
     )
 
 
+def _pooled_conv(graph: Graph, node: Node, target: Target) -> RemainderKernel:
+    kernels = _schedules(target, "pooled_conv")
+    source, out = (graph.values[name].layout for name in (node.inputs[0], node.outputs[0]))
+    if not isinstance(out, Planes):
+        raise TypeError(f"'{node.name}': a pooled convolution writes planes")
+    conv, epilogue = node.attrs["conv"], node.attrs["epilogue"]
+    return RemainderKernel(
+        ("pooled_conv", source, out, conv, epilogue),
+        lambda symbol: kernels.pooled_conv_kernel(source, out, conv, epilogue, target, symbol),
+        list(node.inputs),
+        list(kernels.pack_pooled_conv(node.attrs["weight"], node.attrs["bias"], conv)),
+    )
+
+
 def _pool(graph: Graph, node: Node, target: Target) -> RemainderKernel | None:
     source, out = graph.values[node.inputs[0]], graph.values[node.outputs[0]]
     if isinstance(source.layout, Plain):
@@ -306,9 +320,12 @@ def _unary(graph: Graph, node: Node, target: Target) -> RemainderKernel | None:
 def _k_winners(graph: Graph, node: Node, target: Target) -> RemainderKernel:
     kernels = _schedules(target, "k_winners")
     source, k, ties = graph.values[node.inputs[0]], int(node.attrs["k"]), node.attrs["ties"]
+    axis, layouts = int(node.attrs.get("axis", -1)), (source.layout, graph.values[node.outputs[0]].layout)
+    # On a GPU rows are plain.
+    where = {} if target.kind == "cuda" else {"axis": axis, "layouts": layouts}
     return RemainderKernel(
-        ("k_winners", source.shape, k, ties),
-        lambda symbol: kernels.k_winners_kernel(source.shape, k, ties, target, symbol),
+        ("k_winners", source.shape, k, ties, axis, layouts),
+        lambda symbol: kernels.k_winners_kernel(source.shape, k, ties, target, symbol, **where),
         [source.name],
     )
 
@@ -317,6 +334,7 @@ _Rule = Callable[[Graph, Node, Target], RemainderKernel | None]
 _RULES: dict[str, _Rule] = {
     "sparsetvm.convert": _convert,
     "sparsetvm.depthwise_conv2d": _depthwise,
+    "sparsetvm.pooled_conv2d": _pooled_conv,
     "MaxPool": _pool,
     "AveragePool": _pool,
     "GlobalAveragePool": _global_pool,

@@ -16,7 +16,7 @@ import numpy as np
 LANES = 16
 MAX_ROWS = (1 << 16) - 16  # ids have 16 bits, 16 of them are spare
 SPARE = 16
-IDS_PER_WORD = 4
+IDS_PER_WORD = 2
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class ColumnFormat:
     """Blocks of all parts behind each other.
 
     values: float32 [block][entry][row of the entry].
-    ids: int64 [block][entry / 4], four 16-bit fields each, the first lowest: row in the part / height.
+    ids: int32 [block][entry / 2], two 16-bit fields each, the first lowest: row in the part / height.
     first: int32 [part][first_stride], block in which a column begins; the entries behind column k repeat the end.
     bounds: (parts + 1,) int32, part p has the slices of 16 rows bounds[p] : bounds[p + 1].
-    most_blocks: of one part; most_slices likewise.
+    mean_blocks: of a column of one part. most_slices: of one part.
     """
 
     height: int
@@ -37,7 +37,7 @@ class ColumnFormat:
     first: np.ndarray
     first_stride: int
     bounds: np.ndarray
-    most_blocks: int
+    mean_blocks: float
     most_slices: int
 
     @property
@@ -49,7 +49,7 @@ class ColumnFormat:
 def pack_columns(weight: np.ndarray, parts: int, *, height: int, size: int) -> ColumnFormat:
     """Format of `weight` (m, k), its slices of 16 rows dealt to `parts` threads by non-zeros.
 
-    `height` divides 16, `size` is a multiple of 4. Raises ValueError for more than MAX_ROWS rows of an entry.
+    `height` divides 16, `size` is even. Raises ValueError for more than MAX_ROWS rows of an entry.
     """
     m, k = weight.shape
     if m > MAX_ROWS * height:
@@ -57,10 +57,10 @@ def pack_columns(weight: np.ndarray, parts: int, *, height: int, size: int) -> C
     slices = -(-m // LANES)
     padded = np.zeros((slices * LANES, k), np.float32)
     padded[:m] = weight
-    bounds = _deal(np.count_nonzero(padded.reshape(slices, LANES * k), axis=1), parts)
+    bounds = deal_slices(np.count_nonzero(padded.reshape(slices, LANES * k), axis=1), parts)
     stride = -(-k // LANES) * LANES + LANES
     values, ids, first = [], [], np.zeros((parts, stride), np.int32)
-    blocks = most = 0
+    blocks = 0
     for part, (begin, end) in enumerate(itertools.pairwise(bounds)):
         of_part = padded[begin * LANES : end * LANES]
         part_values, part_ids, per_column = _part(of_part, height, size)
@@ -70,10 +70,9 @@ def pack_columns(weight: np.ndarray, parts: int, *, height: int, size: int) -> C
         first[part, k + 1 :] = first[part, k]
         first[part] += blocks
         blocks += len(part_ids)
-        most = max(most, len(part_ids))
     return ColumnFormat(
         height, size, np.concatenate(values).ravel(), _words(np.concatenate(ids)), first.ravel(), stride,
-        bounds, most, int(np.diff(bounds).max()),
+        bounds, blocks / (parts * k), int(np.diff(bounds).max()),
     )  # fmt: skip
 
 
@@ -95,10 +94,10 @@ def _part(weight: np.ndarray, height: int, size: int) -> tuple[np.ndarray, np.nd
 
 
 def _words(ids: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(ids).view("<i8").ravel()
+    return np.ascontiguousarray(ids).view("<i4").ravel()
 
 
-def _deal(weights: np.ndarray, parts: int) -> np.ndarray:
+def deal_slices(weights: np.ndarray, parts: int) -> np.ndarray:
     """(parts + 1,) int32: contiguous ranges of slices of about equal cost: their non-zeros, and a little for each."""
     total = np.cumsum(weights + 4)
     shares = np.arange(1, parts) * (total[-1] / parts)

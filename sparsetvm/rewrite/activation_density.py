@@ -6,12 +6,13 @@ leaves as many as the data has it: runtime/calibrate.py runs the model to count 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import msgspec
 
 from sparsetvm.core.graph import SPARSETVM_DOMAIN, Graph, Node
-from sparsetvm.core.layout import Plain
+from sparsetvm.core.layout import Plain, Planes
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import FEW_TOKENS, Workload, activation_level
 
@@ -20,9 +21,17 @@ _SAME_VALUES_OWN = ("convert", "alias")
 
 
 def uses_density(workload: Workload, target: Target) -> bool:
-    """Whether a schedule of the workload can skip zeros of X: sparse products of few tokens, on GPUs and AVX-512."""
+    """Whether a schedule of the workload can skip zeros of X: products of few tokens and convolutions of blocks of
+    rows on AVX-512, sparse products of few tokens on GPUs.
+    """
     few = workload.op == "matmul" and workload.n <= FEW_TOKENS and isinstance(workload.layout_in, Plain)
-    return few and workload.pattern.kind != "dense" and (target.kind == "cuda" or target.isa == "avx512")
+    if target.kind == "cuda":
+        return few and workload.pattern.kind != "dense"
+    if target.isa != "avx512" or workload.conv is None:
+        return few and target.isa == "avx512"
+    strip = workload.pattern.block[0] if workload.pattern.kind == "block" else 1
+    planes = isinstance(workload.layout_in, Planes) and isinstance(workload.layout_out, Planes)
+    return planes and strip % 8 == 0 and workload.conv.stride == (1, 1) and workload.conv.groups == 1
 
 
 def with_density(workload: Workload, target: Target, density: float | None) -> Workload:
@@ -39,4 +48,4 @@ def exact_density(graph: Graph, name: str, producers: Mapping[str, Node]) -> flo
         node = producers.get(node.inputs[0])
     if node is None or not node.is_op("k_winners", domain=SPARSETVM_DOMAIN):
         return None
-    return int(node.attrs["k"]) / graph.values[node.outputs[0]].shape[-1]
+    return int(node.attrs["k"]) / math.prod(graph.values[node.outputs[0]].shape[int(node.attrs.get("axis", -1)) :])

@@ -60,6 +60,8 @@ class _Assignment:
             "depthwise_conv2d": self._depthwise,
             "attention": self._attention,
             "gather": self._gather,
+            "k_winners": self._k_winners,
+            "pooled_conv2d": self._pooled_conv,
         }
         for node in self.graph.nodes:
             rule = rules.get(node.op) if node.domain == SPARSETVM_DOMAIN else None
@@ -190,6 +192,25 @@ class _Assignment:
             self._as(name, tiled) if at < 3 else self._as(name, PLAIN) for at, name in enumerate(node.inputs)
         ]
         return self._set(node, tiled)
+
+    def _pooled_conv(self, node: Node) -> bool:
+        """Reads images as they are, and writes planes."""
+        first = self.graph.values[node.inputs[0]]
+        whole = isinstance(first.layout, Planes) and first.layout.phases == (1, 1)
+        node.inputs = [first.name if whole else self._as(first.name, PLAIN)]
+        return self._set(node, self._planes(self.graph.values[node.outputs[0]]))
+
+    def _k_winners(self, node: Node) -> bool:
+        """Images stay in planes, and come from there in planes only where somebody reads planes."""
+        first, out = (self.graph.values[name] for name in (node.inputs[0], node.outputs[0]))
+        if node.attrs.get("axis") != 1 or len(first.shape) != 4:
+            return False
+        source = first.layout if isinstance(first.layout, Plain) else self._planes(first)
+        node.inputs = [self._as(first.name, source)]
+        users = self.consumers[out.name]
+        spatial = any(user.is_op("conv2d", "depthwise_conv2d", domain=SPARSETVM_DOMAIN) for user in users)
+        spatial = spatial or any(user.is_op(*_POOLS, *_GLOBAL_POOLS) for user in users)
+        return self._set(node, self._planes(out) if spatial else PLAIN)
 
     def _gather(self, node: Node) -> bool:
         """Slices are gathered as they are, the batch outermost, or into the lanes of the layers behind."""

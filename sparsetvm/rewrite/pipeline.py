@@ -14,6 +14,7 @@ from sparsetvm.rewrite.fuse_channel_affine import fuse_channel_affine
 from sparsetvm.rewrite.fuse_epilogues import fuse_epilogues
 from sparsetvm.rewrite.fuse_k_winners import fuse_k_winners
 from sparsetvm.rewrite.fuse_masked_softmax import fuse_masked_softmax
+from sparsetvm.rewrite.fuse_max_pool import fuse_max_pool
 from sparsetvm.rewrite.make_layers import make_layers
 from sparsetvm.rewrite.mask_padding import mask_padding
 from sparsetvm.rewrite.remove_dead_channels import remove_dead_channels
@@ -21,6 +22,7 @@ from sparsetvm.rewrite.reveal_blocks import reveal_blocks
 from sparsetvm.rewrite.split_batch import split_batch
 from sparsetvm.rewrite.split_strided_pointwise import split_strided_pointwise
 from sparsetvm.rewrite.widen_float16 import widen_float16
+from sparsetvm.rewrite.winners_of_images import winners_of_images
 
 
 def rewrite(graph: Graph, target: Target, masks: Sequence[Mask] = ()) -> Graph:
@@ -34,10 +36,13 @@ def rewrite(graph: Graph, target: Target, masks: Sequence[Mask] = ()) -> Graph:
     fuse_attention(graph, target)
     fuse_masked_softmax(graph)
     fuse_k_winners(graph)
+    if target.kind == "cpu":
+        winners_of_images(graph)
     make_layers(graph)
     remove_dead_channels(graph)
     reveal_blocks(graph, target.kind)
     fuse_epilogues(graph)
+    fuse_max_pool(graph, target)
     split_strided_pointwise(graph)
     if target.kind == "cpu":
         split_batch(graph, target)

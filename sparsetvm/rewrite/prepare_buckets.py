@@ -89,7 +89,7 @@ def prepare_family(
     family = Family([], name or _UNNAMED, splits=found.splits)
     family.axes = {value: axes[0] for value, axes in _interface(found, graph).items()}
     _add_members(family, model, target, shapes, name, sizes, found)
-    _share_tasks(family)
+    share_tasks(family)
     return family
 
 
@@ -175,7 +175,7 @@ def _add_members(
     family.largest.notes.extend(notes)
 
 
-def _share_tasks(family: Family) -> None:
+def share_tasks(family: Family) -> None:
     """One task for equal workloads of all members; names say the bucket where there are several."""
     known: dict[str, Task] = {}
     for size, member in zip(family.sizes, family.members, strict=True):

@@ -240,6 +240,7 @@ def _attention(graph: Graph, node: Node) -> bool:
 _OWN: dict[str, Callable[[Graph, Node], bool]] = {
     "conv2d": _always,
     "depthwise_conv2d": _always,
+    "pooled_conv2d": _always,
     "matmul": _always,
     "attention": _attention,
     "masked_softmax": _binary,

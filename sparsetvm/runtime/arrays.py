@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -174,7 +175,7 @@ def as_array(value: Any, info: TensorInfo) -> np.ndarray:
         array = np.asarray(value)
     if not info.dtype:
         return array
-    if array.dtype != info.dtype:
+    if array.dtype != _dtype(info.dtype):
         raise UsageError(
             f"input '{info.name}': expected {info.dtype}, given {array.dtype}",
             hint=f"convert it: array.astype('{info.dtype}')",
@@ -185,6 +186,12 @@ def as_array(value: Any, info: TensorInfo) -> np.ndarray:
             hint="shapes are fixed when the model is compiled; compile again with --shape for another one",
         )
     return array
+
+
+@functools.cache
+def _dtype(name: str) -> np.dtype[Any]:
+    """The numpy type: comparing an array's with a name takes as long as a small kernel."""
+    return np.dtype(name)
 
 
 def _dims(shape: tuple[int, ...]) -> str:

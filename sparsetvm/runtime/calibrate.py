@@ -18,10 +18,11 @@ from sparsetvm.core.graph import Graph
 from sparsetvm.core.results import Event, Progress
 from sparsetvm.core.target import Target
 from sparsetvm.errors import UsageError, did_you_mean
+from sparsetvm.frontend.names import display_name
 from sparsetvm.rewrite.activation_density import uses_density
 from sparsetvm.rewrite.expose import expose, logical
 from sparsetvm.rewrite.prepare import prepare
-from sparsetvm.rewrite.prepare_buckets import Family
+from sparsetvm.rewrite.prepare_buckets import Family, share_tasks
 from sparsetvm.rewrite.workloads import layer_nodes, make_tasks
 from sparsetvm.runtime.module import Module
 from sparsetvm.search.candidates import candidates_of
@@ -37,14 +38,43 @@ def calibrate_family(
     inputs: Mapping[str, Any] | None,
     tell: Progress,
 ) -> None:
-    """Give the tasks of the model the densities that `measure_densities` finds. Raises UsageError with buckets."""
+    """Give the tasks of the model the densities that `measure_densities` finds.
+
+    With buckets they are those of the smallest, whose kernels skip the most; arrays may have any size in the open
+    dimension and are cut. Raises UsageError where positions depend on each other, so that no slice stands for all.
+    """
+    if family.sizes and not family.splits:
+        raise UsageError(
+            f"--calibrate: slices of dimension '{display_name(family.dimension)}' cannot run by themselves",
+            hint="fix its size with --shape to calibrate",
+        )
     if family.sizes:
-        raise UsageError("--calibrate does not go with --buckets yet", hint="fix the size with --shape to calibrate")
-    prepared = family.largest
-    densities = measure_densities(prepared.path, target, shapes, inputs)
+        smallest = family.members[0].graph
+        shapes = {name: smallest.model_shape(name) for name in smallest.inputs}
+        inputs = None if inputs is None else _cut(inputs, shapes, family.axes)
+    densities = measure_densities(family.largest.path, target, shapes, inputs)
     found = ", ".join(f"{name} {density:.0%}" for name, density in densities.items())
     tell(Event(kind="note", message=f"non-zeros in the inputs of layers: {found or 'no layer has a use for them'}"))
-    prepared.tasks = make_tasks(prepared.graph, target, densities)
+    for member in family.members:
+        member.tasks = make_tasks(member.graph, target, densities)
+    if family.sizes:
+        share_tasks(family)
+
+
+def _cut(
+    inputs: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], axes: Mapping[str, int]
+) -> dict[str, np.ndarray]:
+    """Arrays of more of the open dimension as samples of the bucket; a rest that fills none is left out."""
+    cut: dict[str, np.ndarray] = {}
+    for name, given in inputs.items():
+        array = np.asarray(given)
+        known = name or next(iter(shapes))  # the array of the only input may have no name
+        shape, axis = shapes.get(known, ()), axes.get(known)
+        if axis is not None and array.ndim == len(shape) and array.shape[axis] > shape[axis]:
+            count = array.shape[axis] // shape[axis]
+            array = np.stack(np.split(array.take(range(count * shape[axis]), axis), count, axis))
+        cut[name] = array
+    return cut
 
 
 def measure_densities(

@@ -37,8 +37,9 @@ from sparsetvm.rewrite.make_layers import LAYER_OPS
 from sparsetvm.rewrite.prepare import Prepared, prepare
 from sparsetvm.runtime.layer_bound import LayerReference, worst
 from sparsetvm.runtime.module import Module
+from sparsetvm.runtime.pooled_bound import PooledReference
 
-_LAYERS = (*LAYER_OPS, "depthwise_conv2d")
+_LAYERS = (*LAYER_OPS, "depthwise_conv2d", "pooled_conv2d")
 
 
 @dataclass
@@ -76,7 +77,9 @@ def verify_layers(
         with Module(library, threads=module.threads) as twin:
             model = _ModelValues(reference, module.threads, {layer.y for layer in layers})
             references = [
-                LayerReference(layer.node, layer.arithmetic, model.open, graph.values[layer.y].layout.half)
+                PooledReference(layer.node, model.open)
+                if layer.node.op == "pooled_conv2d"
+                else LayerReference(layer.node, layer.arithmetic, model.open, graph.values[layer.y].layout.half)
                 for layer in layers
             ]
             report: dict[str, LayerError] = {}

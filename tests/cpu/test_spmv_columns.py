@@ -97,3 +97,21 @@ def test_a_column_of_many_blocks_is_listed_whole() -> None:
     workload = workload_for(weight, 1, PLAIN)
     config = COLUMNS.default(workload, AVX512).replace(entries=4)
     assert np.array_equal(run(COLUMNS, workload, config, AVX512, weight, None, x, None)[0], weight[:, 11])
+
+
+def test_a_dense_weight_is_read_by_columns_too() -> None:
+    rng = np.random.default_rng(0)
+    gemv = template("x86.gemv_columns")
+    for m, k, threads in ((12, 150, 1), (300, 37, 3)):
+        weight, bias = rng.standard_normal((m, k)).astype(np.float32), rng.standard_normal(m).astype(np.float32)
+        x = rng.standard_normal((3, k)) * (rng.random((3, k)) < np.array([[0.0], [0.2], [1.0]]))
+        x, r = x.astype(np.float32), rng.standard_normal((3, m)).astype(np.float32)
+        plain = matrix_vector(weight, 3, Epilogue(bias=True, residual=True, activation="relu"), threads)
+        pattern = msgspec.structs.replace(plain.pattern, kind="dense")
+        workload = msgspec.structs.replace(plain, activation_density=1 / 8, pattern=pattern)
+        assert gemv in matching(workload, AVX512)
+        assert gemv not in matching(plain, AVX512)
+        want = np.maximum(x @ weight.T.astype(np.float64) + bias + r, 0)
+        for config in configs(gemv, workload, target_for(threads)):
+            got = run(gemv, workload, config, target_for(threads), weight, bias, x, r)
+            np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4, err_msg=str(config))

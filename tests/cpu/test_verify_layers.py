@@ -34,6 +34,23 @@ def test_each_layer_of_a_network_stays_within_its_bound(make, tmp_path: Path) ->
     assert any(layer.model_error is not None for layer in report.layers)
 
 
+@pytest.mark.skipif("avx512f" not in cpu_flags(), reason="needs AVX-512")
+def test_a_pooled_convolution_has_a_bound_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sparsetvm.schedules.x86.remainder import pooled_conv
+
+    builder = ModelBuilder("pooled", seed=0)
+    y = builder.op("Relu", builder.conv(builder.input("x", (2, 3, 15, 14)), 3, 20, 5, pad=1))
+    y = builder.op("MaxPool", y, kernel_shape=[2, 2], strides=[2, 2])
+    builder.op("Identity", y, out="y")
+    report = verified(builder.output("y"), tmp_path)
+    (layer,) = report.layers
+    assert (layer.op, layer.passed) == ("pooled_conv2d", True)
+    assert 0 < layer.of_bound < 0.5
+    pack = pooled_conv.pack_pooled_conv
+    monkeypatch.setattr(pooled_conv, "pack_pooled_conv", lambda w, *rest: pack(w * np.float32(1.0005), *rest))
+    assert not verified(builder, tmp_path).passed
+
+
 def test_chunks_of_a_batch_are_put_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(split_batch, "_CHUNK_BYTES", 1)
     assert verified(conv_net(batch=2), tmp_path).passed
