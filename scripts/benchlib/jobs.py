@@ -127,7 +127,7 @@ class Jobs:
                 continue
             waiting.remove(job)
             taken, free[:] = free[:needed], free[needed:]
-            running.append(self._launch(job, taken, min(job.limit, left)))
+            running.append(self._launch(job, sorted(taken, key=self._devices.index), min(job.limit, left)))
 
     def _launch(self, job: Job, devices: list[str], limit: float) -> _Running:
         self._tell(f"{job.name}: on GPU {','.join(devices)}, at most {limit:.0f} s")

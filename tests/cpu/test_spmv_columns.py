@@ -34,10 +34,14 @@ def random_weight(m: int, k: int, density: float, block: int = 1) -> np.ndarray:
     return (rng.standard_normal((m, k)) * keep).astype(np.float32)
 
 
+def names(workload: Workload) -> list[str]:
+    return [found.name for found in matching(workload, AVX512)]
+
+
 def test_only_workloads_of_known_density_match() -> None:
     weight = random_weight(64, 64, 0.1)
-    assert COLUMNS in matching(workload_for(weight, 1, PLAIN), AVX512)
-    assert COLUMNS not in matching(matrix_vector(weight, 1, PLAIN), AVX512)
+    assert COLUMNS.name in names(workload_for(weight, 1, PLAIN))
+    assert COLUMNS.name not in names(matrix_vector(weight, 1, PLAIN))
 
 
 def test_few_activations_make_it_the_default_and_many_do_not() -> None:
@@ -109,8 +113,8 @@ def test_a_dense_weight_is_read_by_columns_too() -> None:
         plain = matrix_vector(weight, 3, Epilogue(bias=True, residual=True, activation="relu"), threads)
         pattern = msgspec.structs.replace(plain.pattern, kind="dense")
         workload = msgspec.structs.replace(plain, activation_density=1 / 8, pattern=pattern)
-        assert gemv in matching(workload, AVX512)
-        assert gemv not in matching(plain, AVX512)
+        assert gemv.name in names(workload)
+        assert gemv.name not in names(plain)
         want = np.maximum(x @ weight.T.astype(np.float64) + bias + r, 0)
         for config in configs(gemv, workload, target_for(threads)):
             got = run(gemv, workload, config, target_for(threads), weight, bias, x, r)

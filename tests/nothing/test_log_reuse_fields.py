@@ -57,6 +57,7 @@ WORKLOAD_FIELDS: dict[str, tuple[st.SearchStrategy[Any], str]] = {
     "layout_residual": (layouts, "hard"),
     "tf32": (st.just(True), "hard"),
     "fp16": (st.just(True), "hard"),
+    "bf16": (st.just(True), "hard"),
     "activation_density": (st.sampled_from(ACTIVATION_DENSITIES), "hard"),
     "pattern": (st.nothing(), "its own fields"),
 }
