@@ -13,7 +13,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -90,8 +90,8 @@ class Jobs:
             (self._out / f"{job.name}.json").unlink(missing_ok=True)
         running: list[_Running] = []
         free, end = list(self._devices), time.monotonic() + seconds
-        try:
-            while waiting or running:
+        with _noted_interrupts() as interrupts:
+            while (waiting or running) and not interrupts:
                 for done in [one for one in running if one.process.poll() is not None]:
                     running.remove(done)
                     free += done.devices
@@ -100,13 +100,13 @@ class Jobs:
                 self._stop_late(running)
                 self._start(waiting, running, free, end, outcomes)
                 time.sleep(_POLL)
-        except KeyboardInterrupt:
-            for one in running:
-                _signal(one, signal.SIGTERM)
-            for one in running:
-                _wait(one)
-            for job in [*waiting, *(one.job for one in running)]:
-                outcomes[job.name] = Outcome("interrupted")
+        # Nothing is left over unless there was an interrupt.
+        for one in running:
+            _signal(one, signal.SIGTERM)
+        for one in running:
+            _wait(one)
+        for job in [*waiting, *(one.job for one in running)]:
+            outcomes[job.name] = Outcome("interrupted")
         self._write(jobs, outcomes, known)
         return {job.name: outcomes[job.name] for job in jobs}
 
@@ -170,6 +170,17 @@ class Jobs:
         partial = self._out / "jobs.json.partial"
         partial.write_text(json.dumps({**known, **now}, indent=2) + "\n")
         partial.replace(self._out / "jobs.json")
+
+
+@contextlib.contextmanager
+def _noted_interrupts() -> Iterator[list[int]]:
+    """Signals of Ctrl-C so far, in place of an exception, which could come while a job is being started and lose it."""
+    noted: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: noted.append(number))
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _signal(one: _Running, number: int) -> None:

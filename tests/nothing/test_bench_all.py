@@ -130,6 +130,17 @@ print({{name: outcome.state for name, outcome in found.items()}})
     assert {name: entry["state"] for name, entry in known.items()} == {"quick": "ok", "hangs": "interrupted"}
 
 
+def test_ctrl_c_while_a_job_is_started_loses_none(tmp_path: Path) -> None:
+    def interrupt(text: str) -> None:
+        if "on GPU" in text:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    found = Jobs(tmp_path, ["0"], interrupt).run([job(tmp_path, "a", HANG, 2.0), job(tmp_path, "b", HANG)], 100.0)
+    assert {name: outcome.state for name, outcome in found.items()} == {"a": "interrupted", "b": "interrupted"}
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 @pytest.mark.parametrize(
     ("result", "text"),
     [
