@@ -36,6 +36,15 @@ _ENTRY_BYTES = 6
 _MOST_IMBALANCE = 1.5  # longer rows than that many means are too few to choose by
 
 
+def is_sparse_tokens(workload: Workload, target: Target, most: int) -> bool:
+    """True for a product of a pruned weight with up to `most` tokens, all tensors plain, on a GPU."""
+    if target.kind != "cuda" or workload.op != "matmul" or workload.n > most:
+        return False
+    layouts = (workload.layout_in, workload.layout_out, workload.residual_layout)
+    sparse = workload.pattern.kind != "dense" and workload.nnz > 0
+    return sparse and all(isinstance(layout, Plain) for layout in layouts)
+
+
 class Spmv(Template):
     """Template cuda.spmv."""
 
@@ -43,11 +52,7 @@ class Spmv(Template):
     version = 2
 
     def matches(self, workload: Workload, target: Target) -> bool:
-        if target.kind != "cuda" or workload.op != "matmul" or workload.n > _MOST_TOKENS:
-            return False
-        layouts = (workload.layout_in, workload.layout_out, workload.residual_layout)
-        sparse = workload.pattern.kind != "dense" and workload.nnz > 0
-        return sparse and all(isinstance(layout, Plain) for layout in layouts)
+        return is_sparse_tokens(workload, target, _MOST_TOKENS)
 
     def space(self, workload: Workload, target: Target) -> Space:
         return Space(

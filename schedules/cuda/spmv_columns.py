@@ -23,10 +23,9 @@ import numpy as np
 from sparsetvm.schedules.base import Packed, Template
 from sparsetvm.schedules.cuda.epilogue import bias_array, epilogue_defines
 from sparsetvm.schedules.cuda.launch import Launch
-from sparsetvm.schedules.cuda.spmv import spmv_clocks
+from sparsetvm.schedules.cuda.spmv import is_sparse_tokens, spmv_clocks
 
 from sparsetvm.core.config import Config
-from sparsetvm.core.layout import Plain
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import FEW_TOKENS, Workload
 from sparsetvm.formats.column_slots import ENTRIES, SLOT_BYTES, pack_column_slots
@@ -52,12 +51,8 @@ class SpmvColumns(Template):
     version = 1
 
     def matches(self, workload: Workload, target: Target) -> bool:
-        if target.kind != "cuda" or workload.op != "matmul" or workload.n > FEW_TOKENS:
-            return False
         known = workload.activation_density is not msgspec.UNSET
-        layouts = (workload.layout_in, workload.layout_out, workload.residual_layout)
-        sparse = workload.pattern.kind != "dense" and workload.nnz > 0
-        return known and sparse and all(isinstance(layout, Plain) for layout in layouts)
+        return known and is_sparse_tokens(workload, target, FEW_TOKENS)
 
     def preferred(self, workload: Workload, target: Target) -> bool:
         expected = self.estimate(workload, self.default(workload, target), target)

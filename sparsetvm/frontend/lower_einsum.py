@@ -27,8 +27,7 @@ class _Labels:
 
 def einsum(parts: Lowered) -> bool:
     """True when the equation is a product of two tensors; others (traces, sums, ellipses) are left to TVM."""
-    equation = parts.attrs["equation"]
-    labels = _parse((equation.decode() if isinstance(equation, bytes) else str(equation)).replace(" ", ""))
+    labels = _parse(str(parts.attrs["equation"]).replace(" ", ""))
     if labels is None or len(parts.inputs) != 2 or not parts.value(0).dtype.startswith("float"):
         return False
     shapes = (parts.value(0).shape, parts.value(1).shape)

@@ -82,8 +82,7 @@ def _crop(parts: Lowered, axes: list[_Axis]) -> bool:
 
 
 def _text(parts: Lowered, name: str, default: str) -> str:
-    value = parts.attrs.get(name, default)
-    return value.decode() if isinstance(value, bytes) else str(value)
+    return str(parts.attrs.get(name, default))
 
 
 def _axes(parts: Lowered) -> list[_Axis] | None:

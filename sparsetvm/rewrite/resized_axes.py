@@ -17,7 +17,7 @@ def resized_axes(graph: Graph, node: Node, target: Target) -> tuple[Resampling, 
     """
     source, out = graph.values[node.inputs[0]], graph.values[node.outputs[0]]
     mode, coordinates, rounding = (
-        _text(node, name, default)
+        str(node.attrs.get(name, default))
         for name, default in (
             ("mode", "nearest"),
             ("coordinate_transformation_mode", "half_pixel"),
@@ -35,8 +35,3 @@ def resized_axes(graph: Graph, node: Node, target: Target) -> tuple[Resampling, 
     )
     small = max(columns.size_in, columns.size_out) <= _MOST_COLUMNS
     return (rows, columns) if small and columns.reach(target.lanes) <= 2 * target.lanes else None
-
-
-def _text(node: Node, name: str, default: str) -> str:
-    value = node.attrs.get(name, default)
-    return value.decode() if isinstance(value, bytes) else str(value)

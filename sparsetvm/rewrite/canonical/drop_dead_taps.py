@@ -11,22 +11,17 @@ from __future__ import annotations
 import numpy as np
 
 from sparsetvm.core.graph import Graph, Node
+from sparsetvm.rewrite.canonical.edit import rewrite_each
 
 
 def drop_dead_taps(graph: Graph) -> bool:
     """Crop every such kernel of a 2-D convolution with constant weights; returns whether anything changed."""
-    changed = False
-    for node in graph.nodes:
-        if node.is_op("Conv") and "pads" in node.attrs:
-            changed |= _crop(graph, node)
-    if changed:
-        graph.prune_dead()
-    return changed
+    return rewrite_each(graph, ("Conv",), _crop)
 
 
 def _crop(graph: Graph, node: Node) -> bool:
     weight = graph.constant(node.inputs[1])
-    if weight is None or weight.ndim != 4 or not weight.size:
+    if weight is None or weight.ndim != 4 or not weight.size or "pads" not in node.attrs:
         return False
     sizes, outs = (graph.values[name].shape[2:] for name in (node.inputs[0], node.outputs[0]))
     strides, dilations = node.attrs.get("strides") or [1, 1], node.attrs.get("dilations") or [1, 1]

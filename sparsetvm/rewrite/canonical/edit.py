@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -26,6 +26,16 @@ class Uses:
         """The only reader of `name`; None when there are more, or when `name` is an output of the model."""
         users = self._consumers.get(name, [])
         return users[0] if len(users) == 1 and name not in self._graph.outputs else None
+
+
+def rewrite_each(graph: Graph, ops: Sequence[str], rule: Callable[[Graph, Node], bool]) -> bool:
+    """Apply `rule` to every node of these operators that was there at the start; returns whether it changed any."""
+    changed = False
+    for node in [node for node in graph.nodes if node.is_op(*ops)]:
+        changed |= rule(graph, node)
+    if changed:
+        graph.prune_dead()
+    return changed
 
 
 def split_constant(graph: Graph, node: Node) -> tuple[str, np.ndarray] | None:

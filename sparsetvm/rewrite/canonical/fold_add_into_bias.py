@@ -7,18 +7,13 @@ After:   y = Conv(x, W, b + s)
 from __future__ import annotations
 
 from sparsetvm.core.graph import Graph, Node
-from sparsetvm.rewrite.canonical.edit import Uses, drop_into, split_constant
+from sparsetvm.rewrite.canonical.edit import Uses, drop_into, rewrite_each, split_constant
 from sparsetvm.rewrite.canonical.products import add_to_bias, per_feature
 
 
 def fold_add_into_bias(graph: Graph) -> bool:
     """Fold every such addition; returns whether anything changed."""
-    changed = False
-    for node in list(graph.nodes):
-        changed |= node.is_op("Add", "Sub") and _fold(graph, node)
-    if changed:
-        graph.prune_dead()
-    return changed
+    return rewrite_each(graph, ("Add", "Sub"), _fold)
 
 
 def _fold(graph: Graph, node: Node) -> bool:

@@ -13,18 +13,13 @@ from __future__ import annotations
 import numpy as np
 
 from sparsetvm.core.graph import Graph, Node
-from sparsetvm.rewrite.canonical.edit import Uses, drop_into, split_constant
+from sparsetvm.rewrite.canonical.edit import Uses, drop_into, rewrite_each, split_constant
 from sparsetvm.rewrite.canonical.products import PRODUCTS, per_feature, scale_features
 
 
 def fold_scale_into_weights(graph: Graph) -> bool:
     """Fold every such factor; returns whether anything changed."""
-    changed = False
-    for node in list(graph.nodes):
-        changed |= node.is_op("Mul", "Div") and _fold(graph, node)
-    if changed:
-        graph.prune_dead()
-    return changed
+    return rewrite_each(graph, ("Mul", "Div"), _fold)
 
 
 def _fold(graph: Graph, node: Node) -> bool:

@@ -12,17 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from sparsetvm.core.graph import Graph, Node
-from sparsetvm.rewrite.canonical.edit import Uses, integers, rewrite_node, scalar, split_constant
+from sparsetvm.rewrite.canonical.edit import Uses, integers, rewrite_each, rewrite_node, scalar, split_constant
 
 
 def fuse_layer_norm(graph: Graph) -> bool:
     """Fuse every layer normalisation; returns whether anything changed."""
-    changed = False
-    for node in [node for node in graph.nodes if node.is_op("Div", "Mul")]:
-        changed |= _fuse(graph, node)
-    if changed:
-        graph.prune_dead()
-    return changed
+    return rewrite_each(graph, ("Div", "Mul"), _fuse)
 
 
 @dataclass

@@ -10,18 +10,13 @@ from __future__ import annotations
 import numpy as np
 
 from sparsetvm.core.graph import Graph, Node
-from sparsetvm.rewrite.canonical.edit import Uses, rewrite_node, scalar, split_constant
+from sparsetvm.rewrite.canonical.edit import Uses, rewrite_each, rewrite_node, scalar, split_constant
 from sparsetvm.rewrite.canonical.fuse_layer_norm import last_axis_mean, per_feature, squared
 
 
 def fuse_rms_norm(graph: Graph) -> bool:
     """Fuse every such normalisation; returns whether anything changed."""
-    changed = False
-    for node in [node for node in graph.nodes if node.is_op("Div", "Mul")]:
-        changed |= _fuse(graph, node)
-    if changed:
-        graph.prune_dead()
-    return changed
+    return rewrite_each(graph, ("Div", "Mul"), _fuse)
 
 
 def _fuse(graph: Graph, root: Node) -> bool:

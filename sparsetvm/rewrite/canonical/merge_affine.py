@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from sparsetvm.core.graph import Graph, Node
-from sparsetvm.rewrite.canonical.edit import Uses, drop_into, split_constant
+from sparsetvm.rewrite.canonical.edit import Uses, drop_into, rewrite_each, split_constant
 
 _PRODUCTS = ("Mul", "Div")
 _SUMS = ("Add", "Sub")
@@ -17,12 +17,7 @@ _SUMS = ("Add", "Sub")
 
 def merge_affine(graph: Graph) -> bool:
     """Merge every such chain; returns whether anything changed."""
-    changed = False
-    for node in list(graph.nodes):
-        changed |= node.is_op(*_PRODUCTS, *_SUMS) and _merge(graph, node)
-    if changed:
-        graph.prune_dead()
-    return changed
+    return rewrite_each(graph, (*_PRODUCTS, *_SUMS), _merge)
 
 
 def _merge(graph: Graph, node: Node) -> bool:

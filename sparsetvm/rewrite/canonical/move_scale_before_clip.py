@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from sparsetvm.core.graph import SPARSETVM_DOMAIN, Graph, Node
-from sparsetvm.rewrite.canonical.edit import Uses, split_constant
+from sparsetvm.rewrite.canonical.edit import Uses, rewrite_each, split_constant
 from sparsetvm.rewrite.canonical.products import PRODUCTS
 
 _LARGEST = float(np.finfo(np.float32).max)  # stands for no bound
@@ -20,10 +20,7 @@ _LINEAR = ("Add", "Sub", "Mul", "Div")
 
 def move_scale_before_clip(graph: Graph) -> bool:
     """Move every such factor; returns whether anything changed."""
-    changed = False
-    for node in list(graph.nodes):
-        changed |= node.is_op("Mul", "Div") and _move(graph, node)
-    return changed
+    return rewrite_each(graph, ("Mul", "Div"), _move)
 
 
 def _move(graph: Graph, node: Node) -> bool:
