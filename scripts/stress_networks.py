@@ -3,7 +3,7 @@
     python scripts/stress_networks.py [--count 5000] [--seed 0] [--seconds S] [--jobs N] [--json OUT.json]
                                       [--failures FOLDER]
 
-Networks --seed to --seed + --count - 1 (tests/cpu/random_networks.py): products, convolutions, pools, norms, softmax,
+Networks --seed to --seed + --count - 1 (tests/random_networks.py): products, convolutions, pools, norms, softmax,
 residuals and data movement, with shapes that are 1 and prime among them and weights of every pattern. Each layer gets
 any schedule template that matches it, with its default config or a random one. An output may be as far from float64 as
 a running error analysis of float32 allows (checklib/running_error.py), and from ONNX Runtime twice as far. A network
@@ -36,7 +36,7 @@ from sparsetvm.core.target import host_target
 from sparsetvm.frontend.load import load_model
 
 _TESTS = Path(__file__).parents[1] / "tests"
-sys.path[:0] = [str(_TESTS), str(_TESTS / "cpu")]
+sys.path.insert(0, str(_TESTS))
 from models import random_inputs, relative_error, run_onnxruntime  # noqa: E402
 from random_networks import random_network  # noqa: E402
 

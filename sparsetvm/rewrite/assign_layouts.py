@@ -122,10 +122,11 @@ class _Assignment:
         pad = max(self.pads.get((conv.out_height, conv.out_width), 0), required_pad(conv))
         source, planes = conv_layouts(conv, batch, m, pad, self.target.lanes)
         result: AnyLayout = planes
-        if node.op == "conv2d" and self._read_by_tiles(node.outputs[0]):
+        own_grid = pad > self.pads.get((conv.out_height, conv.out_width), 0)  # readers in tiles cannot leave it
+        if node.op == "conv2d" and not own_grid and self._read_by_tiles(node.outputs[0]):
             result = _tiles_of(planes)
         first = self.graph.values[node.inputs[0]]
-        tiled = isinstance(first.layout, PlaneTiles) and node.op == "conv2d" and conv.pointwise
+        tiled = first.layout == _tiles_of(source) and node.op == "conv2d" and conv.pointwise
         residuals = [self._residual(name, planes) for name in node.inputs[1:]]
         node.inputs = [first.name if tiled else self._as(first.name, source), *residuals]
         return self._set(node, result)
