@@ -46,7 +46,10 @@ _NEVER = 1 << 20  # for libFuzzer's own alarm: it prints, and so may wait for it
 # Then the fuzzer starts anew: with what the others found, without what Atheris leaks, and little is lost when it is
 # killed.
 _ROUND_SECONDS = 45.0
-_EXTRA_ADDRESS_SPACE = 1 << 30  # as in the child that parses models; more is a MemoryError there and here
+_EXTRA_ADDRESS_SPACE = 1 << 30  # for one input, as in the child that parses models; more is a MemoryError there and here
+# A thread of a linear algebra library reserves 40 MB, one for each core, and scipy, whose library is loaded when the
+# first input needs it, brings as many again: on 16 cores there was no address space left for the inputs.
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 _MOST_FINDINGS = 20
 _KEEP_LINES = 400
 _CURRENT, _LOG = "current", "last_round.txt"
@@ -154,14 +157,19 @@ def _run_fuzzer(target: str, seconds: float, memory: int, corpus: Path, findings
     options += [f"-max_len={_targets().MAX_BYTES[target]}", str(corpus), str(CORPUS / target)]
     command = [sys.executable, __file__, target, "--inside", json.dumps([known, options, str(findings / _CURRENT)])]
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": _import_path()})
+        environment = {**os.environ, **ONE_THREAD, "PYTHONPATH": _import_path()}
+        begun = time.monotonic()
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         _, status, used = os.wait4(process.pid, 0)
+        seconds = time.monotonic() - begun
         process.returncode = os.waitstatus_to_exitcode(status)
         log.seek(0)
         lines = log.read().decode(errors="replace").splitlines()
     started = next((float(line.split()[1]) for line in lines if line.startswith("STARTED ")), 0.0)
+    cpu_seconds = used.ru_utime + used.ru_stime
+    lines.append(f"ended after {seconds:.0f} s, {cpu_seconds:.0f} s of CPU time, with status {process.returncode}")
     text = "\n".join(lines[-_KEEP_LINES:])
-    return Round(text, max(used.ru_utime + used.ru_stime - started, 0.0), used.ru_maxrss >> 10)
+    return Round(text, max(cpu_seconds - started, 0.0), used.ru_maxrss >> 10)
 
 
 def _import_path() -> str:
@@ -216,6 +224,7 @@ def inside(target: str, known: list[str], arguments: list[str], current: Path) -
         nonlocal armed
         current.write_bytes(data)
         if time.monotonic() > armed + 1:  # it starts a thread
+            limit_memory()  # without what Atheris and libraries keep of earlier inputs
             faulthandler.dump_traceback_later(_INPUT_HANGS, exit=True)
             armed = time.monotonic()
         signal.setitimer(signal.ITIMER_PROF, _INPUT_SECONDS)
@@ -234,7 +243,6 @@ def inside(target: str, known: list[str], arguments: list[str], current: Path) -
         changed = mutate(data, rng) if mutate is not None and rng.random() < 0.7 else data
         return changed if changed != data and len(changed) <= most else atheris.Mutate(data, most)
 
-    limit_memory()
     atheris.Setup([sys.argv[0], *arguments], one_input, custom_mutator=mutator)
     print(f"STARTED {time.process_time()}", flush=True)
     atheris.Fuzz()
@@ -252,7 +260,9 @@ def without_arrays(trace: Callable[..., object]) -> Callable[..., object]:
 
 
 def limit_memory() -> None:
-    """As in the child that parses models: too large an allocation fails instead of taking the machine down."""
+    """As in the child that parses models, from what is used by now: too large an allocation fails instead of taking the
+    machine down.
+    """
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + _EXTRA_ADDRESS_SPACE, resource.RLIM_INFINITY))
 

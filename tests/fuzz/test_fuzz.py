@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
+import fuzz
 import pytest
 import targets
 
@@ -41,3 +45,32 @@ def test_mutations_of_a_format_are_mostly_of_that_format(target):
     known = seeds(target)
     changed = sum(targets.MUTATORS[target](rng.choice(known), rng) not in known for _ in range(50))
     assert changed > 20
+
+
+def _in_the_fuzzer(code: str) -> str:
+    """What `code` prints in a process as the fuzzer starts it."""
+    environment = {**os.environ, **fuzz.ONE_THREAD, "PYTHONPATH": str(Path(fuzz.__file__).parent)}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout
+
+
+def test_libraries_start_no_threads_under_the_memory_limit() -> None:
+    """Found on 16 cores: the pools of numpy and scipy took 1.3 GB of addresses, and all inputs "ran out of memory"."""
+    code = "import numpy, scipy.linalg, os; print(len(os.listdir('/proc/self/task')))"
+    assert int(_in_the_fuzzer(code)) == 1
+
+
+def test_memory_limit_is_one_input_s_and_not_that_of_all_before_it() -> None:
+    """Atheris leaks: a round of a fast machine would end in MemoryErrors of inputs that need a few kilobytes."""
+    code = """
+import fuzz
+import numpy as np
+kept = []
+for _ in range(4):
+    fuzz.limit_memory()
+    kept.append(np.empty(700 << 20, np.uint8))
+try:
+    np.empty(1100 << 20, np.uint8)
+except MemoryError:
+    print("refused")
+"""
+    assert _in_the_fuzzer(code) == "refused\n"
