@@ -46,7 +46,9 @@ _NEVER = 1 << 20  # for libFuzzer's own alarm: it prints, and so may wait for it
 # Then the fuzzer starts anew: with what the others found, without what Atheris leaks, and little is lost when it is
 # killed.
 _ROUND_SECONDS = 45.0
-_EXTRA_ADDRESS_SPACE = 1 << 30  # for one input, as in the child that parses models; more is a MemoryError there and here
+_EXTRA_ADDRESS_SPACE = (
+    1 << 30
+)  # for one input, as in the child that parses models; more is a MemoryError there and here
 # A thread of a linear algebra library reserves 40 MB, one for each core, and scipy, whose library is loaded when the
 # first input needs it, brings as many again: on 16 cores there was no address space left for the inputs.
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}

@@ -16,6 +16,8 @@ from sparsetvm.frontend.to_onnx import value_info
 
 _MAX_FOLDED_BYTES = 64 << 20
 _MAX_GROWTH = 4
+# The reference resizes along one axis after the other, position by position: seconds for a million of them.
+_ALONG_AXES, _MAX_AXIS = ("Resize", "Upsample"), 1 << 16
 
 # Random numbers must not be frozen; the reference runs old BatchNormalizations in training mode; the others take time
 # that no size limit bounds, or have no reference for old opsets.
@@ -35,13 +37,20 @@ def fold_node(
 ) -> list[np.ndarray] | None:
     """The outputs of a node whose inputs are all constant; None when it is not to be folded.
 
-    A result of more than 64 MB that is also more than 4 times its inputs is left for the run.
+    A result of more than 64 MB that is also more than 4 times its inputs is left for the run, and so are long axes that
+    are resized.
     """
     arrays = {name: inputs[name].data for name in node.input if name}
     if node.op_type in _NEVER or any(array is None for array in arrays.values()):
         return None
     read = sum(array.nbytes for array in arrays.values() if array is not None)
-    written = sum(math.prod(value.shape) * np.dtype(value.dtype).itemsize for value in outputs)
+    # An axis of size zero makes the result small, not what is computed on the way.
+    shapes = [[max(size, 1) for size in value.shape] for value in outputs]
+    written = sum(
+        math.prod(shape) * np.dtype(value.dtype).itemsize for shape, value in zip(shapes, outputs, strict=True)
+    )
+    if node.op_type in _ALONG_AXES and max(map(max, filter(None, shapes)), default=0) > _MAX_AXIS:
+        return None
     if written > max(_MAX_FOLDED_BYTES, _MAX_GROWTH * read):
         return None
     if node.op_type == "GatherElements":
@@ -72,8 +81,9 @@ def fold_node(
 def _gather_elements(node: onnx.NodeProto, data: np.ndarray, indices: np.ndarray, layer: str) -> np.ndarray:
     """GatherElements, which the reference implementation (1.19) gets wrong for more than 32 choices of one row."""
     axis = next((int(attribute.i) for attribute in node.attribute if attribute.name == "axis"), 0) % max(data.ndim, 1)
-    if data.ndim != indices.ndim:
-        raise ModelError(f"GatherElements of {data.ndim} axes with indices of {indices.ndim}", layer=layer)
+    if data.ndim != indices.ndim or not data.ndim or indices.dtype.kind != "i":
+        what = f"GatherElements of {data.ndim} axes with indices of {indices.ndim} and of type {indices.dtype}"
+        raise ModelError(what, layer=layer)
     # The indices may be shorter than the data along the other axes.
     part = data[tuple(slice(None) if at == axis else slice(size) for at, size in enumerate(indices.shape))]
     size = data.shape[axis]

@@ -14,6 +14,9 @@ from sparsetvm.frontend.names import display_name
 from sparsetvm.frontend.support import is_supported
 from sparsetvm.frontend.to_onnx import element_type
 
+# Its body loops over a sequence, which nothing here supports; the inliner (1.23) crashes when the file gives its input
+# a type that is none.
+_NEVER = ("SequenceMap",)
 _INLINER_ERRORS = (
     RuntimeError,
     ValueError,
@@ -30,7 +33,8 @@ def inline_functions(model: onnx.ModelProto, constants: Mapping[str, np.ndarray]
     inferred. Raises ModelError for functions that call themselves or are broken.
     """
     opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
-    wanted = sorted({("", op) for op in _ops(model) if not is_supported(op, "") and _is_function(op, opset)})
+    lacking = {op for op in _ops(model) if not is_supported(op, "") and op not in _NEVER}
+    wanted = sorted(("", op) for op in lacking if _is_function(op, opset))
     if not model.functions and not wanted:
         return model
     declared = {info.name for info in model.graph.input}

@@ -16,6 +16,7 @@ from sparsetvm.frontend.functions import inline_functions
 from sparsetvm.frontend.import_graph import FLOAT_TYPES_HINT, GraphImporter
 from sparsetvm.frontend.names import display_name
 from sparsetvm.frontend.read import read_model
+from sparsetvm.frontend.safe_attributes import check_attributes
 from sparsetvm.frontend.shapes import fix_inputs, symbolic_dims
 
 MIN_OPSET = 9
@@ -53,8 +54,9 @@ def load_model(
     notes: list[str] = []
     graph, opset = file.proto.graph, _opset(file.proto, notes)
     constants = take_initializers(graph)
+    inputs = fix_inputs([info for info in graph.input if info.name not in constants], shapes, sizes)
+    check_attributes(file.proto)
     proto = inline_functions(file.proto, constants)
-    inputs = fix_inputs([info for info in proto.graph.input if info.name not in constants], shapes, sizes)
     outputs = [info.name for info in proto.graph.output]
     if not outputs:
         raise ModelError("the model has no outputs", hint="export it again: nothing would be computed")

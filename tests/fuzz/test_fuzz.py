@@ -50,7 +50,9 @@ def test_mutations_of_a_format_are_mostly_of_that_format(target):
 def _in_the_fuzzer(code: str) -> str:
     """What `code` prints in a process as the fuzzer starts it."""
     environment = {**os.environ, **fuzz.ONE_THREAD, "PYTHONPATH": str(Path(fuzz.__file__).parent)}
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    ).stdout
 
 
 def test_libraries_start_no_threads_under_the_memory_limit() -> None:

@@ -1,4 +1,4 @@
-"""Whatever a network looks like, on every target each of its layers has a schedule template, so a candidate to compile."""
+"""Whatever a network looks like, on every target each of its layers has a schedule template, so a candidate."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from models import ModelBuilder
 from random_networks import MORE_FROM, random_network
@@ -40,10 +40,11 @@ def test_every_layer_of_random_networks_has_a_template(target: Target) -> None:
 _axis = st.tuples(*(st.sampled_from(sizes) for sizes in ((1, 2, 3, 5), (1, 2, 3), (1, 1, 2, 3), (0, 1, 2), (0, 1, 2))))
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine
 @given(
-    size=st.tuples(st.integers(9, 14), st.integers(9, 14)), axes=st.tuples(_axis, _axis), batch=st.sampled_from((1, 2, 16)),
-    steps=st.lists(st.sampled_from(STEPS), min_size=2, max_size=6), target=st.sampled_from(TARGETS),
+    size=st.tuples(st.integers(9, 14), st.integers(9, 14)), axes=st.tuples(_axis, _axis),
+    batch=st.sampled_from((1, 2, 16)), steps=st.lists(st.sampled_from(STEPS), min_size=2, max_size=6),
+    target=st.sampled_from(TARGETS),
 )  # fmt: skip
 def test_what_follows_any_convolution_has_a_template(size, axes, batch, steps, target) -> None:  # type: ignore[no-untyped-def]
     """axes: kernel, dilation, stride and both pads, of rows and of columns."""

@@ -183,7 +183,7 @@ def test_fold_gathers_elements_like_onnxruntime(data_shape, axis, indices, tmp_p
     assert [node.op for node in graph.nodes] == ["Add"]
 
 
-@pytest.mark.parametrize("indices", [[[40]], [[-41]], [[0], [0]]])
+@pytest.mark.parametrize("indices", [[[40]], [[-41]], [[0], [0]], [[0.0]], 0], ids=str)
 def test_fold_refuses_to_gather_elements_beyond_the_data(indices, tmp_path):
     b = ModelBuilder()
     picked = b.op("GatherElements", b.const(np.zeros((1, 40), np.float32)), b.const(np.array(indices)), axis=1)
