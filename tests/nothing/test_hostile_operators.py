@@ -96,6 +96,21 @@ def test_constant_that_is_resized_along_a_long_axis_is_refused_soon(scales, fold
     refused(folder, model, "size zero", monkeypatch)
 
 
+def test_constant_texts_are_not_searched(folder, monkeypatch):
+    """A regular expression can take for ever, and so can the words that a vectorizer skips (found by fuzzing)."""
+    texts = helper.make_tensor("t", TensorProto.STRING, [1], [b"a" * 40 + b"!"])
+    node = helper.make_node("RegexFullMatch", ["t"], ["y"], name="layer", pattern="(a|aa)*$")
+    model = small_model(texts, nodes=[node])
+    model.opset_import[0].version = 20
+    refused(folder, model, "unsupported operator: RegexFullMatch", monkeypatch)
+    counts = {"ngram_counts": [0], "ngram_indexes": [0, 1], "pool_int64s": [5, 6], "mode": "TF"}
+    node = helper.make_node(
+        "TfIdfVectorizer", ["n"], ["y"], min_gram_length=1, max_gram_length=2, max_skip_count=1 << 31, **counts
+    )
+    numbers = helper.make_tensor("n", TensorProto.INT64, [12], list(range(12)))
+    refused(folder, small_model(numbers, nodes=[node]), "unsupported operator: TfIdfVectorizer", monkeypatch)
+
+
 def test_sequence_map_over_what_has_no_type_is_refused(folder, monkeypatch):
     """Found by fuzzing: the inliner crashes when it asks for the type of its elements."""
     body = helper.make_graph(
