@@ -17,6 +17,7 @@ from sparsetvm.core.config import Config
 from sparsetvm.core.record import Conditions, Status
 from sparsetvm.core.target import Target
 from sparsetvm.core.task import Task
+from sparsetvm.core.thread_pool import SHARE_ALL_CORES
 from sparsetvm.measure.buffers import GuardedBuffer
 from sparsetvm.measure.compile import SYMBOL, Built, FindTemplate, InvalidConfig, build, build_library, load_library
 from sparsetvm.measure.conditions import read_conditions
@@ -35,7 +36,6 @@ from sparsetvm.measure.verdict import check_all, judge
 
 # Written before the first check: a value that the kernel leaves alone stays NaN and is found.
 _POISON = np.nan
-_SHARE_ALL_CORES = -3  # TVM's ThreadGroup::kSpecifyThreadShareAllCore
 
 
 class Trial:
@@ -249,7 +249,7 @@ def _use_threads(count: int) -> None:
 
     if count > 1:
         cores = [str(core) for core in sorted(os.sched_getaffinity(0))]
-        tvm.get_global_func("runtime.config_threadpool")(_SHARE_ALL_CORES, count, cores, len(cores))
+        tvm.get_global_func("runtime.config_threadpool")(SHARE_ALL_CORES, count, cores, len(cores))
 
 
 def _first_line(problem: BaseException) -> str:

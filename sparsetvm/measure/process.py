@@ -17,6 +17,7 @@ from types import TracebackType
 import msgspec
 
 from sparsetvm.core.target import Target
+from sparsetvm.core.thread_pool import SPIN_VARIABLE, SPINS
 from sparsetvm.errors import EnvironmentProblem
 from sparsetvm.measure import protocol
 from sparsetvm.measure.protocol import (
@@ -130,6 +131,7 @@ class ForkServer(_Server):
         environment = {
             **os.environ,
             "TVM_NUM_THREADS": str(self._target.threads),
+            SPIN_VARIABLE: os.environ.get(SPIN_VARIABLE, SPINS),
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join(paths),

@@ -11,7 +11,8 @@ from __future__ import annotations
 import os
 import threading
 
-_SHARE_ALL_CORES = -3  # TVM's ThreadGroup::kSpecifyThreadShareAllCore
+from sparsetvm.core.thread_pool import SHARE_ALL_CORES, SPIN_VARIABLE, SPINS
+
 _configured = threading.local()
 
 
@@ -24,8 +25,9 @@ def set_threads(count: int) -> int:
         return int(_configured.real)
     import tvm
 
+    os.environ.setdefault(SPIN_VARIABLE, SPINS)
     cores = sorted(os.sched_getaffinity(0))
-    tvm.get_global_func("runtime.config_threadpool")(_SHARE_ALL_CORES, count, [str(core) for core in cores], len(cores))
+    tvm.get_global_func("runtime.config_threadpool")(SHARE_ALL_CORES, count, [str(core) for core in cores], len(cores))
     _configured.asked = count
     _configured.real = int(tvm.get_global_func("runtime.NumThreads")())
     return int(_configured.real)

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from sparsetvm.core.manifest import manifest_path, sha256_of
+from sparsetvm.core.thread_pool import SPIN_VARIABLE, SPINS
 from sparsetvm.errors import ModelError, UsageError
+from sparsetvm.runtime import threads
 from sparsetvm.runtime.module import Module
 from sparsetvm.runtime.threads import set_threads
 
@@ -199,6 +201,14 @@ def test_file_that_is_no_library_is_a_model_error(tmp_path):
 def test_missing_file_is_a_usage_error(tmp_path):
     with pytest.raises(UsageError, match="is no file"):
         Module(tmp_path / "m.so")
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, SPINS), ("77", "77")])
+def test_set_threads_lets_idle_workers_sleep_early_unless_the_user_says_otherwise(monkeypatch, given, used):
+    monkeypatch.setattr(os, "environ", {SPIN_VARIABLE: given} if given else {})
+    monkeypatch.setattr(threads, "_configured", threading.local())
+    set_threads(1)
+    assert os.environ[SPIN_VARIABLE] == used
 
 
 def test_set_threads_binds_the_calling_thread_to_no_core():
