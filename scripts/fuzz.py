@@ -175,7 +175,8 @@ def _run_fuzzer(target: str, seconds: float, memory: int, corpus: Path, findings
 
 
 def _import_path() -> str:
-    return os.pathsep.join([str(ROOT), str(ROOT / "tests" / "fuzz"), os.environ.get("PYTHONPATH", "")])
+    theirs = os.environ.get("PYTHONPATH")  # an empty one would be the current folder
+    return os.pathsep.join([str(ROOT), str(ROOT / "tests" / "fuzz"), *([theirs] if theirs else [])])
 
 
 def _figure(log: str, pattern: str) -> int:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import struct
@@ -16,6 +17,7 @@ import msgspec
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError, EncodeError
+from onnx import TensorProto
 
 from sparsetvm.analysis.layers import inspect_layer
 from sparsetvm.analysis.magnitude import parse_pattern, prune_weight
@@ -180,7 +182,9 @@ def mutate_model(data: bytes, rng: random.Random) -> bytes:
     try:
         for _ in range(rng.choice((1, 1, 2, 4))):
             _change(rng.choice(messages), rng, names)
-    except UnicodeDecodeError:  # a text of the file that is none, read where another one stands beside it
+        if rng.random() < 0.15:
+            _make_constant(graph, rng)
+    except (UnicodeDecodeError, TypeError):  # a text of the file that is none, read where another one stands beside it
         return data
     if rng.random() < 0.1:
         graph.node.add().CopyFrom(rng.choice(graph.node)) if graph.node else None
@@ -193,18 +197,20 @@ def mutate_model(data: bytes, rng: random.Random) -> bytes:
 
 
 _OPS = sorted({schema.name for schema in onnx.defs.get_all_schemas()})
-_INTEGERS = (0, 1, -1, 2, 3, 4, 7, 8, 16, 64, 1 << 31, -(1 << 31), (1 << 63) - 1, -(1 << 63), 1 << 32, 1000)
+_INTEGERS = (0, 1, -1, 2, 3, 4, 7, 8, 16, 64, 1 << 20, 1 << 31, -(1 << 31), (1 << 63) - 1, -(1 << 63), 1 << 32, 1000)
 
 
 def _change(message: object, rng: random.Random, names: list[str]) -> None:
     if isinstance(message, onnx.NodeProto):
-        part = rng.randrange(4)
+        part = rng.randrange(5)
         if part == 0:
             message.op_type = rng.choice(_OPS)
         elif part == 1 and message.input:
             message.input[rng.randrange(len(message.input))] = rng.choice([*names, "", "new"])
         elif part == 2:
             message.input.append(rng.choice([*names, ""]))
+        elif part == 3:
+            _add_attribute(message, rng)
         elif message.input:
             message.input.pop()
     elif isinstance(message, onnx.TensorProto):
@@ -233,6 +239,39 @@ def _change(message: object, rng: random.Random, names: list[str]) -> None:
             message.ints.append(rng.choice(_INTEGERS))
         else:
             message.f = rng.choice((0.0, -1.0, float("nan"), float("inf"), 1e38))
+
+
+def _add_attribute(node: onnx.NodeProto, rng: random.Random) -> None:
+    """One of integers that the operator knows and the node lacks."""
+    if node.domain or not onnx.defs.has(node.op_type):
+        return
+    known = onnx.defs.get_schema(node.op_type).attributes.values()
+    given = {attribute.name for attribute in node.attribute}
+    kinds = (onnx.defs.OpSchema.AttrType.INT, onnx.defs.OpSchema.AttrType.INTS)
+    lacking = [attribute for attribute in known if attribute.type in kinds and attribute.name not in given]
+    if lacking:
+        attribute, value = rng.choice(lacking), rng.choice(_INTEGERS)
+        whole = [value] * rng.randrange(1, 5) if attribute.type == kinds[1] else value
+        node.attribute.append(onnx.helper.make_attribute(attribute.name, whole))
+
+
+def _make_constant(graph: onnx.GraphProto, rng: random.Random) -> None:
+    """An input becomes a constant of small numbers with an extreme one among them: what is folded takes another way."""
+    if not graph.input:
+        return
+    info = rng.choice(graph.input)
+    shape = [dim.dim_value for dim in info.type.tensor_type.shape.dim]
+    kind = info.type.tensor_type.elem_type
+    small = min(shape, default=1) > 0 and np.prod(shape, dtype=float) <= 4096
+    if kind not in (TensorProto.FLOAT, TensorProto.INT64) or not small:
+        return
+    data = np.array(
+        [rng.randrange(4) for _ in range(math.prod(shape))], np.float32 if kind == TensorProto.FLOAT else np.int64
+    )
+    if rng.random() < 0.5:
+        data[rng.randrange(data.size)] = np.clip(rng.choice(_INTEGERS), -(1 << 62), 1 << 62)
+    graph.initializer.append(onnx.numpy_helper.from_array(data.reshape(shape), info.name))
+    graph.input.remove(info)
 
 
 def mutate_log(data: bytes, rng: random.Random) -> bytes:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import fuzz
+import onnx
 import pytest
 import targets
 
@@ -45,6 +46,16 @@ def test_mutations_of_a_format_are_mostly_of_that_format(target):
     known = seeds(target)
     changed = sum(targets.MUTATORS[target](rng.choice(known), rng) not in known for _ in range(50))
     assert changed > 20
+
+
+def test_mutations_of_texts_that_are_none_raise_nothing() -> None:
+    """What the mutator raises ends the fuzzer as if the input before had crashed it."""
+    node = onnx.helper.make_node("Clip", ["in"], ["out"])
+    graph = onnx.helper.make_graph([node], "g", [onnx.helper.make_tensor_value_info("in", 1, [2])], [])
+    whole = onnx.helper.make_model(graph).SerializeToString()
+    for text in (b"Clip", b"in", b"out"):
+        for seed in range(60):
+            targets.mutate_model(whole.replace(text, b"\xff" * len(text)), random.Random(seed))
 
 
 def _in_the_fuzzer(code: str) -> str:
