@@ -144,6 +144,15 @@ def _affine_channels(node: Node, operands: Arrays, graph: Graph) -> np.ndarray:
     return apply_epilogue(x * scale + shift, node.attrs["epilogue"])
 
 
+def _gather_channels(node: Node, operands: Arrays, graph: Graph) -> np.ndarray:
+    images = [operand for operand in operands if operand is not None]
+    y = np.stack([images[part][:, channel] for part, channel in node.attrs["channels"]], 1)
+    if "epilogue" not in node.attrs:
+        return y
+    scale, shift = (node.attrs[name][:, None, None] for name in ("scale", "shift"))
+    return apply_epilogue(y * scale + shift, node.attrs["epilogue"])
+
+
 # ---- operators of ONNX that the reference computes slowly or in float32 ----
 
 
@@ -228,6 +237,7 @@ OPERATORS: dict[tuple[str, str], Operator] = {
     (SPARSETVM_DOMAIN, "depthwise_conv2d"): _layer_conv2d,
     (SPARSETVM_DOMAIN, "Clip"): lambda n, operands, g: np.clip(operands[0], n.attrs["low"], n.attrs["high"]),
     (SPARSETVM_DOMAIN, "affine_channels"): _affine_channels,
+    (SPARSETVM_DOMAIN, "gather_channels"): _gather_channels,
     (SPARSETVM_DOMAIN, "Silu"): _unary(lambda x: x * expit(x)),
     (SPARSETVM_DOMAIN, "HardSwish"): _unary(hard_swish),
     (SPARSETVM_DOMAIN, "masked_softmax"): _masked_softmax,

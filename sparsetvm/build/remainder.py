@@ -278,6 +278,20 @@ def _concat(graph: Graph, node: Node, target: Target) -> RemainderKernel | None:
     )
 
 
+def _gather_channels(graph: Graph, node: Node, target: Target) -> RemainderKernel:
+    """Channels of several images; with a factor and an addend for each where the node has them."""
+    kernels = _schedules(target, "channels")
+    parts, out = [graph.values[name].layout for name in node.inputs], graph.values[node.outputs[0]].layout
+    epilogue: Epilogue | None = node.attrs.get("epilogue")
+    factors = [] if epilogue is None else [node.attrs["scale"], node.attrs["shift"]]
+    return RemainderKernel(
+        ("gather_channels", *parts, out, epilogue),
+        lambda symbol: kernels.gather_channels_kernel(parts, out, epilogue, target, symbol),
+        list(node.inputs),
+        [kernels.channel_table(node.attrs["channels"], parts), *factors],
+    )
+
+
 def _resize(graph: Graph, node: Node, target: Target) -> RemainderKernel | None:
     axes = resized_axes(graph, node, target)
     if axes is None:
@@ -347,6 +361,7 @@ _RULES: dict[str, _Rule] = {
     "sparsetvm.k_winners": _k_winners,
     "sparsetvm.scale_channels": _scale_channels,
     "sparsetvm.affine_channels": _affine_channels,
+    "sparsetvm.gather_channels": _gather_channels,
     "Concat": _concat,
     "Resize": _resize,
     "Add": _binary,

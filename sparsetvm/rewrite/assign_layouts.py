@@ -60,6 +60,7 @@ class _Assignment:
             "depthwise_conv2d": self._depthwise,
             "attention": self._attention,
             "gather": self._gather,
+            "gather_channels": self._gather_channels,
             "k_winners": self._k_winners,
             "pooled_conv2d": self._pooled_conv,
         }
@@ -223,6 +224,11 @@ class _Assignment:
         if isinstance(layout, Planes | PlaneTiles):
             layout = msgspec.structs.replace(layout, batch=layout.batch * int(node.attrs["count"]))
         return self._set(node, layout)
+
+    def _gather_channels(self, node: Node) -> bool:
+        """Whole planes move."""
+        node.inputs = [self._as(name, self._planes(self.graph.values[name])) for name in node.inputs]
+        return self._set(node, self._planes(self.graph.values[node.outputs[0]]))
 
     def _planes(self, value: Value) -> Planes:
         batch, channels, height, width = value.shape

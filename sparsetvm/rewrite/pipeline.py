@@ -15,6 +15,7 @@ from sparsetvm.rewrite.fuse_epilogues import fuse_epilogues
 from sparsetvm.rewrite.fuse_k_winners import fuse_k_winners
 from sparsetvm.rewrite.fuse_masked_softmax import fuse_masked_softmax
 from sparsetvm.rewrite.fuse_max_pool import fuse_max_pool
+from sparsetvm.rewrite.gather_channels import gather_channels
 from sparsetvm.rewrite.make_layers import make_layers
 from sparsetvm.rewrite.mask_padding import mask_padding
 from sparsetvm.rewrite.remove_dead_channels import remove_dead_channels
@@ -47,5 +48,7 @@ def rewrite(graph: Graph, target: Target, masks: Sequence[Mask] = ()) -> Graph:
     if target.kind == "cpu":
         split_batch(graph, target)
     fuse_channel_affine(graph)
+    if target.kind == "cuda":
+        gather_channels(graph)
     assign_layouts(graph, target)
     return graph
