@@ -18,6 +18,7 @@ from sparsetvm.rewrite.fuse_max_pool import fuse_max_pool
 from sparsetvm.rewrite.gather_channels import gather_channels
 from sparsetvm.rewrite.make_layers import make_layers
 from sparsetvm.rewrite.mask_padding import mask_padding
+from sparsetvm.rewrite.move_reshapes import move_reshapes
 from sparsetvm.rewrite.remove_dead_channels import remove_dead_channels
 from sparsetvm.rewrite.reveal_blocks import reveal_blocks
 from sparsetvm.rewrite.split_batch import split_batch
@@ -40,6 +41,7 @@ def rewrite(graph: Graph, target: Target, masks: Sequence[Mask] = ()) -> Graph:
     if target.kind == "cpu":
         winners_of_images(graph)
     make_layers(graph)
+    move_reshapes(graph)
     remove_dead_channels(graph)
     reveal_blocks(graph, target.kind)
     fuse_epilogues(graph)
