@@ -214,6 +214,16 @@ def _masked_softmax(node: Node, operands: Arrays, graph: Graph) -> np.ndarray:
     return terms / terms.sum(-1, keepdims=True)
 
 
+def _attention(node: Node, operands: Arrays, graph: Graph) -> np.ndarray:
+    q, k, v = (array for array in operands[:3] if array is not None)
+    batch, tokens, features = q.shape
+    heads = node.attrs["heads"]
+    q, k, v = (array.reshape(batch, tokens, heads, -1).transpose(0, 2, 1, 3) for array in (q, k, v))
+    scores = q @ k.swapaxes(2, 3) * node.attrs["scale"] + (operands[3] if len(operands) > 3 else 0.0)
+    terms = np.exp(scores - scores.max(-1, keepdims=True))
+    return (terms / terms.sum(-1, keepdims=True) @ v).transpose(0, 2, 1, 3).reshape(q.shape[0], tokens, features)
+
+
 def _batch_normalization(node: Node, operands: Arrays, graph: Graph) -> np.ndarray | None:
     # The reference runs opsets below 14 in training mode.
     if node.attrs.get("training_mode", 0) or any(node.outputs[1:]):
@@ -238,6 +248,7 @@ OPERATORS: dict[tuple[str, str], Operator] = {
     (SPARSETVM_DOMAIN, "Clip"): lambda n, operands, g: np.clip(operands[0], n.attrs["low"], n.attrs["high"]),
     (SPARSETVM_DOMAIN, "affine_channels"): _affine_channels,
     (SPARSETVM_DOMAIN, "gather_channels"): _gather_channels,
+    (SPARSETVM_DOMAIN, "attention"): _attention,
     (SPARSETVM_DOMAIN, "Silu"): _unary(lambda x: x * expit(x)),
     (SPARSETVM_DOMAIN, "HardSwish"): _unary(hard_swish),
     (SPARSETVM_DOMAIN, "masked_softmax"): _masked_softmax,

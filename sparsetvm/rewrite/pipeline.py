@@ -22,6 +22,7 @@ from sparsetvm.rewrite.move_reshapes import move_reshapes
 from sparsetvm.rewrite.remove_dead_channels import remove_dead_channels
 from sparsetvm.rewrite.reveal_blocks import reveal_blocks
 from sparsetvm.rewrite.split_batch import split_batch
+from sparsetvm.rewrite.split_products import split_products
 from sparsetvm.rewrite.split_strided_pointwise import split_strided_pointwise
 from sparsetvm.rewrite.widen_float16 import widen_float16
 from sparsetvm.rewrite.winners_of_images import winners_of_images
@@ -45,6 +46,8 @@ def rewrite(graph: Graph, target: Target, masks: Sequence[Mask] = ()) -> Graph:
     remove_dead_channels(graph)
     reveal_blocks(graph, target.kind)
     fuse_epilogues(graph)
+    if split_products(graph):
+        fuse_epilogues(graph)
     fuse_max_pool(graph, target)
     split_strided_pointwise(graph)
     if target.kind == "cpu":

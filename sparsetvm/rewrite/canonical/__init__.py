@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from sparsetvm.core.graph import Graph
 from sparsetvm.rewrite.canonical.drop_dead_taps import drop_dead_taps
+from sparsetvm.rewrite.canonical.drop_trivial_transposes import drop_trivial_transposes
 from sparsetvm.rewrite.canonical.fold_add_into_bias import fold_add_into_bias
 from sparsetvm.rewrite.canonical.fold_batch_norm import fold_batch_norm
 from sparsetvm.rewrite.canonical.fold_scale_into_weights import fold_scale_into_weights
@@ -45,6 +46,7 @@ CANONICAL_PASSES: tuple[CanonicalPass, ...] = (
     fold_scale_into_weights,
     merge_affine,
     remove_transpose_pairs,
+    drop_trivial_transposes,
     merge_reshapes,
     use_global_average_pool,
 )
