@@ -23,7 +23,7 @@ _Step = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Moved:
-    """source: a value. elements: for each element of the moved value, its flat position there. factor: multiplied by."""
+    """source: a value. elements: flat position there of each element of the moved value. factor: multiplied by."""
 
     source: str
     elements: np.ndarray

@@ -57,12 +57,12 @@ def _rows(graph: Graph, user: Node) -> list[tuple[int, int, str]] | None:
 
 
 def _part(node: Node, number: int, begin: int, end: int, out: str) -> Node:
-    """The product with some of the rows of the weight. The first keeps the name, which tells users where it comes from."""
+    """The product with some of the rows of the weight; the first keeps the name."""
     bias = node.attrs["bias"]
     attrs = {
         **node.attrs,
         "weight": np.ascontiguousarray(node.attrs["weight"][begin:end]),
         "bias": None if bias is None else np.ascontiguousarray(bias[begin:end]),
     }
-    name = f"{node.name}.{number}" if number else node.name
+    name = f"{node.name}.part{number}" if number else node.name
     return Node(name, "matmul", list(node.inputs), [out], attrs, SPARSETVM_DOMAIN, node.origin)
