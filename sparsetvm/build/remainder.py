@@ -70,6 +70,16 @@ def _convert(graph: Graph, node: Node, target: Target) -> RemainderKernel:
     )
 
 
+def _transpose_images(graph: Graph, node: Node, target: Target) -> RemainderKernel:
+    kernels = _schedules(target, "convert")
+    source, out = (graph.values[name].layout for name in (node.inputs[0], node.outputs[0]))
+    return RemainderKernel(
+        ("transpose_images", source, out),
+        lambda symbol: kernels.transpose_images_kernel(source, out, target, symbol),
+        list(node.inputs),
+    )
+
+
 def _depthwise(graph: Graph, node: Node, target: Target) -> RemainderKernel:
     kernels = _schedules(target, "depthwise")
     source, out = (graph.values[name].layout for name in (node.inputs[0], node.outputs[0]))
@@ -347,6 +357,7 @@ def _k_winners(graph: Graph, node: Node, target: Target) -> RemainderKernel:
 _Rule = Callable[[Graph, Node, Target], RemainderKernel | None]
 _RULES: dict[str, _Rule] = {
     "sparsetvm.convert": _convert,
+    "sparsetvm.transpose_images": _transpose_images,
     "sparsetvm.depthwise_conv2d": _depthwise,
     "sparsetvm.pooled_conv2d": _pooled_conv,
     "MaxPool": _pool,

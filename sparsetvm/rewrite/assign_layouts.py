@@ -258,6 +258,8 @@ class _Assignment:
             return self._affine(node, first)
         if node.is_op("Concat"):
             return self._concat(node)
+        if node.is_op("Transpose"):
+            return self._transpose(node, first)
         if node.is_op("Resize"):
             return self._resize(node, first)
         if node.is_op("Add", "Mul") and len(node.inputs) == 2:
@@ -293,6 +295,24 @@ class _Assignment:
             return False
         node.inputs = [self._as(value.name, self._planes(value)) for value in values]
         return self._set(node, self._planes(out))
+
+    def _transpose(self, node: Node, first: Value) -> bool:
+        """On a GPU, an image in planes and its pixels as tokens are rows of channels, with zero columns or without."""
+        perm, out = list(node.attrs.get("perm") or ()), self.graph.values[node.outputs[0]]
+        if self.target.kind != "cuda" or len(first.shape) != 4 or first.shape[0] != 1:
+            return False
+        result: AnyLayout
+        if perm == [0, 2, 3, 1] and isinstance(first.layout, Planes):
+            tokens = math.prod(out.shape[:-1])
+            result = Tiled(tokens, out.shape[-1], token_lanes(tokens, self.target))
+            if tokens <= few_tokens(self.target):
+                return False
+        elif perm == [0, 3, 1, 2] and type(first.layout) is Tiled:
+            result = self._planes(out)
+        else:
+            return False
+        node.op, node.domain, node.attrs = "transpose_images", SPARSETVM_DOMAIN, {}
+        return self._set(node, result)
 
     def _resize(self, node: Node, first: Value) -> bool:
         """From planes or plain images, to planes where something that works in planes reads the result."""

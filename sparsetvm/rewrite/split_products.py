@@ -2,7 +2,8 @@
 
 Before:  y = matmul(x) {weight}; q, k = Split(y, axis=-1)        After:  q = matmul(x) {rows of q}; k = matmul(x) {...}
 
-The parts then lie as their readers want them, each with an epilogue of its own, and nothing is copied.
+The parts then lie as their readers want them, each with an epilogue of its own, and nothing is copied. Where heads of
+an attention that is not fused are cut out of the parts next, one product is better: its parts are moved anyway.
 """
 
 from __future__ import annotations
@@ -14,9 +15,15 @@ import numpy as np
 from sparsetvm.core.graph import SPARSETVM_DOMAIN, Graph, Node
 from sparsetvm.rewrite.canonical.edit import integers
 
+_READERS = ("Add", "Mul", "Relu", "Sigmoid", "Gelu", "Tanh")
+_OWN_READERS = ("attention", "matmul", "Silu", "HardSwish", "Clip")
+
 
 def split_products(graph: Graph) -> bool:
-    """Split every product that only Split and Slice read, by parts that do not overlap; returns whether any was."""
+    """Split every product that only Split and Slice read, by parts that are apart and that readers want in its layout.
+
+    Returns whether any was split.
+    """
     changed = False
     consumers = graph.consumers()
     for node in [node for node in graph.nodes if node.is_op("matmul", domain=SPARSETVM_DOMAIN)]:
@@ -25,6 +32,9 @@ def split_products(graph: Graph) -> bool:
         if not users or node.outputs[0] in graph.outputs or node.attrs["epilogue"].residual or None in found:
             continue
         parts = sorted((begin, end, out) for rows in found for begin, end, out in rows or ())
+        readers = [user for _, _, out in parts for user in consumers[out]]
+        if not all(user.is_op(*_READERS) or user.is_op(*_OWN_READERS, domain=SPARSETVM_DOMAIN) for user in readers):
+            continue
         if any(end > begin for (_, end, _), (begin, _, _) in itertools.pairwise(parts)):
             continue
         at = graph.nodes.index(node)

@@ -141,15 +141,27 @@ def test_attention_whose_scores_do_not_fit_a_gpu_stays(tmp_path: Path) -> None:
     assert fuse_attention(graph, parse_target("cpu,skylake-avx512"))
 
 
-def test_parts_that_overlap_or_have_other_readers_stay_one_product() -> None:
-    for limits, also in (((0, 5, 4, 8), False), ((0, 4, 4, 8), True)):
-        b = ModelBuilder(opset=18)
-        y = b.gemm(b.input("x", (2, 6)), 6, 8)
-        cuts = [b.const(np.array([at])) for at in limits]
-        parts = [b.op("Slice", y, begin, end, b.const(np.array([1]))) for begin, end in (cuts[:2], cuts[2:])]
-        b.output(*parts, *([y] if also else []))
-        graph = rewritten(b, canonicalize, make_layers, split_products, expect_change=None)
-        assert ops(graph).count("matmul") == 1
+@pytest.mark.parametrize(
+    ("limits", "reader", "products"),
+    [
+        ((0, 4, 4, 8), "Relu", 2),
+        ((0, 5, 4, 8), "Relu", 1),  # they overlap
+        ((0, 4, 4, 8), "Transpose", 1),  # they are moved anyway
+        ((0, 4, 4, 8), "whole", 1),
+    ],
+)
+def test_products_are_split_where_their_parts_are_read_as_products_are(
+    limits: tuple[int, ...], reader: str, products: int
+) -> None:
+    b = ModelBuilder(opset=18)
+    y = b.gemm(b.input("x", (2, 6)), 6, 8)
+    cuts = [b.const(np.array([at])) for at in limits]
+    parts = [b.op("Slice", y, begin, end, b.const(np.array([1]))) for begin, end in (cuts[:2], cuts[2:])]
+    b.output(*(b.op("Relu" if reader == "whole" else reader, part) for part in parts))
+    if reader == "whole":
+        b.output(y)
+    graph = rewritten(b, canonicalize, make_layers, split_products, expect_change=None)
+    assert ops(graph).count("matmul") == products
 
 
 def test_gated_units_get_products_and_activations_of_their_own() -> None:

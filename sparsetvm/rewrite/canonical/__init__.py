@@ -21,6 +21,7 @@ from sparsetvm.rewrite.canonical.merge_affine import merge_affine
 from sparsetvm.rewrite.canonical.merge_pad_into_conv import merge_pad_into_conv
 from sparsetvm.rewrite.canonical.merge_reshapes import merge_reshapes
 from sparsetvm.rewrite.canonical.move_scale_before_clip import move_scale_before_clip
+from sparsetvm.rewrite.canonical.move_scale_before_transpose import move_scale_before_transpose
 from sparsetvm.rewrite.canonical.normalize_clip import normalize_clip
 from sparsetvm.rewrite.canonical.remove_transpose_pairs import remove_transpose_pairs
 from sparsetvm.rewrite.canonical.split_sum import split_sum
@@ -39,6 +40,7 @@ CANONICAL_PASSES: tuple[CanonicalPass, ...] = (
     lower_hard_sigmoid,
     fuse_hard_swish,
     move_scale_before_clip,
+    move_scale_before_transpose,
     merge_pad_into_conv,
     drop_dead_taps,
     fold_batch_norm,
