@@ -176,3 +176,16 @@ def check_depthwise(source: Planes, destination: Planes, conv: ConvGeometry) -> 
             f"depthwise convolution {conv} cannot read {source} and write {destination}",
             hint=f"convert the input to Planes with phases (1, 1) and a pad of at least {depthwise_pad(conv)}",
         )
+
+
+def rotary_tables(layout: Tiled, cosines: np.ndarray, sines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The tables of (tokens, depth) cosines and sines for all images, as their tokens lie: Tiled of `depth` features.
+
+    Those of the sines that turn the first half of a head's features backwards are negative.
+    """
+    tokens, depth = cosines.shape
+    tiled = Tiled(layout.rows, depth, layout.lanes)
+    signs = np.where(np.arange(depth) < depth // 2, -1, 1).astype(np.float32)
+    images = (layout.rows // tokens, 1)
+    first, second = (np.tile(table.astype(np.float32), images) for table in (cosines, sines * signs))
+    return tiled.to_physical(first), tiled.to_physical(second)

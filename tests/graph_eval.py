@@ -224,6 +224,16 @@ def _attention(node: Node, operands: Arrays, graph: Graph) -> np.ndarray:
     return (terms / terms.sum(-1, keepdims=True) @ v).transpose(0, 2, 1, 3).reshape(q.shape[0], tokens, features)
 
 
+def _rotary(node: Node, operands: Arrays, graph: Graph) -> np.ndarray:
+    x = operands[0]
+    assert x is not None
+    tokens, depth = node.attrs["cosines"].shape
+    heads = x.reshape(x.shape[0], tokens, -1, depth)
+    turned = np.concatenate([-heads[..., depth // 2 :], heads[..., : depth // 2]], -1)
+    cosines, sines = (node.attrs[name][:, None] for name in ("cosines", "sines"))
+    return (heads * cosines + turned * sines).reshape(x.shape)
+
+
 def _batch_normalization(node: Node, operands: Arrays, graph: Graph) -> np.ndarray | None:
     # The reference runs opsets below 14 in training mode.
     if node.attrs.get("training_mode", 0) or any(node.outputs[1:]):
@@ -249,6 +259,7 @@ OPERATORS: dict[tuple[str, str], Operator] = {
     (SPARSETVM_DOMAIN, "affine_channels"): _affine_channels,
     (SPARSETVM_DOMAIN, "gather_channels"): _gather_channels,
     (SPARSETVM_DOMAIN, "attention"): _attention,
+    (SPARSETVM_DOMAIN, "rotary"): _rotary,
     (SPARSETVM_DOMAIN, "Silu"): _unary(lambda x: x * expit(x)),
     (SPARSETVM_DOMAIN, "HardSwish"): _unary(hard_swish),
     (SPARSETVM_DOMAIN, "masked_softmax"): _masked_softmax,

@@ -228,6 +228,17 @@ def _attention(graph: Graph, node: Node, target: Target) -> RemainderKernel:
     )
 
 
+def _rotary(graph: Graph, node: Node, target: Target) -> RemainderKernel:
+    kernels = _schedules(target, "rotary")
+    layout, cosines = graph.values[node.inputs[0]].layout, node.attrs["cosines"]
+    return RemainderKernel(
+        ("rotary", layout, cosines.shape[1]),
+        lambda symbol: kernels.rotary_kernel(layout, cosines.shape[1], target, symbol),
+        list(node.inputs),
+        list(kernels.rotary_tables(layout, cosines, node.attrs["sines"])),
+    )
+
+
 def _batch_matmul(graph: Graph, node: Node, target: Target) -> RemainderKernel | None:
     left, right = (graph.values[name] for name in node.inputs)
     plain = all(isinstance(value.layout, Plain) and value.dtype == "float32" for value in (left, right))
@@ -369,6 +380,7 @@ _RULES: dict[str, _Rule] = {
     "Softmax": _softmax,
     "sparsetvm.masked_softmax": _masked_softmax,
     "sparsetvm.attention": _attention,
+    "sparsetvm.rotary": _rotary,
     "sparsetvm.k_winners": _k_winners,
     "sparsetvm.scale_channels": _scale_channels,
     "sparsetvm.affine_channels": _affine_channels,

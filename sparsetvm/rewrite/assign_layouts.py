@@ -59,6 +59,7 @@ class _Assignment:
             "conv2d": self._conv,
             "depthwise_conv2d": self._depthwise,
             "attention": self._attention,
+            "rotary": self._attention,
             "gather": self._gather,
             "gather_channels": self._gather_channels,
             "k_winners": self._k_winners,
@@ -186,6 +187,7 @@ class _Assignment:
         return passed_on and self._read_by_tiles(user.outputs[0])
 
     def _attention(self, node: Node) -> bool:
+        """Of a rotary embedding, too: all but a mask are tokens."""
         shape = self.graph.values[node.inputs[0]].shape
         rows, cols = math.prod(shape[:-1]), shape[-1]
         tiled = Tiled(rows, cols, token_lanes(rows, self.target))

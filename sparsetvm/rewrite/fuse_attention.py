@@ -1,8 +1,8 @@
 """Fuse multi-head attention between its projections into one node.
 
-Before:  q, k, v (B, S, H), or parts of the features of one value, in heads (B, heads, S, d); MatMul(q, k^T); scale;
-         Add masks; Softmax; MatMul(p, v); back to (B, S, H)
-After:   attention(q, k, v, mask) {heads, scale} on (B, S, H)
+Before:  q, k, v (B, S, H), or parts of the features of one value, in heads (B, heads, S, d); rotary embeddings of q and
+         k; MatMul(q, k^T); scale; Add masks; Softmax; MatMul(p, v); back to (B, S, H)
+After:   attention(rotary(q), rotary(k), v, mask) {heads, scale} on (B, S, H)
 
 How heads are split and joined, and where the scale is, differs from exporter to exporter: moved_elements.py looks at
 what becomes of the elements. The kernel keeps tokens in vector lanes, so neither the transposes nor the softmax move
@@ -20,6 +20,7 @@ from sparsetvm.core.graph import SPARSETVM_DOMAIN, Graph, Node
 from sparsetvm.core.target import Target
 from sparsetvm.rewrite.canonical.edit import Uses, merged_origin
 from sparsetvm.rewrite.moved_elements import Moved, moved_from, moved_to
+from sparsetvm.rewrite.rotary import Turn, turned
 
 _MOST_FEATURES_CUDA = 128  # of a head
 
@@ -41,10 +42,11 @@ def fuse_attention(graph: Graph, target: Target) -> bool:
 
 @dataclass(frozen=True)
 class _Part:
-    """Features `begin` and on of a value, whose tokens are its rows."""
+    """Features `begin` and on of a value, whose tokens are its rows; turned afterwards."""
 
     source: str
     begin: int
+    turn: Turn | None = None
 
 
 @dataclass(frozen=True)
@@ -74,19 +76,19 @@ def _match(graph: Graph, softmax: Node) -> _Attention | None:
     features = out[-1]
     places = np.arange(math.prod(out), dtype=np.int32).reshape(out).transpose(0, 2, 1, 3)
     output = moved_to(graph, uses, context.outputs[0], places.reshape(-1))
-    found = [moved_from(graph, uses, name) for name in (product.inputs[0], product.inputs[1], context.inputs[1])]
-    parts = [
-        _part(graph, moved, (batch, tokens, heads, features), order)
-        for moved, order in zip(found, ((0, 2, 1, 3), (0, 3, 1, 2), (0, 2, 1, 3)), strict=True)
+    names = (product.inputs[0], product.inputs[1], context.inputs[1])
+    whole = (batch, tokens, heads, features)
+    operands = [
+        _operand(graph, uses, name, whole, order)
+        for name, order in zip(names, ((0, 2, 1, 3), (0, 3, 1, 2), (0, 2, 1, 3)), strict=True)
     ]
-    scales = [moved.factor for moved in found if moved is not None]
-    if output is None or any(part is None for part in parts) or scales[2] != 1.0:
+    found = [operand for operand in operands if operand is not None]
+    if output is None or len(found) != 3 or found[2][1] != 1.0:
         return None
-    query, key, value = (part for part in parts if part is not None)
+    (query, first), (key, second), (value, _) = found
     origin = merged_origin([product, softmax, context])
-    return _Attention(
-        (query, key, value), masks, factor * scales[0] * scales[1], (batch, heads, tokens, features), output, origin
-    )
+    shape = (batch, heads, tokens, features)
+    return _Attention((query, key, value), masks, factor * first * second, shape, output, origin)
 
 
 def _unmasked(graph: Graph, uses: Uses, scores: str) -> tuple[str, tuple[str, ...]]:
@@ -125,11 +127,33 @@ def _only(uses: Uses, name: str, *ops: str) -> Node | None:
     return node if node is not None and uses.sole_user(name) is not None else None
 
 
-def _part(
-    graph: Graph, moved: Moved | None, shape: tuple[int, int, int, int], order: tuple[int, int, int, int]
-) -> _Part | None:
-    """The part of a value that an operand is, when `order` brings its axes to (batch, tokens, heads, features)."""
+def _operand(
+    graph: Graph, uses: Uses, name: str, shape: tuple[int, int, int, int], order: tuple[int, int, int, int]
+) -> tuple[_Part, float] | None:
+    """The part of a value that an operand is, perhaps turned, and what it is multiplied by.
+
+    shape: (batch, tokens, heads, features), to which `order` brings the operand's axes.
+    """
+    moved = moved_from(graph, uses, name)
     if moved is None or moved.elements.ndim != 4:
+        return None
+    part = _part(graph, moved, shape, order)
+    if part is not None:
+        return part, moved.factor
+    batch, tokens, heads, features = shape
+    places = np.arange(math.prod(shape), dtype=np.int32).reshape(batch, heads, tokens, features).transpose(0, 2, 1, 3)
+    found = turned(graph, uses, moved.source) if np.array_equal(moved.elements.transpose(order), places) else None
+    part = _part(graph, found[0], shape, (0, 2, 1, 3)) if found is not None else None
+    if found is None or part is None:
+        return None
+    return _Part(part.source, part.begin, found[1]), moved.factor * found[0].factor
+
+
+def _part(
+    graph: Graph, moved: Moved, shape: tuple[int, int, int, int], order: tuple[int, int, int, int]
+) -> _Part | None:
+    """The part of a value that has been moved, when `order` brings its axes to (batch, tokens, heads, features)."""
+    if moved.elements.ndim != 4:
         return None
     elements = moved.elements.transpose(order)
     all_features = graph.values[moved.source].shape[-1]
@@ -207,6 +231,11 @@ def _operands(graph: Graph, found: _Attention, shape: tuple[int, int, int], made
             constants = [graph.add_constant(f"{cut.name}.limit", np.array([limit], np.int64)).name for limit in limits]
             made.append(Node(cut.name, "Slice", [name, *constants], [cut.name], {}, origin=found.origin))
             name = cut.name
+        if part.turn is not None:
+            tables = {"cosines": part.turn.cosines, "sines": part.turn.sines}
+            result = graph.add_value(f"{part.source}.turned", shape, source.dtype).name
+            made.append(Node(result, "rotary", [name], [result], tables, SPARSETVM_DOMAIN, found.origin))
+            name = result
         names.append(name)
     return names
 

@@ -16,7 +16,7 @@ from sparsetvm.core.graph import SPARSETVM_DOMAIN, Graph, Node
 from sparsetvm.rewrite.canonical.edit import integers
 
 _READERS = ("Add", "Mul", "Relu", "Sigmoid", "Gelu", "Tanh")
-_OWN_READERS = ("attention", "matmul", "Silu", "HardSwish", "Clip")
+_OWN_READERS = ("attention", "rotary", "matmul", "Silu", "HardSwish", "Clip")
 
 
 def split_products(graph: Graph) -> bool:
