@@ -87,15 +87,14 @@ extern "C" __global__ void
 }
 #endif
 
-// Planes become images without gaps, y_plane floats each: zeros follow the last pixel. blockIdx: plane, piece of it.
+// Planes become images without gaps. blockIdx: plane, piece of it.
 extern "C" __global__ void
-    images(const float* __restrict__ x, float* __restrict__ y, int height, int width, int x_plane, int x0, int x_pitch,
-           int y_plane) {
+    images(const float* __restrict__ x, float* __restrict__ y, int height, int width, int x_plane, int x0, int x_pitch) {
   sp::start_next();
   sp::wait_for_previous();
   const int e = blockIdx.y * blockDim.x + threadIdx.x;
-  if (e >= y_plane) return;
+  if (e >= height * width) return;
   const int row = static_cast<unsigned>(e) / static_cast<unsigned>(width);
   x += static_cast<size_t>(blockIdx.x) * x_plane + x0;
-  y[static_cast<size_t>(blockIdx.x) * y_plane + e] = e < height * width ? x[row * x_pitch + e - row * width] : 0.0f;
+  y[static_cast<size_t>(blockIdx.x) * (height * width) + e] = x[row * x_pitch + e - row * width];
 }

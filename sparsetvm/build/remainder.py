@@ -71,7 +71,7 @@ def _convert(graph: Graph, node: Node, target: Target) -> RemainderKernel:
 
 
 def _transpose_images(graph: Graph, node: Node, target: Target) -> RemainderKernel:
-    kernels = _schedules(target, "convert")
+    kernels = _schedules(target, "tokens")
     source, out = (graph.values[name].layout for name in (node.inputs[0], node.outputs[0]))
     return RemainderKernel(
         ("transpose_images", source, out),

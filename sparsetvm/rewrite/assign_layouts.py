@@ -299,9 +299,9 @@ class _Assignment:
         return self._set(node, self._planes(out))
 
     def _transpose(self, node: Node, first: Value) -> bool:
-        """On a GPU, an image in planes and its pixels as tokens are rows of channels, with zero columns or without."""
+        """On a GPU, images in planes and their pixels as tokens are rows of channels, with zero columns or without."""
         perm, out = list(node.attrs.get("perm") or ()), self.graph.values[node.outputs[0]]
-        if self.target.kind != "cuda" or len(first.shape) != 4 or first.shape[0] != 1:
+        if self.target.kind != "cuda" or len(first.shape) != 4:
             return False
         result: AnyLayout
         if perm == [0, 2, 3, 1] and isinstance(first.layout, Planes):

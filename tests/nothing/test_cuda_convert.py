@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cuda_remainder_cases import TARGET, needs_nvcc, nvcc_faults, run_remainder
-from sparsetvm.schedules.cuda.remainder.convert import convert_kernel, transpose_images_kernel
+from sparsetvm.schedules.cuda.remainder.convert import convert_kernel
 
 from sparsetvm.core.layout import PLAIN, HalfTiled, Planes, Tiled
 from sparsetvm.errors import SparseTvmError
@@ -70,29 +70,6 @@ def test_convert_shifts_pixels() -> None:
     shifted[:, :, :5, 2:] = x[:, :, 1:, :4]
     launch = convert_kernel(PLAIN, planes, x.shape, TARGET, "shift", shift=(1, -2))
     assert np.array_equal(run_remainder(launch, [x], planes.physical_shape(x.shape)), planes.to_physical(shifted))
-
-
-@pytest.mark.parametrize(("size", "channels"), [((8, 6), 5), ((7, 7), 33)])
-def test_pixels_of_an_image_become_tokens_and_tokens_pixels(size: tuple[int, int], channels: int) -> None:
-    count = size[0] * size[1]
-    x = np.random.default_rng(0).standard_normal((1, channels, *size)).astype(np.float32)
-    planes, tiled = Planes(1, channels, *size, 2, 4), Tiled(count, channels, -(-count // 4) * 4)
-    tokens = tiled.to_physical(np.ascontiguousarray(x.transpose(0, 2, 3, 1)))
-    there = transpose_images_kernel(planes, tiled, TARGET, "there")
-    assert np.array_equal(run_remainder(there, [planes.to_physical(x)], tokens.shape), tokens)
-    back = transpose_images_kernel(tiled, planes, TARGET, "back")
-    tokens[..., count:] = np.nan  # of no pixel
-    assert np.array_equal(run_remainder(back, [tokens], planes.physical_shape(x.shape)), planes.to_physical(x))
-
-
-def test_pixels_of_several_images_are_no_rows_of_one_tile() -> None:
-    for planes, tiled in (
-        (Planes(2, 3, 4, 4, 1, 4), Tiled(32, 3, 32)),
-        (Planes(1, 3, 4, 4, 1, 4), Tiled(16, 3, 4)),
-        (Planes(1, 3, 4, 4, 1, 4), HalfTiled(16, 3, 16)),
-    ):
-        with pytest.raises(SparseTvmError, match="one image"):
-            transpose_images_kernel(planes, tiled, TARGET, "there")
 
 
 def test_convert_refuses_tiles_to_planes_and_float16_to_others() -> None:

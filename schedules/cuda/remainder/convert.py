@@ -1,7 +1,5 @@
 """Conversions between layouts: plain matrices, Tiled and HalfTiled, plain images, Planes and phase-split Planes.
 
-Pixels of one image become tokens, and tokens pixels, without a transposition: both have a row for each channel.
-
     X: physical shape of `source`, Y: physical shape of `destination`
 
 Requires: X in float32; Planes are read with phases (1, 1) only, since nothing but a strided convolution reads others.
@@ -15,7 +13,7 @@ from sparsetvm.schedules.cuda.launch import Launch
 from sparsetvm.schedules.cuda.remainder.cast import cast_kernel
 from sparsetvm.schedules.cuda.remainder.images import images_of
 
-from sparsetvm.core.layout import PLAIN, AnyLayout, Plain, Planes, Tiled, narrows
+from sparsetvm.core.layout import AnyLayout, Plain, Planes, Tiled, narrows
 from sparsetvm.core.target import Target
 from sparsetvm.errors import SparseTvmError
 
@@ -79,30 +77,10 @@ def _columns(tiled: Tiled, to_tiles: bool) -> Launch:
     return Launch("convert.cu", "columns", (), (blocks, 1, 1), _THREADS, scalars=scalars, overlaps=True)
 
 
-def transpose_images_kernel(source: Planes | Tiled, destination: Planes | Tiled, target: Target, symbol: str) -> Launch:
-    """Launch (X, Y): an image (1, C, H, W) in Planes becomes tokens (1, H, W, C) in Tiled, or tokens an image.
-
-    One image has its channels in rows in both layouts, with zero columns or without. Raises SparseTvmError for several.
-    """
-    planes, tiled = (source, destination) if isinstance(source, Planes) else (destination, source)
-    one = (
-        isinstance(planes, Planes) and isinstance(tiled, Tiled) and planes.batch == tiled.tiles == 1 and not tiled.half
-    )
-    if not one or (tiled.rows, tiled.cols) != (planes.height * planes.width, planes.channels):  # type: ignore[union-attr]
-        raise SparseTvmError(f"{source} and {destination} are not one image", hint="transpose a plain tensor")
-    shape = (1, planes.channels, planes.height, planes.width)  # type: ignore[union-attr]
-    if isinstance(source, Planes):
-        return _to_images(source, shape, tiled.lanes)
-    return _to_planes(PLAIN, destination, shape, (0, 0), source.lanes)  # type: ignore[arg-type]
-
-
-def _to_planes(
-    source: AnyLayout, planes: Planes, shape: tuple[int, ...], shift: tuple[int, int], plane: int = 0
-) -> Launch:
-    """plane: floats from one plane of X to the next, where the layout does not say it."""
+def _to_planes(source: AnyLayout, planes: Planes, shape: tuple[int, ...], shift: tuple[int, int]) -> Launch:
     images, (sy, sx) = images_of(source, shape), planes.phases
     scalars = (
-        *(images.height, images.width, plane or images.plane_stride, images.origin, images.row_stride),
+        *(images.height, images.width, images.plane_stride, images.origin, images.row_stride),
         *(planes.plane_stride, planes.origin, planes.height, planes.width, planes.row_stride, *shift),
     )
     threads, pieces = _pieces(planes.plane_stride // 4)
@@ -110,12 +88,10 @@ def _to_planes(
     return Launch("convert.cu", "planes", (("SP_SY", sy), ("SP_SX", sx)), grid, threads, scalars=scalars, overlaps=True)
 
 
-def _to_images(source: Planes, shape: tuple[int, ...], plane: int = 0) -> Launch:
-    """plane: floats of an image in Y, its pixels unless given."""
+def _to_images(source: Planes, shape: tuple[int, ...]) -> Launch:
     images = images_of(source, shape)
-    plane = plane or images.height * images.width
-    threads, pieces = _pieces(plane)
-    scalars = (images.height, images.width, images.plane_stride, images.origin, images.row_stride, plane)
+    threads, pieces = _pieces(images.height * images.width)
+    scalars = (images.height, images.width, images.plane_stride, images.origin, images.row_stride)
     return Launch("convert.cu", "images", (), (images.planes, pieces, 1), threads, scalars=scalars, overlaps=True)
 
 
