@@ -318,7 +318,7 @@ class _Assignment:
 
     def _resize(self, node: Node, first: Value) -> bool:
         """From planes or plain images, to planes where something that works in planes reads the result."""
-        if not isinstance(first.layout, Planes) or resized_axes(self.graph, node, self.target) is None:
+        if not isinstance(first.layout, Planes | Plain) or resized_axes(self.graph, node, self.target) is None:
             return False
         out = node.outputs[0]
         planes = any(user.domain == SPARSETVM_DOMAIN or user.op in _IN_PLANES for user in self.consumers[out])

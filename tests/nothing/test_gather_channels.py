@@ -9,6 +9,7 @@ from emulator.network import run_network
 from models import ModelBuilder, random_inputs, relative_error, run_onnxruntime
 from onnx import helper
 
+from sparsetvm.build.remainder import remainder_kernel
 from sparsetvm.core.config import Config
 from sparsetvm.core.graph import Graph
 from sparsetvm.core.layout import Planes
@@ -96,6 +97,22 @@ def test_norms_of_densenet_read_all_parts_themselves() -> None:
     assert "Concat" not in ops(graph)
     assert converts(laid_out(graph)) == [(1, 3, 6, 6), (1, 4, 6, 6)]
     assert all(isinstance(graph.values[node.outputs[0]].layout, Planes) for node in made)
+
+
+@pytest.mark.parametrize("mode", ["linear", "nearest"])
+def test_resized_images_stay_in_planes(mode: str) -> None:
+    """As in DeepLabV3: an upsampled image beside the mean of all pixels, which is put in each place."""
+    b = ModelBuilder(opset=18)
+    image = b.conv(b.input("x", (1, 3, 4, 5)), 3, 4)
+    mean = b.relu(b.conv(b.op("GlobalAveragePool", image), 4, 2, 1))
+    sizes = [b.const(np.array([1, channels, 8, 10])) for channels in (4, 2)]
+    parts = [b.op("Resize", part, "", "", size, mode=mode) for part, size in zip((image, mean), sizes, strict=True)]
+    graph = rewritten(
+        b.output(b.conv(b.op("Concat", *parts, axis=1), 6, 4)), canonicalize, make_layers, gather_channels
+    )
+    assert converts(laid_out(graph)) == [(1, 3, 4, 5), (1, 4, 8, 10)]
+    kernels = [remainder_kernel(graph, node, H200) for node in graph.nodes if node.op == "Resize"]
+    assert [kernel.key[0] if kernel else None for kernel in kernels] == ["resize", "resize"]
 
 
 @pytest.mark.parametrize("read", ["concat", "parts", "both"])
