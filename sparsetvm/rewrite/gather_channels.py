@@ -23,17 +23,19 @@ _IN_PLANES = ("MaxPool", "AveragePool", "Relu", "Sigmoid", "Add", "Mul", "Resize
 _Channels = list[tuple[str, int]]  # of an image: the value that has each channel, and its number there
 
 
-def gather_channels(graph: Graph) -> bool:
-    """Replace every such image that another kind of node reads; returns whether anything changed."""
-    moves = _Moves(graph)
+def gather_channels(graph: Graph, affine: bool = True) -> bool:
+    """Replace every such image that another kind of node reads; returns whether anything changed.
+
+    affine: whether a normalisation behind it becomes part of it, as kernels of GPUs have it.
+    """
+    moves = _Moves(graph, affine)
     changed = False
     for node in list(graph.nodes):
         for out in node.outputs:
             if out in moves.channels and moves.needed(out):
                 changed |= _replace(graph, node, out, moves)
-        changed |= _fuse_affine(graph, node, moves)
+        changed |= affine and _fuse_affine(graph, node, moves)
     if changed:
-        graph.sort()
         graph.prune_dead()
     return changed
 
@@ -41,8 +43,9 @@ def gather_channels(graph: Graph) -> bool:
 class _Moves:
     """What the channels of each image that is only moved are. made: the nodes that took the place of moves."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, affine: bool) -> None:
         self.graph = graph
+        self.affine = affine
         self.uses = Uses(graph)
         self.consumers = graph.consumers()
         self.channels: dict[str, _Channels] = {}
@@ -60,7 +63,7 @@ class _Moves:
 
     def _moving(self, user: Node) -> bool:
         if user.is_op("affine_channels", domain=SPARSETVM_DOMAIN):
-            return True
+            return self.affine
         if user.is_op("Reshape"):
             last = self._end_of_shuffle(user)
             return last is not None and last.outputs[0] in self.channels

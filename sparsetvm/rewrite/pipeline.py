@@ -53,7 +53,6 @@ def rewrite(graph: Graph, target: Target, masks: Sequence[Mask] = ()) -> Graph:
     if target.kind == "cpu":
         split_batch(graph, target)
     fuse_channel_affine(graph)
-    if target.kind == "cuda":
-        gather_channels(graph)
+    gather_channels(graph, affine=target.kind == "cuda")
     assign_layouts(graph, target)
     return graph

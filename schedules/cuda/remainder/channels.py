@@ -12,24 +12,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
 from sparsetvm.schedules.cuda.epilogue import epilogue_defines
 from sparsetvm.schedules.cuda.launch import Launch
+from sparsetvm.schedules.operators import channel_table, check_channels
 
 from sparsetvm.core.layout import Planes
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Epilogue
-from sparsetvm.errors import SparseTvmError
+
+__all__ = ["channel_table", "gather_channels_kernel"]
 
 _THREADS = 128
-
-
-def channel_table(channels: np.ndarray, parts: Sequence[Planes]) -> np.ndarray:
-    """(channels, 4) int32: number of the input, channel in it, how many it has, 0. channels: (channels, 2) of these."""
-    table = np.zeros((len(channels), 4), np.int32)
-    table[:, :2] = channels
-    table[:, 2] = np.array([part.channels for part in parts], np.int32)[channels[:, 0]]
-    return table
 
 
 def gather_channels_kernel(
@@ -40,11 +33,7 @@ def gather_channels_kernel(
     epilogue: None, or what follows a factor A[c] and an addend B[c]: Y = activation(A * X + B), zero around images.
     Raises SparseTvmError when the planes of an input do not lie as those of the output.
     """
-    for part in parts:
-        if (part.height, part.width, part.pad, part.phases, part.batch) != (
-            *(out.height, out.width, out.pad, out.phases, out.batch),
-        ):
-            raise SparseTvmError(f"channels of {part} do not fit into {out}", hint="convert the image first")
+    check_channels(parts, out)
     count = math.prod(out.physical_shape(()))
     defines = (("SP_AFFINE", int(epilogue is not None)), *epilogue_defines(epilogue or Epilogue()))
     scalars = (*(count, out.channels, out.plane_stride, out.origin, out.row_stride, out.width, out.positions),)
