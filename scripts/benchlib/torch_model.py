@@ -102,6 +102,8 @@ class TorchModel:
             return self._conv(node)
         if own and node.op == "attention":
             return _attention(node)
+        if own and node.op == "rotary":
+            return self._rotary(node)
         if own and node.op == "masked_softmax":
             return lambda x, *mask: torch.softmax(x * float(node.attrs["scale"]) + (mask[0] if mask else 0.0), -1)
         if own and node.op == "Clip":
@@ -139,6 +141,16 @@ class TorchModel:
         weight = self.tensor(node.attrs["weight"])
         bias = None if node.attrs["bias"] is None else self.tensor(node.attrs["bias"])
         return _finished(lambda x: F.linear(x, weight, bias), node.attrs["epilogue"])
+
+    def _rotary(self, node: Node) -> Callable[..., Tensor]:
+        cosines, sines = (self.tensor(node.attrs[name]).unsqueeze(1) for name in ("cosines", "sines"))
+
+        def run(x: Tensor) -> Tensor:
+            heads = x.view(*x.shape[:2], -1, cosines.shape[-1])
+            first, second = heads.chunk(2, -1)
+            return (heads * cosines + torch.cat((-second, first), -1) * sines).view(x.shape)
+
+        return run
 
     def _split(self, node: Node) -> Callable[..., Tensor]:
         axis = int(node.attrs.get("axis", 0))
