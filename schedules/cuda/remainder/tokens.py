@@ -26,10 +26,12 @@ def transpose_images_kernel(source: AnyLayout, destination: AnyLayout, target: T
         raise SparseTvmError(f"{source} and {destination} are not rows of channels", hint="transpose a plain tensor")
     if (tiled.rows, tiled.cols) != (planes.batch * planes.height * planes.width, planes.channels) or tiled.lanes % 4:
         raise SparseTvmError(f"{source} and {destination} are not rows of channels of one size")
-    where = (planes.height, planes.width, planes.plane_stride, planes.origin, planes.row_stride, tiled.lanes)
+    scalars: tuple[int, ...] = (
+        *(planes.height, planes.width, planes.plane_stride, planes.origin, planes.row_stride, tiled.lanes),
+    )
     if isinstance(source, Planes):
-        entry, floats, images, scalars = "to_tokens", tiled.lanes, 1, (planes.batch, *where)
+        entry, floats, images, scalars = "to_tokens", tiled.lanes, 1, (planes.batch, *scalars)
     else:
-        entry, floats, images, scalars = "to_images", planes.plane_stride, planes.batch, where
+        entry, floats, images = "to_images", planes.plane_stride, planes.batch
     grid = (planes.channels, -(-floats // (4 * _THREADS)), images)
     return Launch("tokens.cu", entry, (), grid, _THREADS, scalars=scalars, overlaps=True)
