@@ -176,3 +176,35 @@ def check_depthwise(source: Planes, destination: Planes, conv: ConvGeometry) -> 
             f"depthwise convolution {conv} cannot read {source} and write {destination}",
             hint=f"convert the input to Planes with phases (1, 1) and a pad of at least {depthwise_pad(conv)}",
         )
+
+
+def channel_table(channels: np.ndarray, parts: Sequence[Planes]) -> np.ndarray:
+    """(channels * 4,) int32, for each channel: number of the input, channel in it, how many it has, 0.
+
+    channels: (channels, 2), the first two of these.
+    """
+    table = np.zeros((len(channels), 4), np.int32)
+    table[:, :2] = channels
+    table[:, 2] = np.array([part.channels for part in parts], np.int32)[channels[:, 0]]
+    return table.reshape(-1)
+
+
+def check_channels(parts: Sequence[Planes], out: Planes, supported: bool = True) -> None:
+    """Raise SparseTvmError where the planes of an input do not lie as those of the output, or not `supported`."""
+    wanted = (out.height, out.width, out.pad, out.lanes, out.phases, out.batch)
+    for part in parts:
+        if not supported or (part.height, part.width, part.pad, part.lanes, part.phases, part.batch) != wanted:
+            raise SparseTvmError(f"channels of {part} do not fit into {out}", hint="convert the image first")
+
+
+def rotary_tables(layout: Tiled, cosines: np.ndarray, sines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The tables of (tokens, depth) cosines and sines for all images, as their tokens lie: Tiled of `depth` features.
+
+    Those of the sines that turn the first half of a head's features backwards are negative.
+    """
+    tokens, depth = cosines.shape
+    tiled = Tiled(layout.rows, depth, layout.lanes)
+    signs = np.where(np.arange(depth) < depth // 2, -1, 1).astype(np.float32)
+    images = (layout.rows // tokens, 1)
+    first, second = (np.tile(table.astype(np.float32), images) for table in (cosines, sines * signs))
+    return tiled.to_physical(first), tiled.to_physical(second)

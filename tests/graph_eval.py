@@ -144,6 +144,15 @@ def _affine_channels(node: Node, operands: Arrays, graph: Graph) -> np.ndarray:
     return apply_epilogue(x * scale + shift, node.attrs["epilogue"])
 
 
+def _gather_channels(node: Node, operands: Arrays, graph: Graph) -> np.ndarray:
+    images = [operand for operand in operands if operand is not None]
+    y = np.stack([images[part][:, channel] for part, channel in node.attrs["channels"]], 1)
+    if "epilogue" not in node.attrs:
+        return y
+    scale, shift = (node.attrs[name][:, None, None] for name in ("scale", "shift"))
+    return apply_epilogue(y * scale + shift, node.attrs["epilogue"])
+
+
 # ---- operators of ONNX that the reference computes slowly or in float32 ----
 
 
@@ -205,6 +214,26 @@ def _masked_softmax(node: Node, operands: Arrays, graph: Graph) -> np.ndarray:
     return terms / terms.sum(-1, keepdims=True)
 
 
+def _attention(node: Node, operands: Arrays, graph: Graph) -> np.ndarray:
+    q, k, v = (array for array in operands[:3] if array is not None)
+    batch, tokens, features = q.shape
+    heads = node.attrs["heads"]
+    q, k, v = (array.reshape(batch, tokens, heads, -1).transpose(0, 2, 1, 3) for array in (q, k, v))
+    scores = q @ k.swapaxes(2, 3) * node.attrs["scale"] + (operands[3] if len(operands) > 3 else 0.0)
+    terms = np.exp(scores - scores.max(-1, keepdims=True))
+    return (terms / terms.sum(-1, keepdims=True) @ v).transpose(0, 2, 1, 3).reshape(q.shape[0], tokens, features)
+
+
+def _rotary(node: Node, operands: Arrays, graph: Graph) -> np.ndarray:
+    x = operands[0]
+    assert x is not None
+    tokens, depth = node.attrs["cosines"].shape
+    heads = x.reshape(x.shape[0], tokens, -1, depth)
+    turned = np.concatenate([-heads[..., depth // 2 :], heads[..., : depth // 2]], -1)
+    cosines, sines = (node.attrs[name][:, None] for name in ("cosines", "sines"))
+    return (heads * cosines + turned * sines).reshape(x.shape)
+
+
 def _batch_normalization(node: Node, operands: Arrays, graph: Graph) -> np.ndarray | None:
     # The reference runs opsets below 14 in training mode.
     if node.attrs.get("training_mode", 0) or any(node.outputs[1:]):
@@ -228,6 +257,9 @@ OPERATORS: dict[tuple[str, str], Operator] = {
     (SPARSETVM_DOMAIN, "depthwise_conv2d"): _layer_conv2d,
     (SPARSETVM_DOMAIN, "Clip"): lambda n, operands, g: np.clip(operands[0], n.attrs["low"], n.attrs["high"]),
     (SPARSETVM_DOMAIN, "affine_channels"): _affine_channels,
+    (SPARSETVM_DOMAIN, "gather_channels"): _gather_channels,
+    (SPARSETVM_DOMAIN, "attention"): _attention,
+    (SPARSETVM_DOMAIN, "rotary"): _rotary,
     (SPARSETVM_DOMAIN, "Silu"): _unary(lambda x: x * expit(x)),
     (SPARSETVM_DOMAIN, "HardSwish"): _unary(hard_swish),
     (SPARSETVM_DOMAIN, "masked_softmax"): _masked_softmax,

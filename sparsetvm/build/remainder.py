@@ -70,6 +70,16 @@ def _convert(graph: Graph, node: Node, target: Target) -> RemainderKernel:
     )
 
 
+def _transpose_images(graph: Graph, node: Node, target: Target) -> RemainderKernel:
+    kernels = _schedules(target, "tokens")
+    source, out = (graph.values[name].layout for name in (node.inputs[0], node.outputs[0]))
+    return RemainderKernel(
+        ("transpose_images", source, out),
+        lambda symbol: kernels.transpose_images_kernel(source, out, target, symbol),
+        list(node.inputs),
+    )
+
+
 def _depthwise(graph: Graph, node: Node, target: Target) -> RemainderKernel:
     kernels = _schedules(target, "depthwise")
     source, out = (graph.values[name].layout for name in (node.inputs[0], node.outputs[0]))
@@ -218,6 +228,17 @@ def _attention(graph: Graph, node: Node, target: Target) -> RemainderKernel:
     )
 
 
+def _rotary(graph: Graph, node: Node, target: Target) -> RemainderKernel:
+    kernels = _schedules(target, "rotary")
+    layout, cosines = graph.values[node.inputs[0]].layout, node.attrs["cosines"]
+    return RemainderKernel(
+        ("rotary", layout, cosines.shape[1]),
+        lambda symbol: kernels.rotary_kernel(layout, cosines.shape[1], target, symbol),
+        list(node.inputs),
+        list(kernels.rotary_tables(layout, cosines, node.attrs["sines"])),
+    )
+
+
 def _batch_matmul(graph: Graph, node: Node, target: Target) -> RemainderKernel | None:
     left, right = (graph.values[name] for name in node.inputs)
     plain = all(isinstance(value.layout, Plain) and value.dtype == "float32" for value in (left, right))
@@ -278,6 +299,20 @@ def _concat(graph: Graph, node: Node, target: Target) -> RemainderKernel | None:
     )
 
 
+def _gather_channels(graph: Graph, node: Node, target: Target) -> RemainderKernel:
+    """Channels of several images; with a factor and an addend for each where the node has them."""
+    kernels = _schedules(target, "channels")
+    parts, out = [graph.values[name].layout for name in node.inputs], graph.values[node.outputs[0]].layout
+    epilogue: Epilogue | None = node.attrs.get("epilogue")
+    factors = [] if epilogue is None else [node.attrs["scale"], node.attrs["shift"]]
+    return RemainderKernel(
+        ("gather_channels", *parts, out, epilogue),
+        lambda symbol: kernels.gather_channels_kernel(parts, out, epilogue, target, symbol),
+        list(node.inputs),
+        [kernels.channel_table(node.attrs["channels"], parts), *factors],
+    )
+
+
 def _resize(graph: Graph, node: Node, target: Target) -> RemainderKernel | None:
     axes = resized_axes(graph, node, target)
     if axes is None:
@@ -333,6 +368,7 @@ def _k_winners(graph: Graph, node: Node, target: Target) -> RemainderKernel:
 _Rule = Callable[[Graph, Node, Target], RemainderKernel | None]
 _RULES: dict[str, _Rule] = {
     "sparsetvm.convert": _convert,
+    "sparsetvm.transpose_images": _transpose_images,
     "sparsetvm.depthwise_conv2d": _depthwise,
     "sparsetvm.pooled_conv2d": _pooled_conv,
     "MaxPool": _pool,
@@ -344,9 +380,11 @@ _RULES: dict[str, _Rule] = {
     "Softmax": _softmax,
     "sparsetvm.masked_softmax": _masked_softmax,
     "sparsetvm.attention": _attention,
+    "sparsetvm.rotary": _rotary,
     "sparsetvm.k_winners": _k_winners,
     "sparsetvm.scale_channels": _scale_channels,
     "sparsetvm.affine_channels": _affine_channels,
+    "sparsetvm.gather_channels": _gather_channels,
     "Concat": _concat,
     "Resize": _resize,
     "Add": _binary,

@@ -59,7 +59,9 @@ class _Assignment:
             "conv2d": self._conv,
             "depthwise_conv2d": self._depthwise,
             "attention": self._attention,
+            "rotary": self._attention,
             "gather": self._gather,
+            "gather_channels": self._gather_channels,
             "k_winners": self._k_winners,
             "pooled_conv2d": self._pooled_conv,
         }
@@ -186,6 +188,7 @@ class _Assignment:
         return passed_on and self._read_by_tiles(user.outputs[0])
 
     def _attention(self, node: Node) -> bool:
+        """Of a rotary embedding, too: all but a mask are tokens."""
         shape = self.graph.values[node.inputs[0]].shape
         rows, cols = math.prod(shape[:-1]), shape[-1]
         tiled = Tiled(rows, cols, token_lanes(rows, self.target))
@@ -225,6 +228,11 @@ class _Assignment:
             layout = msgspec.structs.replace(layout, batch=layout.batch * int(node.attrs["count"]))
         return self._set(node, layout)
 
+    def _gather_channels(self, node: Node) -> bool:
+        """Whole planes move."""
+        node.inputs = [self._as(name, self._planes(self.graph.values[name])) for name in node.inputs]
+        return self._set(node, self._planes(self.graph.values[node.outputs[0]]))
+
     def _planes(self, value: Value) -> Planes:
         batch, channels, height, width = value.shape
         return Planes(batch, channels, height, width, self.pads.get((height, width), 0), self.target.lanes)
@@ -253,6 +261,8 @@ class _Assignment:
             return self._affine(node, first)
         if node.is_op("Concat"):
             return self._concat(node)
+        if node.is_op("Transpose"):
+            return self._transpose(node, first)
         if node.is_op("Resize"):
             return self._resize(node, first)
         if node.is_op("Add", "Mul") and len(node.inputs) == 2:
@@ -289,9 +299,27 @@ class _Assignment:
         node.inputs = [self._as(value.name, self._planes(value)) for value in values]
         return self._set(node, self._planes(out))
 
+    def _transpose(self, node: Node, first: Value) -> bool:
+        """On a GPU, images in planes and their pixels as tokens are rows of channels, with zero columns or without."""
+        perm, out = list(node.attrs.get("perm") or ()), self.graph.values[node.outputs[0]]
+        if self.target.kind != "cuda" or len(first.shape) != 4:
+            return False
+        result: AnyLayout
+        if perm == [0, 2, 3, 1] and isinstance(first.layout, Planes):
+            tokens = math.prod(out.shape[:-1])
+            result = Tiled(tokens, out.shape[-1], token_lanes(tokens, self.target))
+            if tokens <= few_tokens(self.target):
+                return False
+        elif perm == [0, 3, 1, 2] and type(first.layout) is Tiled:
+            result = self._planes(out)
+        else:
+            return False
+        node.op, node.domain, node.attrs = "transpose_images", SPARSETVM_DOMAIN, {}
+        return self._set(node, result)
+
     def _resize(self, node: Node, first: Value) -> bool:
         """From planes or plain images, to planes where something that works in planes reads the result."""
-        if not isinstance(first.layout, Planes) or resized_axes(self.graph, node, self.target) is None:
+        if not isinstance(first.layout, Planes | Plain) or resized_axes(self.graph, node, self.target) is None:
             return False
         out = node.outputs[0]
         planes = any(user.domain == SPARSETVM_DOMAIN or user.op in _IN_PLANES for user in self.consumers[out])

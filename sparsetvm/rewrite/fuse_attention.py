@@ -1,29 +1,38 @@
 """Fuse multi-head attention between its projections into one node.
 
-Before:  q, k, v (B, S, H) each Reshape -> (B, S, heads, d) -> Transpose; MatMul(q, k^T); Div or Mul scale; Add mask;
-         Softmax; MatMul(p, v); Transpose; Reshape -> (B, S, H)
-After:   attention(q, k, v, mask) {heads, scale} on (B, S, H)
+Before:  q, k, v (B, S, H), or parts of the features of one value, in heads (B, heads, S, d); rotary embeddings of q and
+         k; MatMul(q, k^T); scale; Add masks; Softmax; MatMul(p, v); back to (B, S, H)
+After:   attention(rotary(q), rotary(k), v, mask) {heads, scale} on (B, S, H)
 
-The kernel keeps tokens in vector lanes, so neither the transposes nor the softmax move data.
+How heads are split and joined, and where the scale is, differs from exporter to exporter: moved_elements.py looks at
+what becomes of the elements. The kernel keeps tokens in vector lanes, so neither the transposes nor the softmax move
+data.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from sparsetvm.core.graph import SPARSETVM_DOMAIN, Graph, Node
 from sparsetvm.core.target import Target
+from sparsetvm.rewrite.canonical.edit import Uses, merged_origin
+from sparsetvm.rewrite.moved_elements import Moved, moved_from, moved_to
+from sparsetvm.rewrite.rotary import Turn, turned
+
+_MOST_FEATURES_CUDA = 128  # of a head
 
 
 def fuse_attention(graph: Graph, target: Target) -> bool:
     """Fuse every attention that has the shape above and that the kernel supports; returns whether anything changed."""
     changed = False
+    sums: dict[tuple[str, ...], str] = {}  # masks that are added up already
     for softmax in [node for node in graph.nodes if node.is_op("Softmax")]:
         found = _match(graph, softmax)
-        if found is not None and _supported(graph, found, target):
-            _replace(graph, found)
+        if found is not None and _supported(found, target) and _masks_fit(graph, found):
+            _replace(graph, found, sums)
             changed = True
     if changed:
         graph.sort()
@@ -31,123 +40,218 @@ def fuse_attention(graph: Graph, target: Target) -> bool:
     return changed
 
 
-@dataclass
+@dataclass(frozen=True)
+class _Part:
+    """Features `begin` and on of a value, whose tokens are its rows; turned afterwards."""
+
+    source: str
+    begin: int
+    turn: Turn | None = None
+
+
+@dataclass(frozen=True)
 class _Attention:
-    query: str
-    key: str
-    value: str
-    mask: str
+    parts: tuple[_Part, _Part, _Part]
+    masks: tuple[str, ...]
     scale: float
-    heads: int
+    shape: tuple[int, int, int, int]  # batch, heads, tokens, features of a head
     output: Node
     origin: tuple[str, ...]
 
 
-class _Walker:
-    """Follows single-use chains through the graph."""
-
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
-        self.producers = graph.producers()
-        self.consumers = graph.consumers()
-
-    def producer(self, name: str, *ops: str) -> Node | None:
-        node = self.producers.get(name)
-        return node if node is not None and node.is_op(*ops) and self.single(name) else None
-
-    def single(self, name: str) -> bool:
-        return len(self.consumers[name]) == 1 and name not in self.graph.outputs
-
-    def user(self, name: str, *ops: str) -> Node | None:
-        if not self.single(name):
-            return None
-        node = self.consumers[name][0]
-        return node if node.is_op(*ops) else None
-
-    def scalar(self, name: str) -> float | None:
-        data = self.graph.constant(name)
-        return float(data.reshape(-1)[0]) if data is not None and data.size == 1 else None
-
-
 def _match(graph: Graph, softmax: Node) -> _Attention | None:
-    walk = _Walker(graph)
-    shape = graph.values[softmax.inputs[0]].shape
-    if len(shape) != 4 or softmax.attrs.get("axis", -1) not in (-1, 3):
+    uses, shape = Uses(graph), graph.values[softmax.inputs[0]].shape
+    axis = int(softmax.attrs.get("axis", -1 if graph.opset >= 13 else 1))
+    if len(shape) != 4 or axis not in (-1, 3) or graph.values[softmax.inputs[0]].dtype != "float32":
         return None
-    scores, mask, scale = softmax.inputs[0], "", 1.0
-    add = walk.producer(scores, "Add")
-    if add is not None:
-        pair = [name for name in add.inputs if graph.values[name].shape == shape]
-        mask = next((name for name in add.inputs if graph.values[name].shape != shape), "")
-        if not pair or not mask:
-            return None
-        scores = pair[0]
-    scaling = walk.producer(scores, "Div", "Mul")
+    scores, masks = _unmasked(graph, uses, softmax.inputs[0])
+    product, factor = _unscaled(graph, uses, scores)
+    context = uses.sole_user(softmax.outputs[0])
+    if product is None or context is None or not context.is_op("MatMul") or context.inputs[0] != softmax.outputs[0]:
+        return None
+    batch, heads, tokens, keys = shape
+    out = graph.values[context.outputs[0]].shape
+    if keys != tokens or out[:-1] != shape[:-1]:
+        return None
+    features = out[-1]
+    places = np.arange(math.prod(out), dtype=np.int32).reshape(out).transpose(0, 2, 1, 3)
+    output = moved_to(graph, uses, context.outputs[0], places.reshape(-1))
+    names = (product.inputs[0], product.inputs[1], context.inputs[1])
+    whole = (batch, tokens, heads, features)
+    operands = [
+        _operand(graph, uses, name, whole, order)
+        for name, order in zip(names, ((0, 2, 1, 3), (0, 3, 1, 2), (0, 2, 1, 3)), strict=True)
+    ]
+    found = [operand for operand in operands if operand is not None]
+    if output is None or len(found) != 3 or found[2][1] != 1.0:
+        return None
+    (query, first), (key, second), (value, _) = found
+    origin = merged_origin([product, softmax, context])
+    shape = (batch, heads, tokens, features)
+    return _Attention((query, key, value), masks, factor * first * second, shape, output, origin)
+
+
+def _unmasked(graph: Graph, uses: Uses, scores: str) -> tuple[str, tuple[str, ...]]:
+    """The scores before masks are added, and the masks, the last first."""
+    masks: list[str] = []
+    while (add := _only(uses, scores, "Add")) is not None:
+        whole = [
+            name
+            for name in add.inputs
+            if graph.values[name].shape == graph.values[scores].shape
+            and _only(uses, name, "Add", "MatMul", "Mul", "Div")
+        ]
+        if len(whole) != 1 or add.inputs[0] == add.inputs[1]:
+            break
+        masks.append(add.inputs[1] if add.inputs[0] == whole[0] else add.inputs[0])
+        scores = whole[0]
+    return scores, tuple(masks)
+
+
+def _unscaled(graph: Graph, uses: Uses, scores: str) -> tuple[Node | None, float]:
+    """The product of queries and keys, and the factor between it and the scores."""
+    scaling = _only(uses, scores, "Div", "Mul")
+    factor = 1.0
     if scaling is not None:
-        value = walk.scalar(scaling.inputs[1])
-        if value is None:
-            return None
-        scale = 1.0 / value if scaling.op == "Div" else value
-        scores = scaling.inputs[0]
-    product = walk.producer(scores, "MatMul")
-    context = walk.user(softmax.outputs[0], "MatMul")
-    if product is None or context is None or context.inputs[0] != softmax.outputs[0]:
-        return None
-    merged = walk.user(context.outputs[0], "Transpose")
-    output = walk.user(merged.outputs[0], "Reshape") if merged is not None else None
-    if merged is None or output is None or list(merged.attrs.get("perm", [])) != [0, 2, 1, 3]:
-        return None
-    query = _split_source(walk, product.inputs[0], [0, 2, 1, 3])
-    key = _split_source(walk, product.inputs[1], [0, 2, 3, 1])
-    value_source = _split_source(walk, context.inputs[1], [0, 2, 1, 3])
-    if query is None or key is None or value_source is None or not query[1] == key[1] == value_source[1]:
-        return None
-    batch, heads, tokens, _ = shape
-    source_shape = graph.values[query[0]].shape
-    same = graph.values[key[0]].shape == source_shape == graph.values[value_source[0]].shape
-    if not same or source_shape[:-1] != (batch, tokens) or graph.values[output.outputs[0]].shape != source_shape:
-        return None
-    origin = tuple(name for n in (product, softmax, context) for name in (n.origin or (n.name,)))
-    return _Attention(query[0], key[0], value_source[0], mask, scale, heads, output, origin)
+        constant = graph.constant(scaling.inputs[1])
+        if constant is None or constant.size != 1:
+            return None, factor
+        number = float(constant.reshape(-1)[0])
+        factor, scores = (1.0 / number if scaling.op == "Div" else number), scaling.inputs[0]
+    return _only(uses, scores, "MatMul"), factor
 
 
-def _split_source(walk: _Walker, name: str, perm: list[int]) -> tuple[str, int] | None:
-    """(source (B, S, H), heads) of a head split Reshape + Transpose(perm)."""
-    transpose = walk.producer(name, "Transpose")
-    if transpose is None or list(transpose.attrs.get("perm", [])) != perm:
-        return None
-    reshape = walk.producer(transpose.inputs[0], "Reshape")
-    if reshape is None:
-        return None
-    source, split = walk.graph.values[reshape.inputs[0]], walk.graph.values[reshape.outputs[0]].shape
-    if len(source.shape) != 3 or len(split) != 4 or split[:2] != source.shape[:2]:
-        return None
-    return source.name, split[2]
+def _only(uses: Uses, name: str, *ops: str) -> Node | None:
+    """The node that computes `name` for one reader only."""
+    node = uses.producer(name, *ops)
+    return node if node is not None and uses.sole_user(name) is not None else None
 
 
-def _supported(graph: Graph, found: _Attention, target: Target) -> bool:
-    """No vector of query tokens reaches over the end of a batch entry; the mask broadcasts to (B, heads, S, S)."""
-    batch, tokens, _ = graph.values[found.query].shape
+def _operand(
+    graph: Graph, uses: Uses, name: str, shape: tuple[int, int, int, int], order: tuple[int, int, int, int]
+) -> tuple[_Part, float] | None:
+    """The part of a value that an operand is, perhaps turned, and what it is multiplied by.
+
+    shape: (batch, tokens, heads, features), to which `order` brings the operand's axes.
+    """
+    moved = moved_from(graph, uses, name)
+    if moved is None or moved.elements.ndim != 4:
+        return None
+    part = _part(graph, moved, shape, order)
+    if part is not None:
+        return part, moved.factor
+    batch, tokens, heads, features = shape
+    places = np.arange(math.prod(shape), dtype=np.int32).reshape(batch, heads, tokens, features).transpose(0, 2, 1, 3)
+    found = turned(graph, uses, moved.source) if np.array_equal(moved.elements.transpose(order), places) else None
+    part = _part(graph, found[0], shape, (0, 2, 1, 3)) if found is not None else None
+    if found is None or part is None:
+        return None
+    return _Part(part.source, part.begin, found[1]), moved.factor * found[0].factor
+
+
+def _part(
+    graph: Graph, moved: Moved, shape: tuple[int, int, int, int], order: tuple[int, int, int, int]
+) -> _Part | None:
+    """The part of a value that has been moved, when `order` brings its axes to (batch, tokens, heads, features)."""
+    if moved.elements.ndim != 4:
+        return None
+    elements = moved.elements.transpose(order)
+    all_features = graph.values[moved.source].shape[-1]
+    batch, tokens, heads, features = shape
+    if elements.shape != shape or math.prod(graph.values[moved.source].shape) != batch * tokens * all_features:
+        return None
+    begin = int(elements.flat[0]) if elements.size else 0
+    rows = np.arange(batch * tokens, dtype=np.int32)[:, None] * all_features
+    wanted = rows + np.arange(begin, begin + heads * features, dtype=np.int32)
+    fits = begin + heads * features <= all_features and np.array_equal(elements.reshape(batch * tokens, -1), wanted)
+    return _Part(moved.source, begin) if fits else None
+
+
+def _supported(found: _Attention, target: Target) -> bool:
+    """No vector of query tokens reaches over the end of a batch entry; on a GPU all scores fit into shared memory."""
+    batch, _, tokens, features = found.shape
     if batch * tokens < target.lanes or (batch > 1 and tokens % target.lanes):
         return False
-    if not found.mask:
+    if target.kind != "cuda":
         return True
-    mask = graph.values[found.mask].shape
-    full = (batch, found.heads, tokens)
-    return len(mask) == 4 and mask[3] == tokens and all(d in (1, size) for d, size in zip(mask[:3], full, strict=True))
+    room = 4 * (16 * (tokens + 132) + 288 * features)
+    return features <= _MOST_FEATURES_CUDA and room <= target.shared
 
 
-def _replace(graph: Graph, found: _Attention) -> None:
-    mask = [found.mask] if found.mask else []
-    if found.mask and graph.values[found.mask].is_constant and not np.any(graph.values[found.mask].data):
-        mask = []
-    node = Node(
-        found.origin[0],
-        "attention",
-        [found.query, found.key, found.value, *mask],
-        list(found.output.outputs),
-        {"heads": found.heads, "scale": found.scale},
-        SPARSETVM_DOMAIN,
-        found.origin,
+def _masks_fit(graph: Graph, found: _Attention) -> bool:
+    """True when each mask broadcasts to (batch, heads, tokens, tokens) from as many axes."""
+    batch, heads, tokens, _ = found.shape
+    full = (batch, heads, tokens)
+    shapes = [graph.values[name].shape for name in found.masks]
+    return all(
+        len(mask) == 4 and mask[3] == tokens and all(d in (1, size) for d, size in zip(mask[:3], full, strict=True))
+        for mask in shapes
     )
-    graph.nodes[graph.nodes.index(found.output)] = node
+
+
+def _replace(graph: Graph, found: _Attention, sums: dict[tuple[str, ...], str]) -> None:
+    batch, heads, tokens, features = found.shape
+    shape = (batch, tokens, heads * features)
+    made: list[Node] = []
+    inputs = _operands(graph, found, shape, made)
+    mask = _mask(graph, found, sums, made)
+    out = graph.values[found.output.outputs[0]]
+    result, wanted = out.name, graph.add_constant(f"{out.name}.shape", np.array(out.shape, np.int64))
+    if out.shape != shape:
+        result = graph.add_value(f"{out.name}.tokens", shape, out.dtype).name
+    attrs = {"heads": heads, "scale": found.scale}
+    name = found.origin[0]
+    made.append(Node(name, "attention", [*inputs, *mask], [result], attrs, SPARSETVM_DOMAIN, found.origin))
+    if out.shape != shape:
+        made.append(Node(f"{name}.out", "Reshape", [result, wanted.name], [out.name], {}, origin=found.origin))
+    at = graph.nodes.index(found.output)
+    graph.nodes[at : at + 1] = made
+
+
+def _operands(graph: Graph, found: _Attention, shape: tuple[int, int, int], made: list[Node]) -> list[str]:
+    """Names of Q, K and V as (batch, tokens, features), by nodes that are added to `made` where there are none."""
+    tokens: dict[str, str] = {}  # source -> the same as (batch, tokens, all features)
+    names = []
+    for part in found.parts:
+        source = graph.values[part.source]
+        whole = (*shape[:-1], source.shape[-1])
+        if part.source not in tokens:
+            tokens[part.source] = part.source
+            if source.shape != whole:
+                flat = graph.add_value(f"{part.source}.tokens", whole, source.dtype)
+                wanted = graph.add_constant(f"{flat.name}.shape", np.array(whole, np.int64))
+                made.append(
+                    Node(flat.name, "Reshape", [part.source, wanted.name], [flat.name], {}, origin=found.origin)
+                )
+                tokens[part.source] = flat.name
+        name = tokens[part.source]
+        if whole != shape:
+            cut = graph.add_value(f"{part.source}.part", shape, source.dtype)
+            limits = [part.begin, part.begin + shape[-1], 2]
+            constants = [graph.add_constant(f"{cut.name}.limit", np.array([limit], np.int64)).name for limit in limits]
+            made.append(Node(cut.name, "Slice", [name, *constants], [cut.name], {}, origin=found.origin))
+            name = cut.name
+        if part.turn is not None:
+            tables = {"cosines": part.turn.cosines, "sines": part.turn.sines}
+            result = graph.add_value(f"{part.source}.turned", shape, source.dtype).name
+            made.append(Node(result, "rotary", [name], [result], tables, SPARSETVM_DOMAIN, found.origin))
+            name = result
+        names.append(name)
+    return names
+
+
+def _mask(graph: Graph, found: _Attention, sums: dict[tuple[str, ...], str], made: list[Node]) -> list[str]:
+    """The sum of all masks that are not zero everywhere, computed once for all layers that have the same."""
+    masks = [name for name in found.masks if graph.constant(name) is None or np.any(graph.constant(name))]
+    if len(masks) < 2:
+        return masks
+    key = tuple(masks)
+    if key not in sums:
+        total = masks[0]
+        for name in masks[1:]:
+            shapes = (graph.values[total].shape, graph.values[name].shape)
+            both = graph.add_value(f"{total}.sum", np.broadcast_shapes(*shapes), "float32")
+            made.append(Node(both.name, "Add", [total, name], [both.name], {}, origin=found.origin))
+            total = both.name
+        sums[key] = total
+    return [sums[key]]

@@ -18,7 +18,7 @@ from sparsetvm.rewrite.plane_geometry import COMMON_PAD, depthwise_pad, plane_pa
 
 # Share of the work in empty lanes from which it pays to put images into lanes.
 _WORTH_IT = 0.05
-_IN_PLANES_OWN = ("depthwise_conv2d", "affine_channels", "scale_channels")
+_IN_PLANES_OWN = ("depthwise_conv2d", "affine_channels", "gather_channels", "scale_channels")
 
 
 def layers_in_lanes(graph: Graph, target: Target) -> frozenset[str]:

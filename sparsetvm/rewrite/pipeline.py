@@ -15,11 +15,14 @@ from sparsetvm.rewrite.fuse_epilogues import fuse_epilogues
 from sparsetvm.rewrite.fuse_k_winners import fuse_k_winners
 from sparsetvm.rewrite.fuse_masked_softmax import fuse_masked_softmax
 from sparsetvm.rewrite.fuse_max_pool import fuse_max_pool
+from sparsetvm.rewrite.gather_channels import gather_channels
 from sparsetvm.rewrite.make_layers import make_layers
 from sparsetvm.rewrite.mask_padding import mask_padding
+from sparsetvm.rewrite.move_reshapes import move_reshapes
 from sparsetvm.rewrite.remove_dead_channels import remove_dead_channels
 from sparsetvm.rewrite.reveal_blocks import reveal_blocks
 from sparsetvm.rewrite.split_batch import split_batch
+from sparsetvm.rewrite.split_products import split_products
 from sparsetvm.rewrite.split_strided_pointwise import split_strided_pointwise
 from sparsetvm.rewrite.widen_float16 import widen_float16
 from sparsetvm.rewrite.winners_of_images import winners_of_images
@@ -39,13 +42,17 @@ def rewrite(graph: Graph, target: Target, masks: Sequence[Mask] = ()) -> Graph:
     if target.kind == "cpu":
         winners_of_images(graph)
     make_layers(graph)
+    move_reshapes(graph)
     remove_dead_channels(graph)
     reveal_blocks(graph, target.kind)
     fuse_epilogues(graph)
+    if split_products(graph):
+        fuse_epilogues(graph)
     fuse_max_pool(graph, target)
     split_strided_pointwise(graph)
     if target.kind == "cpu":
         split_batch(graph, target)
     fuse_channel_affine(graph)
+    gather_channels(graph, affine=target.kind == "cuda")
     assign_layouts(graph, target)
     return graph

@@ -88,8 +88,13 @@ def nvcc_faults(launch: Launch, folder: Path) -> str:
         "-Xptxas",
         "-v,-warn-spills",
     ]
+    source = launch.path
+    if launch.text is not None:
+        source = folder / launch.path.name
+        source.write_text(launch.text)
+    includes = [f"-I{place}" for place in launch.folders]
     done = subprocess.run(
-        [*command, *macros, str(launch.path), "-o", str(folder / "kernel.cubin")],
+        [*command, *macros, *includes, str(source), "-o", str(folder / "kernel.cubin")],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     said = done.stdout + done.stderr
@@ -104,7 +109,10 @@ def nvcc_faults(launch: Launch, folder: Path) -> str:
 def run_remainder(
     launch: Launch, inputs: list[np.ndarray], shape: tuple[int, ...], kind: type = np.float32
 ) -> np.ndarray:
-    """Run on the emulator; the output starts as NaN, so that a value that was never written shows. kind: of Y."""
+    """Run on the emulator; the output starts as NaN, so that a value that was never written shows. kind: of Y.
+
+    Integers are tables (int32), everything else is float32.
+    """
     y = np.full(shape, np.nan, kind)
-    run_launch(launch, [*(np.ascontiguousarray(array, np.float32) for array in inputs), y])
+    run_launch(launch, [*(np.ascontiguousarray(a, np.int32 if a.dtype.kind == "i" else np.float32) for a in inputs), y])
     return y

@@ -8,6 +8,7 @@ from canonical_checks import find, ops, rewritten
 from models import ModelBuilder, bert, conv_net, mlp, mobile_net
 
 from sparsetvm.rewrite.canonical import CANONICAL_PASSES, canonicalize
+from sparsetvm.rewrite.canonical.drop_trivial_transposes import drop_trivial_transposes
 from sparsetvm.rewrite.canonical.merge_reshapes import merge_reshapes
 from sparsetvm.rewrite.canonical.normalize_clip import normalize_clip
 from sparsetvm.rewrite.canonical.remove_transpose_pairs import remove_transpose_pairs
@@ -172,3 +173,22 @@ def test_canonicalize_names_layers_by_their_onnx_nodes():
 @pytest.mark.parametrize("build", [conv_net, mobile_net, bert])
 def test_each_pass_alone_preserves_outputs(run, build):
     rewritten(build(), run, expect_change=None)
+
+
+@pytest.mark.parametrize(
+    ("shape", "perm", "trivial"),
+    [
+        ((1, 5, 4), [1, 0, 2], True),
+        ((5, 1, 4), [1, 0, 2], True),
+        ((1, 5, 1, 4), [2, 1, 3, 0], True),
+        ((2, 5, 1), None, False),
+        ((1, 5, 4), [0, 2, 1], False),
+    ],
+)
+def test_transposes_that_move_axes_of_one_element_are_reshapes(shape, perm, trivial):
+    b = ModelBuilder(opset=13)
+    attrs = {} if perm is None else {"perm": perm}
+    graph = rewritten(
+        b.output(b.op("Transpose", b.input("x", shape), **attrs)), drop_trivial_transposes, expect_change=trivial
+    )
+    assert ops(graph) == ["Reshape" if trivial else "Transpose"]

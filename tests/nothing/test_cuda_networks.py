@@ -48,6 +48,7 @@ NETWORKS = {
     "depthwise network": (lambda: mobile_net(batch=2, size=11), False),
     "encoder": (lambda: bert(batch=2, seq=12), False),
     "decoder": (lambda: decoder(batch=2), False),
+    "decoder whose attention is fused": (lambda: decoder(seq=8), False),
     "dense encoder": (lambda: bert(seq=5, layers=2, tanh=True), True),
 }
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from sparsetvm.core.graph import Graph
 from sparsetvm.rewrite.canonical.drop_dead_taps import drop_dead_taps
+from sparsetvm.rewrite.canonical.drop_trivial_transposes import drop_trivial_transposes
 from sparsetvm.rewrite.canonical.fold_add_into_bias import fold_add_into_bias
 from sparsetvm.rewrite.canonical.fold_batch_norm import fold_batch_norm
 from sparsetvm.rewrite.canonical.fold_scale_into_weights import fold_scale_into_weights
@@ -20,6 +21,7 @@ from sparsetvm.rewrite.canonical.merge_affine import merge_affine
 from sparsetvm.rewrite.canonical.merge_pad_into_conv import merge_pad_into_conv
 from sparsetvm.rewrite.canonical.merge_reshapes import merge_reshapes
 from sparsetvm.rewrite.canonical.move_scale_before_clip import move_scale_before_clip
+from sparsetvm.rewrite.canonical.move_scale_before_transpose import move_scale_before_transpose
 from sparsetvm.rewrite.canonical.normalize_clip import normalize_clip
 from sparsetvm.rewrite.canonical.remove_transpose_pairs import remove_transpose_pairs
 from sparsetvm.rewrite.canonical.split_sum import split_sum
@@ -38,6 +40,7 @@ CANONICAL_PASSES: tuple[CanonicalPass, ...] = (
     lower_hard_sigmoid,
     fuse_hard_swish,
     move_scale_before_clip,
+    move_scale_before_transpose,
     merge_pad_into_conv,
     drop_dead_taps,
     fold_batch_norm,
@@ -45,6 +48,7 @@ CANONICAL_PASSES: tuple[CanonicalPass, ...] = (
     fold_scale_into_weights,
     merge_affine,
     remove_transpose_pairs,
+    drop_trivial_transposes,
     merge_reshapes,
     use_global_average_pool,
 )

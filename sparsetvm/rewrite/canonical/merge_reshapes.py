@@ -10,7 +10,7 @@ import numpy as np
 from sparsetvm.core.graph import Graph
 from sparsetvm.rewrite.canonical.edit import Uses, bypass, rewrite_node
 
-_RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
 
 def merge_reshapes(graph: Graph) -> bool:
@@ -18,12 +18,12 @@ def merge_reshapes(graph: Graph) -> bool:
     changed = False
     uses = Uses(graph)
     for node in graph.nodes:
-        first = uses.producer(node.inputs[0], *_RESHAPES) if node.is_op(*_RESHAPES) else None
+        first = uses.producer(node.inputs[0], *RESHAPES) if node.is_op(*RESHAPES) else None
         if first is not None:
             shape = graph.add_constant(f"{node.name}.shape", np.array(graph.values[node.outputs[0]].shape, np.int64))
             rewrite_node(node, "Reshape", [first.inputs[0], shape.name], {}, replaces=[first])
             changed = True
-    for node in [node for node in graph.nodes if node.is_op(*_RESHAPES)]:
+    for node in [node for node in graph.nodes if node.is_op(*RESHAPES)]:
         same = graph.values[node.inputs[0]].shape == graph.values[node.outputs[0]].shape
         changed |= same and bypass(graph, node)
     if changed:
