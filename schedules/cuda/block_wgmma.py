@@ -2,7 +2,8 @@
 
     block: a panel of 64 or 128 rows x TN positions:
         a warp: for step of `run` columns that a row of the panel has (STAGES in flight): starts the copies of X and W
-        two groups of four warps, 64 rows or half of the positions each: run / 16 instructions m64 x 128 or 256 x k16
+        two groups of four warps, 64 rows or half of the positions each: run / 16 instructions m64 x 64 to 256 x k16
+    with few positions a cluster of blocks splits the steps of a panel, whose sums meet in shared memory
 
 Requires: sm_90; a product with X in float16 (`HalfTiled`), a workload with `fp16`, blocks of 16 rows and more and of 32
 columns or a multiple. Panels of lower blocks are larger than these, and hold the columns of several.
@@ -16,7 +17,16 @@ from typing import Any
 
 import numpy as np
 from sparsetvm.schedules.base import Packed
-from sparsetvm.schedules.cuda.boxes import BoxTemplate, box_launch, reads_boxes, ring_bytes, shape_sizes
+from sparsetvm.schedules.cuda.boxes import (
+    UNMEASURED,
+    BoxTemplate,
+    box_launch,
+    reads_boxes,
+    ring_bytes,
+    shape_sizes,
+    split_clocks,
+    split_share,
+)
 from sparsetvm.schedules.cuda.epilogue import bias_array
 from sparsetvm.schedules.cuda.geometry import flat_geometry
 from sparsetvm.schedules.cuda.panels import expected_steps
@@ -27,12 +37,17 @@ from sparsetvm.core.workload import Workload
 from sparsetvm.formats.panel_steps import STEP
 from sparsetvm.formats.wgmma_panels import TILE_ROWS, wgmma_panels
 
-# Rows of a panel x TN - columns of a step - stages - blocks of a multiprocessor.
-_SHAPES = ("64x256-32-5-2", "64x256-64-5-1", "64x256-32-10-1", "64x512-32-6-1", "64x512-64-3-1", "128x256-64-4-1")
+# Rows of a panel x TN - columns of a step - stages - blocks of a multiprocessor - blocks that split the steps (1 where
+# that is not named).
+_SHAPES = (
+    *("64x256-64-5-1", "64x256-32-5-2", "64x256-32-10-1", "64x512-32-6-1", "64x512-64-3-1", "128x256-64-4-1"),
+    *("64x128-64-4-2", "64x128-32-8-2", "64x128-64-4-2-2", "64x128-32-8-2-2", "64x128-64-4-2-4", "64x128-32-8-2-4"),
+)
 _GROUPS = 2
 _FEWEST_ROWS, _LEAST_RUN = 16, 2 * STEP
 # Clocks; bytes a clock and multiprocessor; multiply-adds a clock of a multiprocessor.
-_FIXED, _L2_BYTES, _PRODUCTS, _STORED, _LATENCY = 5000, 45, 1800, 12, 1775
+_TIMED = 256  # positions of the smallest tiles that were timed
+_FIXED, _L2_BYTES, _PORT_BYTES, _PRODUCTS, _STORED, _LATENCY = 5000, 45, 64, 1800, 12, 1775
 
 
 class BlockWgmma(BoxTemplate):
@@ -50,7 +65,7 @@ class BlockWgmma(BoxTemplate):
 
     def estimate(self, workload: Workload, config: Config, target: Target) -> float:
         mean, spread = expected_steps(workload, Shape.of(config).rows)
-        return wgmma_clocks(workload, config, target, (mean + spread) * STEP, _L2_BYTES)
+        return wgmma_clocks(workload, config, target, (mean + spread) * STEP, _FIXED, _L2_BYTES)
 
     def pack(
         self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target
@@ -66,34 +81,44 @@ class BlockWgmma(BoxTemplate):
             *(("SP_ROWS", shape.rows // TILE_ROWS), ("SP_TN", shape.tn), ("SP_STEP", shape.run)),
             *(("SP_STAGES", shape.stages), ("SP_RESIDENT", shape.resident)),
         )
-        grid = (-(-g.positions // shape.tn), -(-workload.m // shape.rows))
+        grid = (-(-g.positions // shape.tn) * shape.split, -(-workload.m // shape.rows))
         threads = 128 * _GROUPS + (128 if shape.resident == 1 else 32)
-        return box_launch("wgmma_panels", defines, workload, grid, threads, shape.shared, shape.run)
+        return box_launch(
+            "wgmma_panels", defines, workload, grid, threads, shape.shared, shape.run, cluster=shape.split
+        )
 
 
-def wgmma_clocks(workload: Workload, config: Config, target: Target, columns: float, l2_bytes: float) -> float:
-    """What to expect of panels with so many columns: bytes from L2 (l2_bytes a clock and multiprocessor), products and
-    the chain of a block's steps overlap.
+def wgmma_clocks(
+    workload: Workload, config: Config, target: Target, columns: float, fixed: int, l2_bytes: float
+) -> float:
+    """What to expect of panels with so many columns: bytes from L2 (l2_bytes a clock and multiprocessor of all
+    together, of one no more than its port has), products and the chain of a block's steps overlap.
     """
     g, shape = flat_geometry(workload), Shape.of(config)
-    share = max(1.0, -(-workload.m // shape.rows) * -(-g.positions // shape.tn) / target.sms)
-    waves = -(-share // shape.resident)
-    traffic = share * 2 * columns * (shape.tn + shape.rows) / l2_bytes
-    products = waves * shape.resident * columns * shape.rows * shape.tn / _PRODUCTS
-    chain = waves * columns / shape.run * _LATENCY / shape.stages
-    stored = share * shape.rows * shape.tn * (2 if workload.layout_out.half else 4) / _STORED
-    return _FIXED + stored + max(traffic, products, chain)
+    columns /= shape.split
+    blocks = -(-workload.m // shape.rows) * -(-g.positions // shape.tn) * shape.split
+    most = split_share(blocks, shape.split, target.sms)
+    real = min(shape.tn, -(-g.positions // 8) * 8)  # what lies past the end is not read
+    copied = 2 * columns * (real + shape.rows)
+    traffic = max(blocks / target.sms * copied / l2_bytes, most * copied / _PORT_BYTES)
+    products = most * columns * shape.rows * shape.tn / _PRODUCTS
+    chain = -(-most // shape.resident) * columns / shape.run * _LATENCY / shape.stages
+    sums = shape.rows * shape.tn
+    stored = most * sums / shape.split * (2 if workload.layout_out.half else 4) / _STORED
+    clocks = fixed + stored + max(traffic, products, chain) + split_clocks(sums, shape.split)
+    return clocks * (UNMEASURED if shape.tn < _TIMED else 1.0)
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Rows of a panel, positions of a block, columns of a step, stages, blocks of a multiprocessor."""
+    """Rows of a panel, positions of a block, columns of a step, stages, blocks of a multiprocessor, of a cluster."""
 
     rows: int
     tn: int
     run: int
     stages: int
     resident: int
+    split: int = 1
 
     @staticmethod
     def of(config: Config) -> Shape:
@@ -102,4 +127,4 @@ class Shape:
     @property
     def shared(self) -> int:
         """Bytes: stages of X and W."""
-        return ring_bytes(self.stages, 2 * self.run * (self.tn + self.rows))
+        return ring_bytes(self.stages, 2 * self.run * (self.tn + self.rows), self.split)

@@ -17,6 +17,13 @@ from sparsetvm.space.space import Space
 
 _ALIGNMENT = 1024  # bytes: of boxes in shared memory
 _BARRIERS = 16  # bytes: two a stage
+_CLUSTER_BARRIER = 16  # bytes: what counts the sums that arrive, as aligned as these are
+_SUM_BYTES, _SENT = 4, 20  # bytes of a sum; that a multiprocessor sends to others of its cluster in a clock
+_MEETING = 600  # clocks of a barrier of a cluster, and until what was sent has arrived
+UNMEASURED = 1.1  # of its estimate that a shape for few positions must be faster: none has been timed yet
+# Multiprocessors that clusters of so many blocks reach with one block each: measured for 4 (30 clusters of 132
+# multiprocessors), for 8 by the sizes of groups of multiprocessors that this leaves.
+_REACHED = {1: 1.0, 2: 1.0, 4: 120 / 132, 8: 112 / 132}
 
 
 class BoxTemplate(Template):
@@ -46,28 +53,44 @@ def reads_boxes(workload: Workload, target: Target) -> bool:
     )
 
 
-def ring_bytes(stages: int, stage: int) -> int:
-    """Shared memory of a ring (ring.cuh). stage: bytes of X, of W and of what a kernel adds to each stage."""
-    return _ALIGNMENT + stages * (stage + _BARRIERS)
+def ring_bytes(stages: int, stage: int, split: int = 1) -> int:
+    """Shared memory of a ring (ring.cuh). stage: bytes of X, of W and of what a kernel adds to each stage. split:
+    blocks that split K.
+    """
+    return _ALIGNMENT + stages * (stage + _BARRIERS) + (_CLUSTER_BARRIER if split > 1 else 0)
+
+
+def split_clocks(sums: int, split: int) -> float:
+    """What a block that has `sums` sums is expected to take for those that it sends and gets."""
+    return _MEETING + _SUM_BYTES * sums * (split - 1) / split / _SENT if split > 1 else 0.0
+
+
+def split_share(blocks: int, split: int, sms: int) -> int:
+    """Blocks of the multiprocessor that gets most of them, of a launch of clusters of `split`."""
+    return -(-blocks // int(sms * _REACHED[split]))
 
 
 def box_launch(
     kernel: str, defines: tuple[tuple[str, int | float], ...], workload: Workload, grid: tuple[int, int], threads: int,
-    shared: int, columns: int, scalars: tuple[int, ...] = (), native: bool = True,
+    shared: int, columns: int, scalars: tuple[int, ...] = (), native: bool = True, cluster: int = 1,
 ) -> Launch:  # fmt: skip
     """The launch of the kernel in the .cu file of that name. columns: of W, so rows of X, that a box brings.
 
-    grid: blocks in x and y. scalars: what the kernel takes between the number of rows and that of positions.
+    grid: blocks in x and y. scalars: what the kernel takes between the number of rows and that of positions. cluster:
+    blocks along x that split K (cluster_sums.cuh).
     """
     g = flat_geometry(workload)
     return Launch(
         f"{kernel}.cu",
         kernel,
-        (*defines, ("SP_Y_HALF", int(workload.layout_out.half)), *epilogue_defines(workload.epilogue)),
+        (
+            *(*defines, ("SP_CLUSTER", cluster), ("SP_Y_HALF", int(workload.layout_out.half))),
+            *epilogue_defines(workload.epilogue),
+        ),
         (*grid, 1),
         threads,
         shared,
-        1,
+        cluster,
         (workload.m, *scalars, g.positions, g.y_row, g.r_row),
         overlaps=True,
         native=native,

@@ -3,6 +3,7 @@
     block: 128 or 256 rows x TN positions:
         a warp: for step of 64 columns (STAGES of them in flight): starts the copies of X and W
         two groups of four warps: for tile of 64 rows: 2 instructions m64 x TN x k32 (wgmma.sp)
+    with few positions K is split over a cluster of blocks, whose sums meet in shared memory (cluster_sums.cuh)
 
 Requires: sm_90; a product with X in float16 (`HalfTiled`), a workload with `fp16` and a pattern 2:4 (or sparser, in the
 same groups of four columns). Weights rounded to float16 and packed by formats/two_four.py.
@@ -10,11 +11,21 @@ same groups of four columns). Weights rounded to float16 and packed by formats/t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from sparsetvm.schedules.base import Packed
-from sparsetvm.schedules.cuda.boxes import BoxTemplate, box_launch, reads_boxes, ring_bytes, shape_sizes
+from sparsetvm.schedules.cuda.boxes import (
+    UNMEASURED,
+    BoxTemplate,
+    box_launch,
+    reads_boxes,
+    ring_bytes,
+    shape_sizes,
+    split_clocks,
+    split_share,
+)
 from sparsetvm.schedules.cuda.epilogue import bias_array
 from sparsetvm.schedules.cuda.geometry import flat_geometry
 
@@ -23,11 +34,21 @@ from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
 from sparsetvm.formats.two_four import TILE, TILE_BYTES, pack_two_four
 
-# Tiles of 64 rows of a group of warps, positions, stages -> clocks of a step on an H200, all blocks at once, were its
-# clock the highest: the chip lowers it by a third while these run.
-_SHAPES = {"1x256-5": 1030, "1x256-4": 1035, "2x128-6": 1120, "2x128-5": 1125, "1x128-8": 490, "1x128-4": 520}
+# Tiles of 64 rows of a group of warps, positions, stages; then blocks that split K, blocks of a multiprocessor (both 1
+# where they are not named).
+_SHAPES = (
+    *("1x256-5", "1x256-4", "2x128-6", "2x128-5", "1x128-8", "1x128-4"),
+    *("1x128-8-2-1", "1x128-8-4-1", "1x128-4-2-2", "1x128-4-4-2", "1x128-4-8-2"),
+    *("1x64-6-1-2", "1x64-6-2-2", "1x64-6-4-2", "1x64-12-2-1", "1x64-12-4-1"),
+)
 _GROUPS = 2
-_FIXED = 5500  # clocks before the first step and after the last
+# Clocks before the first step and after the last; bytes a clock from L2 of all multiprocessors at once, of a block that
+# is alone: by 2048 x 2048 and 4096 x 4096, 128 and 1024 positions of shape 1x128-8 (H200). _STEP: at least of a step, by
+# tiles and positions: the chip lowers its clock by a third while these run. _LATENCY: of a copy, shared by the stages.
+_FIXED, _L2_BYTES, _PORT_BYTES = 3600, 46, 55
+_STEP = {(1, 256): 930, (2, 128): 1015}
+_LATENCY = 1300
+_TIMED = 128  # positions of the smallest tiles that were timed, without a split
 
 
 class TwoFour(BoxTemplate):
@@ -35,7 +56,7 @@ class TwoFour(BoxTemplate):
 
     name = "cuda.two_four"
     version = 2
-    shapes = tuple(_SHAPES)
+    shapes = _SHAPES
 
     def matches(self, workload: Workload, target: Target) -> bool:
         pattern = workload.pattern
@@ -43,25 +64,65 @@ class TwoFour(BoxTemplate):
         return two_of_four and reads_boxes(workload, target)
 
     def estimate(self, workload: Workload, config: Config, target: Target) -> float:
-        """Waves of blocks, each a chain of steps; measured at 2048 x 2048 and 4096 x 4096, 1024 positions."""
-        tiles, tn, _ = shape_sizes(config)
-        rows = TILE * _GROUPS * tiles
-        blocks = -(-workload.m // rows) * -(-flat_geometry(workload).positions // tn)
-        waves = -(-blocks // target.sms)
-        steps = -(-workload.k // TILE)
-        return waves * (_FIXED + steps * _SHAPES[config.str("shape")])
+        """Copies from L2, or the chain of a block's steps where that takes longer, and sums that blocks exchange.
+
+        Fitted to shapes without a split; what those with one exchange is expected, not measured.
+        """
+        shape, positions = _Shape.of(config), flat_geometry(workload).positions
+        blocks = -(-workload.m // shape.rows) * -(-positions // shape.tn) * shape.split
+        steps = -(-workload.k // (TILE * shape.split))
+        real = min(shape.tn, -(-positions // 8) * 8)  # what lies past the end is not read
+        copied = steps * (2 * TILE * real + shape.w_bytes)
+        share = split_share(blocks, shape.split, target.sms)
+        traffic = max(blocks * copied / (target.sms * _L2_BYTES), share * copied / _PORT_BYTES)
+        step = max(_STEP.get((shape.tiles, shape.tn), 0), _LATENCY / shape.stages)
+        chain = -(-share // shape.resident) * steps * step
+        clocks = _FIXED + max(traffic, chain) + split_clocks(shape.rows * shape.tn, shape.split)
+        return clocks * (1.0 if shape.split == 1 and shape.tn >= _TIMED else UNMEASURED)
 
     def pack(
         self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target
     ) -> Packed:
-        rows = TILE * _GROUPS * shape_sizes(config)[0]
-        return Packed((pack_two_four(weight, rows).ravel(), bias_array(bias, workload.m)))
+        return Packed((pack_two_four(weight, _Shape.of(config).rows).ravel(), bias_array(bias, workload.m)))
 
     def kernel(self, workload: Workload, config: Config, packed: Packed, target: Target, symbol: str) -> Any:
-        g = flat_geometry(workload)
-        tiles, tn, stages = shape_sizes(config)
-        grid = (-(-workload.m // (TILE * _GROUPS * tiles)), -(-g.positions // tn))
-        shared = ring_bytes(stages, 2 * TILE * tn + _GROUPS * tiles * TILE_BYTES)
+        g, shape = flat_geometry(workload), _Shape.of(config)
+        grid = (-(-workload.m // shape.rows) * shape.split, -(-g.positions // shape.tn))
         steps = -(-workload.k // TILE)
-        defines = (("SP_TILES", tiles), ("SP_TN", tn), ("SP_STAGES", stages))
-        return box_launch("two_four", defines, workload, grid, 128 * (_GROUPS + 1), shared, TILE, (steps,))
+        defines = (
+            *(("SP_TILES", shape.tiles), ("SP_TN", shape.tn), ("SP_STAGES", shape.stages)),
+            ("SP_RESIDENT", shape.resident),
+        )
+        threads = 128 * _GROUPS + (128 if shape.resident == 1 else 32)
+        return box_launch(
+            "two_four", defines, workload, grid, threads, shape.shared, TILE, (steps,), cluster=shape.split
+        )
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """Tiles of a group of warps, positions of a block, stages, blocks that split K, blocks of a multiprocessor."""
+
+    tiles: int
+    tn: int
+    stages: int
+    split: int = 1
+    resident: int = 1
+
+    @staticmethod
+    def of(config: Config) -> _Shape:
+        return _Shape(*shape_sizes(config))
+
+    @property
+    def rows(self) -> int:
+        return TILE * _GROUPS * self.tiles
+
+    @property
+    def w_bytes(self) -> int:
+        """Of a step."""
+        return _GROUPS * self.tiles * TILE_BYTES
+
+    @property
+    def shared(self) -> int:
+        """Bytes: stages of X and W."""
+        return ring_bytes(self.stages, 2 * TILE * self.tn + self.w_bytes, self.split)

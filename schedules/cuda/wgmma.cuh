@@ -92,6 +92,17 @@ __device__ __forceinline__ uint64_t wgmma_boxes(const void* shared, int box) {
 #define SP_EIGHT(d, i) \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
 template <int HALF>
+__device__ __forceinline__ void wgmma_sparse(float (&d)[32], uint64_t a, uint64_t b, uint32_t chosen) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\n"
+      "wgmma.mma_async.sp.sync.aligned.m64n64k32.f32.f16.f16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, "
+      "%21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+      "}, %32, %33, %34, %35, p, 1, 1, 0, 1;\n}"
+      : SP_EIGHT(d, 0), SP_EIGHT(d, 8), SP_EIGHT(d, 16), SP_EIGHT(d, 24)
+      : "l"(a), "l"(b), "r"(chosen), "n"(HALF));
+}
+template <int HALF>
 __device__ __forceinline__ void wgmma_sparse(float (&d)[64], uint64_t a, uint64_t b, uint32_t chosen) {
   asm volatile(
       "{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\n"
@@ -124,6 +135,16 @@ __device__ __forceinline__ void wgmma_sparse(float (&d)[128], uint64_t a, uint64
       : "l"(a), "l"(b), "r"(chosen), "n"(HALF));
 }
 // D[64][n] += A[64][16] B[16][n], the operands as above: the sparse instruction's kept columns are all.
+__device__ __forceinline__ void wgmma_dense(float (&d)[32], uint64_t a, uint64_t b) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, "
+      "%21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+      "}, %32, %33, p, 1, 1, 0, 1;\n}"
+      : SP_EIGHT(d, 0), SP_EIGHT(d, 8), SP_EIGHT(d, 16), SP_EIGHT(d, 24)
+      : "l"(a), "l"(b));
+}
 __device__ __forceinline__ void wgmma_dense(float (&d)[64], uint64_t a, uint64_t b) {
   asm volatile(
       "{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\n"

@@ -25,7 +25,12 @@ def config(shape: str, name: str = "cuda.block_wgmma") -> Config:
 
 @pytest.mark.parametrize(
     ("block", "m", "k", "n", "shape", "y_half"),
-    [((32, 32), 130, 170, 40, "64x256-32-5-2", True), ((64, 64), 128, 260, 264, "64x512-64-3-1", False)],
+    [
+        ((32, 32), 130, 170, 40, "64x256-32-5-2", True),
+        ((64, 64), 128, 260, 264, "64x512-64-3-1", False),
+        ((32, 32), 130, 170, 136, "64x128-32-8-2-4", True),
+        ((64, 64), 128, 260, 40, "64x128-64-4-2-2", False),
+    ],
 )
 def test_blocks_match_float64(block: tuple[int, int], m: int, k: int, n: int, shape: str, y_half: bool) -> None:
     weight = blocks(m, k, block)
@@ -39,10 +44,11 @@ def test_every_factor_meets_the_right_partner() -> None:
     whole_numbers(BLOCKS, workload, weight, config("128x256-64-4-1"))
 
 
-def test_dense_weights_are_panels_with_all_columns() -> None:
+@pytest.mark.parametrize("shape", ["64x256-64-5-1", "128x64-64-4-2", "128x64-64-4-2-4", "128x128-32-6-2-8"])
+def test_dense_weights_are_panels_with_all_columns(shape: str) -> None:
     weight = np.random.default_rng(0).standard_normal((70, 100)).astype(np.float32)
     workload = half_product(weight, 24, FULL, True, True, named("dense", (1, 1), 1.0))
-    check_half(DENSE, workload, weight, config("64x256-64-5-1", "cuda.dense_wgmma"))
+    check_half(DENSE, workload, weight, config(shape, "cuda.dense_wgmma"))
 
 
 def test_packing_gives_each_panel_its_runs_longest_first() -> None:
@@ -75,7 +81,7 @@ def test_only_large_blocks_with_x_in_float16_on_hopper_match() -> None:
 
 
 @needs_nvcc
-@pytest.mark.parametrize("shape", ["64x256-32-5-2", "64x512-64-3-1", "128x256-64-4-1"])
+@pytest.mark.parametrize("shape", ["64x256-32-5-2", "64x512-64-3-1", "128x256-64-4-1", "64x128-64-4-2-4"])
 def test_panels_compile_for_sm_90a_without_spills(shape: str, tmp_path: Path) -> None:
     gelu = Epilogue(bias=True, residual=True, activation="gelu")
     weight = blocks(128, 128, (64, 64))
@@ -83,4 +89,16 @@ def test_panels_compile_for_sm_90a_without_spills(shape: str, tmp_path: Path) ->
     packed = BLOCKS.pack(weight, None, workload, config(shape), TARGET)
     launch = BLOCKS.kernel(workload, config(shape), packed, TARGET, "kernel")
     assert launch.shared <= TARGET.shared
+    assert nvcc_faults(launch, tmp_path) == ""
+
+
+@needs_nvcc
+@pytest.mark.parametrize("shape", ["128x64-64-4-2-2", "128x128-64-6-1-4", "128x128-32-6-2-8"])
+def test_panels_of_few_positions_compile_for_sm_90a_without_spills(shape: str, tmp_path: Path) -> None:
+    gelu = Epilogue(bias=True, residual=True, activation="gelu")
+    weight = np.ones((128, 128), np.float32)
+    workload = half_product(weight, 64, gelu, True, True, named("dense", (1, 1), 1.0))
+    chosen = config(shape, "cuda.dense_wgmma")
+    launch = DENSE.kernel(workload, chosen, DENSE.pack(weight, None, workload, chosen, TARGET), TARGET, "kernel")
+    assert launch.shared <= TARGET.shared // (1 if shape.split("-")[3] == "1" else 2)
     assert nvcc_faults(launch, tmp_path) == ""

@@ -21,7 +21,15 @@ PATTERN = named("n:m", (2, 4), 0.5)
 
 @pytest.mark.parametrize(
     ("m", "k", "n", "shape", "y_half"),
-    [(100, 132, 40, "1x128-4", True), (130, 200, 136, "2x128-5", False)],
+    [
+        (100, 132, 40, "1x128-4", True),
+        (130, 200, 136, "2x128-5", False),
+        (130, 200, 72, "1x64-6-1-2", True),
+        (130, 330, 136, "1x128-4-4-2", True),
+        (100, 132, 24, "1x64-6-4-2", False),  # a step less than there are blocks
+        (100, 520, 40, "1x128-8-2-1", False),
+        (100, 520, 40, "1x128-4-8-2", True),
+    ],
 )
 def test_two_four_matches_float64(m: int, k: int, n: int, shape: str, y_half: bool) -> None:
     weight = two_four(m, k)
@@ -29,9 +37,10 @@ def test_two_four_matches_float64(m: int, k: int, n: int, shape: str, y_half: bo
     check_half(TEMPLATE, half_product(weight, n, FULL, True, y_half, PATTERN), weight, config)
 
 
-def test_two_four_meets_the_right_partners() -> None:
+@pytest.mark.parametrize("shape", ["1x128-4", "1x64-6-2-2"])
+def test_two_four_meets_the_right_partners(shape: str) -> None:
     weight = two_four(70, 196)
-    config = Config.of("cuda.two_four", shape="1x128-4")
+    config = Config.of("cuda.two_four", shape=shape)
     whole_numbers(TEMPLATE, half_product(weight, 72, FULL, True, True, PATTERN), weight, config)
 
 
@@ -63,12 +72,11 @@ def test_two_four_matches_only_x_in_float16_on_hopper() -> None:
 
 
 @needs_nvcc
-@pytest.mark.parametrize("shape", ["1x256-5", "2x128-6"])
+@pytest.mark.parametrize("shape", ["1x256-5", "2x128-6", "1x128-4-4-2", "1x64-12-4-1"])
 def test_two_four_compiles_for_sm_90a_without_spills(shape: str, tmp_path: Path) -> None:
     gelu = Epilogue(bias=True, residual=True, activation="gelu")
-    number = int(shape[0])
     weight = two_four(64, 64)
-    workload = half_product(weight, 64, gelu, True, number % 2 == 0, PATTERN)
+    workload = half_product(weight, 64, gelu, True, shape[0] == "2", PATTERN)
     config = Config.of("cuda.two_four", shape=shape)
     packed = TEMPLATE.pack(weight, None, workload, config, TARGET)
     launch = TEMPLATE.kernel(workload, config, packed, TARGET, "kernel")
