@@ -32,6 +32,29 @@ __device__ __forceinline__ float lane_max(float v) {
   return v;
 }
 
+// Of whole numbers of all lanes of a warp, in all of them: sum, least, largest.
+#ifdef SP_EMULATE
+template <typename T, typename F>
+__device__ __forceinline__ T lanes_by(T v, F f) {
+  for (int step = 16; step > 0; step /= 2) v = f(v, __shfl_xor_sync(~0u, v, step));
+  return v;
+}
+__device__ __forceinline__ float about_quotient(float a, float b) { return a / b; }
+__device__ __forceinline__ int lane_total(int v) { return lanes_by(v, [](int a, int b) { return a + b; }); }
+__device__ __forceinline__ unsigned lane_least(unsigned v) {
+  return lanes_by(v, [](unsigned a, unsigned b) { return a < b ? a : b; });
+}
+__device__ __forceinline__ unsigned lane_most(unsigned v) {
+  return lanes_by(v, [](unsigned a, unsigned b) { return a > b ? a : b; });
+}
+#else
+// To two bits, without a call; may be zero where b is above 2^126.
+__device__ __forceinline__ float about_quotient(float a, float b) { return __fdividef(a, b); }
+__device__ __forceinline__ int lane_total(int v) { return __reduce_add_sync(~0u, v); }
+__device__ __forceinline__ unsigned lane_least(unsigned v) { return __reduce_min_sync(~0u, v); }
+__device__ __forceinline__ unsigned lane_most(unsigned v) { return __reduce_max_sync(~0u, v); }
+#endif
+
 // Sum over a block of WARPS warps, in all threads; `scratch`: WARPS floats of shared memory, free before the call.
 template <int WARPS>
 __device__ __forceinline__ float block_sum(float v, float* scratch) {

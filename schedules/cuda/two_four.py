@@ -43,8 +43,8 @@ _SHAPES = (
 )
 _GROUPS = 2
 # Clocks before the first step and after the last; bytes a clock from L2 of all multiprocessors at once, of a block that
-# is alone: by 2048 x 2048 and 4096 x 4096, 128 and 1024 positions of shape 1x128-8 (H200). _STEP: at least of a step, by
-# tiles and positions: the chip lowers its clock by a third while these run. _LATENCY: of a copy, shared by the stages.
+# is alone: by 2048 x 2048 and 4096 x 4096, 128 and 1024 positions of shape 1x128-8 (H200). _STEP: at least of a step,
+# by tiles and positions: the chip lowers its clock by a third while these run. _LATENCY: of a copy, shared by stages.
 _FIXED, _L2_BYTES, _PORT_BYTES = 3600, 46, 55
 _STEP = {(1, 256): 930, (2, 128): 1015}
 _LATENCY = 1300

@@ -356,11 +356,9 @@ def _k_winners(graph: Graph, node: Node, target: Target) -> RemainderKernel:
     kernels = _schedules(target, "k_winners")
     source, k, ties = graph.values[node.inputs[0]], int(node.attrs["k"]), node.attrs["ties"]
     axis, layouts = int(node.attrs.get("axis", -1)), (source.layout, graph.values[node.outputs[0]].layout)
-    # On a GPU rows are plain.
-    where = {} if target.kind == "cuda" else {"axis": axis, "layouts": layouts}
     return RemainderKernel(
         ("k_winners", source.shape, k, ties, axis, layouts),
-        lambda symbol: kernels.k_winners_kernel(source.shape, k, ties, target, symbol, **where),
+        lambda symbol: kernels.k_winners_kernel(source.shape, k, ties, target, symbol, axis=axis, layouts=layouts),
         [source.name],
     )
 

@@ -39,8 +39,7 @@ def rewrite(graph: Graph, target: Target, masks: Sequence[Mask] = ()) -> Graph:
     fuse_attention(graph, target)
     fuse_masked_softmax(graph)
     fuse_k_winners(graph)
-    if target.kind == "cpu":
-        winners_of_images(graph)
+    winners_of_images(graph)
     make_layers(graph)
     move_reshapes(graph)
     remove_dead_channels(graph)

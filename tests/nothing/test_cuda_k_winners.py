@@ -10,10 +10,31 @@ from cuda_remainder_cases import TARGET, needs_nvcc, nvcc_faults, run_remainder
 from k_winners_cases import winners
 from sparsetvm.schedules.cuda.remainder.k_winners import k_winners_kernel
 
+from sparsetvm.core.layout import PLAIN, Planes
+
 
 def check(x: np.ndarray, k: int, ties: str) -> None:
     launch = k_winners_kernel(x.shape, k, ties, TARGET, "kernel")  # type: ignore[arg-type]
     np.testing.assert_array_equal(run_remainder(launch, [x], x.shape), winners(x, k, ties))
+
+
+def spread(kind: str, n: int) -> np.ndarray:
+    """Rows that bins of equal width divide well, badly or not at all."""
+    rng = np.random.default_rng(n)
+    normal = rng.standard_normal((2, n))
+    normal[1] = np.exp(20 * normal[1] if kind == "skewed" else normal[1])
+    found = {
+        "normal": normal,
+        "skewed": normal,
+        "constant": np.full((2, n), 3.0),
+        "two values": np.where(normal > 0, 1.0, 2.0),
+        "outlier": np.where(np.arange(n) == 7, 3e38, normal),
+        "wide": np.where(normal > 0, 3e38, -3e38) * rng.random((2, n)),
+        "narrow": 1.0 + 1e-6 * normal,
+        "subnormal": 1e-43 * normal,
+        "infinite": np.where(rng.random((2, n)) < 0.05, np.inf, normal),
+    }
+    return found[kind].astype(np.float32)
 
 
 @pytest.mark.parametrize("ties", ["first", "all"])
@@ -45,7 +66,36 @@ def test_nan_of_either_sign_wins_and_stays() -> None:
     check(x, 4, "first")
 
 
+@pytest.mark.parametrize("ties", ["first", "all"])
+@pytest.mark.parametrize(
+    "kind", ["normal", "skewed", "constant", "two values", "outlier", "wide", "narrow", "subnormal", "infinite"]
+)
+def test_any_spread_of_values_is_searched_through(kind: str, ties: str) -> None:
+    check(spread(kind, 300), 40, ties)
+
+
+@pytest.mark.parametrize("padding", [0, 2])
+@pytest.mark.parametrize("sides", ["both", "in", "out"])
+def test_images_keep_the_winners_of_all_their_planes(sides: str, padding: int) -> None:
+    shape = (2, 5, 6, 7)
+    planes = Planes(*shape, padding, TARGET.lanes)
+    source, out = (planes if sides in ("both", side) else PLAIN for side in ("in", "out"))
+    x = np.random.default_rng(0).integers(-9, 10, shape).astype(np.float32)
+    launch = k_winners_kernel(shape, 31, "first", TARGET, "kernel", axis=1, layouts=(source, out))
+    physical = x if source is PLAIN else planes.to_physical(x)
+    y = run_remainder(launch, [physical], out.physical_shape(shape))
+    expected = winners(x.reshape(2, -1), 31, "first").reshape(shape)
+    np.testing.assert_array_equal(y, expected if out is PLAIN else planes.to_physical(expected))
+
+
 @needs_nvcc
-@pytest.mark.parametrize("n", [12544, 20000])
+@pytest.mark.parametrize("n", [1500, 12544, 20000])
 def test_kernel_compiles_for_sm_90_without_spills(n: int, tmp_path: Path) -> None:
     assert nvcc_faults(k_winners_kernel((1, n), 1000, "first", TARGET, "kernel"), tmp_path) == ""
+
+
+@needs_nvcc
+def test_kernel_for_images_compiles_for_sm_90_without_spills(tmp_path: Path) -> None:
+    planes = Planes(1, 64, 14, 14, 2, TARGET.lanes)
+    launch = k_winners_kernel((1, 64, 14, 14), 1000, "first", TARGET, "kernel", axis=1, layouts=(planes, planes))
+    assert nvcc_faults(launch, tmp_path) == ""
