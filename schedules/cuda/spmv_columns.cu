@@ -1,23 +1,29 @@
 // Y = X W^T for few tokens with many zeros: of W only the columns of non-zero activations are read.
 //
 // A block has SP_ROWS rows of one token. It lists the non-zero activations (NaN counts), in fixed order; then each thread
-// takes one of these after the other, reads what its rows have in that column (32 bytes that lie where the column's number
+// takes one after the other of these, reads what its rows have in that column (32 bytes that lie where the column's number
 // says: no look-up; formats/column_slots.py) and adds to sums of its own in shared memory, one for each row. At the end
 // warps add those up. So sums are in an order that depends on which activations are zero, and on nothing else.
-//   SP_THREADS: of a block. SP_LOOK: columns that a thread looks at in a round. SP_RESIDENT: blocks of a multiprocessor.
+//
+// All of it is waiting: for X, for slots, seldom for further slots. So a block looks at all of X at once, a thread has the
+// slots of four columns on their way, and sums are few, so that blocks of the kernel before and after find room.
+//   SP_THREADS: of a block. SP_LOOK: columns that a thread looks at in a round, a multiple of 4. SP_FOURS 1: K is one, too.
+//   SP_WIDE: columns have 32 bits, else 16.
+//   SP_RESIDENT: blocks of a multiprocessor that registers must allow.
 #include "epilogue.cuh"
 #include "reduce.cuh"
 #include "streams.cuh"
 
 constexpr int kRows = SP_ROWS, kThreads = SP_THREADS, kLook = SP_LOOK;
 constexpr int kWarps = kThreads / 32, kRound = kThreads * kLook;
-constexpr int kEntries = 6, kTogether = 2;  // columns that a thread has on their way
-static_assert(kRows <= 64 && kThreads % 128 == 0, "no such shape");
+constexpr int kEntries = 6, kTogether = 4;  // of a slot; columns that a thread has on their way
+static_assert(kRows <= 64 && kThreads % 128 == 0 && kLook % 4 == 0, "no such shape");
 
-struct Active {
-  int column;
-  float value;
-};
+#if SP_WIDE
+using Column = int;
+#else
+using Column = unsigned short;
+#endif
 
 struct Slot {
   uint4 low, high;
@@ -31,7 +37,7 @@ struct Slot {
 
 __device__ __forceinline__ Slot read_slot(const uint4* slots, int number) {
   const uint4* const from = slots + 2 * static_cast<size_t>(number);
-  return {sp::stream4(from), sp::stream4(from + 1)};
+  return {__ldg(from), __ldg(from + 1)};  // one sector: past L1 it would be read twice
 }
 
 // sums: of this thread, kThreads apart. Rows of a slot differ, so all sums can be read before any is written.
@@ -51,9 +57,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, SP_RESIDENT)
                  const int* __restrict__ first, const float* __restrict__ bias, float* __restrict__ y, int m, int k) {
   sp::start_next();
   SP_DYNAMIC_SHARED(float, shared);
-  float* const sums = shared;                                       // [kRows][kThreads]
-  Active* const active = reinterpret_cast<Active*>(sums + kRows * kThreads);
-  int* const found = reinterpret_cast<int*>(active + kRound);       // by each warp
+  float* const sums = shared;                                          // [kRows][kThreads]
+  int* const found = reinterpret_cast<int*>(sums + kRows * kThreads);  // by each warp
+  Column* const active = reinterpret_cast<Column*>(found + kWarps);    // of this round
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32, row0 = blockIdx.x * kRows;
 #pragma unroll 8
   for (int r = 0; r < kRows; r++) sums[r * kThreads + thread] = 0.0f;
@@ -65,47 +71,58 @@ extern "C" __global__ void __launch_bounds__(kThreads, SP_RESIDENT)
 
   for (int base = 0; base < k; base += kRound) {
     float v[kLook];
-    unsigned here[kLook];
-    int total = 0;
+    int mine = 0;
 #pragma unroll
-    for (int i = 0; i < kLook; i++) {
-      const int column = base + i * kThreads + thread;
-      v[i] = column < k ? x[column] : 0.0f;
+    for (int i = 0; i < kLook; i += 4) {
+      const int column = base + (i / 4 * kThreads + thread) * 4;
+#if SP_FOURS
+      const bool inside = column < k;
+      const float4 four = inside ? *reinterpret_cast<const float4*>(x + column) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      v[i] = four.x, v[i + 1] = four.y, v[i + 2] = four.z, v[i + 3] = four.w;
+#else
+#pragma unroll
+      for (int n = 0; n < 4; n++) v[i + n] = column + n < k ? x[column + n] : 0.0f;
+#endif
     }
 #pragma unroll
-    for (int i = 0; i < kLook; i++) {
-      here[i] = __ballot_sync(~0u, v[i] != 0.0f);
-      total += __popc(here[i]);
+    for (int i = 0; i < kLook; i++) mine += v[i] != 0.0f;
+    int at = mine;  // of this lane and those before it
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) {
+      const int before = __shfl_up_sync(~0u, at, step);
+      if (lane >= step) at += before;
     }
-    if (lane == 0) found[warp] = total;
+    if (lane == 31) found[warp] = at;
     __syncthreads();
-    int at = 0, all = 0;
+    const int of_warp = lane < kWarps ? found[lane] : 0, all = sp::lane_total(of_warp);
+    at += sp::lane_total(lane < warp ? of_warp : 0) - mine;
 #pragma unroll
-    for (int w = 0; w < kWarps; w++) {
-      if (w < warp) at += found[w];
-      all += found[w];
-    }
-#pragma unroll
-    for (int i = 0; i < kLook; i++) {
-      if (v[i] != 0.0f) active[at + __popc(here[i] & ((1u << lane) - 1))] = {base + i * kThreads + thread, v[i]};
-      at += __popc(here[i]);
-    }
+    for (int i = 0; i < kLook; i++)
+      if (v[i] != 0.0f) active[at++] = static_cast<Column>(base + (i / 4 * kThreads + thread) * 4 + i % 4);
     __syncthreads();
     for (int e = thread; e < all; e += kTogether * kThreads) {
-      Active mine[kTogether] = {};
-      Slot slot[kTogether] = {};
-#pragma unroll
-      for (int i = 0; i < kTogether; i++)
-        if (e + i * kThreads < all) {
-          mine[i] = active[e + i * kThreads];
-          slot[i] = read_slot(slots, mine[i].column);
-        }
+      float value[kTogether];
+      Slot slot[kTogether];
 #pragma unroll
       for (int i = 0; i < kTogether; i++) {
-        add(sums + thread, slot[i], mine[i].value);
-        while (const int next = slot[i].next()) {
-          slot[i] = read_slot(slots, k - 1 + next);
-          add(sums + thread, slot[i], mine[i].value);
+        const bool real = e + i * kThreads < all;
+        const int column = real ? active[e + i * kThreads] : 0;
+        value[i] = x[column];  // from L1, which has all of X by now
+        slot[i] = real ? read_slot(slots, column) : Slot{};
+      }
+      for (bool more = true; more;) {
+        more = false;
+#pragma unroll
+        for (int i = 0; i < kTogether; i++) {
+          add(sums + thread, slot[i], value[i]);
+          more |= slot[i].next() != 0;
+        }
+        if (!more) break;
+        // Further slots of all columns are on their way at once.
+#pragma unroll
+        for (int i = 0; i < kTogether; i++) {
+          const int next = slot[i].next();
+          slot[i] = next ? read_slot(slots, k - 1 + next) : Slot{};
         }
       }
     }
