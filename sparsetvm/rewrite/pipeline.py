@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from sparsetvm.analysis.symbolic_axis import Mask
 from sparsetvm.core.graph import Graph
 from sparsetvm.core.target import Target
+from sparsetvm.rewrite.activate_before_pool import activate_before_pool
 from sparsetvm.rewrite.assign_layouts import assign_layouts
 from sparsetvm.rewrite.canonical import canonicalize
 from sparsetvm.rewrite.fuse_attention import fuse_attention
@@ -48,6 +49,7 @@ def rewrite(graph: Graph, target: Target, masks: Sequence[Mask] = ()) -> Graph:
     if split_products(graph):
         fuse_epilogues(graph)
     fuse_max_pool(graph, target)
+    activate_before_pool(graph, target)
     split_strided_pointwise(graph)
     if target.kind == "cpu":
         split_batch(graph, target)
