@@ -26,6 +26,8 @@ from sparsetvm.measure.reference import TOLERANCE, Reference, to_physical
 from sparsetvm.measure.timing import TimeCalls
 from sparsetvm.search.candidates import candidates_of
 
+_SMALL_SPACE = 12  # configs, of which all are tried
+
 
 def kind_of(name: str) -> str:
     """What a template makes use of: nothing, the zeros of W, those of X too."""
@@ -142,9 +144,11 @@ class GpuLayers(Layers):
                 yield CudaTrial(each, [reference], self.target, template(config.template).tolerance)
 
     def configs(self, task: Task, name: str) -> list[Config]:
-        """Those that are likely fastest, and what differs from the default in one knob."""
+        """All of a small space; else those that are likely fastest, and what differs from the default in one knob."""
         candidates = candidates_of(task.workload, self.target)
         choice = candidates.choice(name)
+        if choice is not None and choice.space.cardinality <= _SMALL_SPACE:
+            return list(choice.space)
         return [] if choice is None else list(dict.fromkeys([*choice.likely(4), *candidates.variants(choice.default)]))
 
     def others(self, task: Task, x: np.ndarray, reference: Reference) -> dict[str, TimeCalls]:
