@@ -18,9 +18,8 @@ from sparsetvm.space.space import Space
 _ALIGNMENT = 1024  # bytes: of boxes in shared memory
 _BARRIERS = 16  # bytes: two a stage
 _CLUSTER_BARRIER = 16  # bytes: what counts the sums that arrive, as aligned as these are
-_SUM_BYTES, _SENT = 4, 20  # bytes of a sum; that a multiprocessor sends to others of its cluster in a clock
-_MEETING = 600  # clocks of a barrier of a cluster, and until what was sent has arrived
-UNMEASURED = 1.1  # of its estimate that a shape for few positions must be faster: none has been timed yet
+_SUM_BYTES = 4
+_MEETING = 800  # clocks of a barrier of a cluster, and until what was sent has arrived
 # Multiprocessors that clusters of so many blocks reach with one block each: measured for 4 (30 clusters of 132
 # multiprocessors), for 8 by the sizes of groups of multiprocessors that this leaves.
 _REACHED = {1: 1.0, 2: 1.0, 4: 120 / 132, 8: 112 / 132}
@@ -60,9 +59,9 @@ def ring_bytes(stages: int, stage: int, split: int = 1) -> int:
     return _ALIGNMENT + stages * (stage + _BARRIERS) + (_CLUSTER_BARRIER if split > 1 else 0)
 
 
-def split_clocks(sums: int, split: int) -> float:
-    """What a block that has `sums` sums is expected to take for those that it sends and gets."""
-    return _MEETING + _SUM_BYTES * sums * (split - 1) / split / _SENT if split > 1 else 0.0
+def split_clocks(sums: int, split: int, sent: float) -> float:
+    """What a block that has `sums` sums takes for those that it sends and gets; sent: bytes a clock."""
+    return _MEETING + _SUM_BYTES * sums * (split - 1) / split / sent if split > 1 else 0.0
 
 
 def split_share(blocks: int, split: int, sms: int) -> int:

@@ -25,10 +25,10 @@ PATTERN = named("n:m", (2, 4), 0.5)
         (100, 132, 40, "1x128-4", True),
         (130, 200, 136, "2x128-5", False),
         (130, 200, 72, "1x64-6-1-2", True),
-        (130, 330, 136, "1x128-4-4-2", True),
-        (100, 132, 24, "1x64-6-4-2", False),  # a step less than there are blocks
+        (130, 330, 136, "1x128-8-4-1", True),
+        (100, 132, 24, "1x64-12-4-1", False),  # a step less than there are blocks
         (100, 520, 40, "1x128-8-2-1", False),
-        (100, 520, 40, "1x128-4-8-2", True),
+        (100, 520, 40, "1x64-12-2-1", True),
     ],
 )
 def test_two_four_matches_float64(m: int, k: int, n: int, shape: str, y_half: bool) -> None:
@@ -37,7 +37,7 @@ def test_two_four_matches_float64(m: int, k: int, n: int, shape: str, y_half: bo
     check_half(TEMPLATE, half_product(weight, n, FULL, True, y_half, PATTERN), weight, config)
 
 
-@pytest.mark.parametrize("shape", ["1x128-4", "1x64-6-2-2"])
+@pytest.mark.parametrize("shape", ["1x128-4", "1x64-12-2-1"])
 def test_two_four_meets_the_right_partners(shape: str) -> None:
     weight = two_four(70, 196)
     config = Config.of("cuda.two_four", shape=shape)
@@ -72,7 +72,7 @@ def test_two_four_matches_only_x_in_float16_on_hopper() -> None:
 
 
 @needs_nvcc
-@pytest.mark.parametrize("shape", ["1x256-5", "2x128-6", "1x128-4-4-2", "1x64-12-4-1"])
+@pytest.mark.parametrize("shape", ["1x256-5", "2x128-6", "1x128-8-4-1", "1x64-6-1-2"])
 def test_two_four_compiles_for_sm_90a_without_spills(shape: str, tmp_path: Path) -> None:
     gelu = Epilogue(bias=True, residual=True, activation="gelu")
     weight = two_four(64, 64)
