@@ -10,7 +10,7 @@ constexpr int kGroups = kWarps / kSplit;  // of warps with rows of their own
 __device__ __forceinline__ float4 read_x(const float* x, int at, int k) {
 #if SP_ALIGNED
   (void)k;
-  return __ldg(reinterpret_cast<const float4*>(x + at));
+  return *reinterpret_cast<const float4*>(x + at);
 #else
   return make_float4(x[at], at + 1 < k ? x[at + 1] : 0.0f, at + 2 < k ? x[at + 2] : 0.0f, at + 3 < k ? x[at + 3] : 0.0f);
 #endif
@@ -21,7 +21,7 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps)
     dense_gemv(const float* __restrict__ x, SP_RESIDUAL_PARAMETER const float* __restrict__ w,
                const float* __restrict__ bias, float* __restrict__ y, int m, int k, int stride) {
   sp::start_next();
-  sp::wait_for_previous();
+  x = sp::wait_for_previous(x);
   __shared__ float parts[kSplit][kTokens][kGroups * kRows];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = warp / kSplit, share = warp % kSplit;
   const int block_row = blockIdx.x * (kGroups * kRows), row0 = block_row + group * kRows;

@@ -92,13 +92,15 @@ __device__ __forceinline__ void copy_wait() { asm volatile("cp.async.wait_group 
 // All of its threads must call wait_for_previous() before they read activations or write anything; weights may be read
 // earlier. start_next() lets the kernel after this one start: it, too, waits for the end of this one before it reads.
 __device__ __forceinline__ void wait_for_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-// The compiler takes loads through `const __restrict__` pointers for constant and may move them past any barrier: what is
-// read through the pointer that this one returns stays behind it.
+// The compilers take loads through `const __restrict__` pointers for constant (ld.global.nc) and move them past any
+// barrier: nvcc does, and ptxas moves even those that nvcc left behind the wait in front of it. So what is read through
+// the pointer that this one returns are loads like any other: where it comes from is not to be seen, but that it is one
+// to global memory. It must not be read with __ldg.
 template <typename T>
 __device__ __forceinline__ T* wait_for_previous(T* activations) {
-  int zero;  // an offset and not the pointer, which would no longer be known to be one to global memory
-  asm volatile("griddepcontrol.wait;\nmov.s32 %0, 0;" : "=r"(zero)::"memory");
-  return activations + zero;
+  size_t global;
+  asm volatile("griddepcontrol.wait;\ncvta.to.global.u64 %0, %1;" : "=l"(global) : "l"(activations) : "memory");
+  return static_cast<T*>(const_cast<void*>(static_cast<const void*>(__cvta_global_to_generic(global))));
 }
 __device__ __forceinline__ void start_next() { asm volatile("griddepcontrol.launch_dependents;"); }
 

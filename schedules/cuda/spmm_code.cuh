@@ -51,7 +51,7 @@ __device__ __forceinline__ void finish(float4& a, unsigned real) {
   finish(a.x, real), finish(a.y, real >> 1), finish(a.z, real >> 2), finish(a.w, real >> 3);
 }
 
-__device__ __forceinline__ Vec read(const float* from) { return __ldg(reinterpret_cast<const Vec*>(from)); }
+__device__ __forceinline__ Vec read(const float* from) { return *reinterpret_cast<const Vec*>(from); }
 __device__ __forceinline__ Vec read_shared(const float* from) { return *reinterpret_cast<const Vec*>(from); }
 
 // Residual, activation, store.

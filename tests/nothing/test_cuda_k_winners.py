@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -99,3 +100,16 @@ def test_kernel_for_images_compiles_for_sm_90_without_spills(tmp_path: Path) -> 
     planes = Planes(1, 64, 14, 14, 2, TARGET.lanes)
     launch = k_winners_kernel((1, 64, 14, 14), 1000, "first", TARGET, "kernel", axis=1, layouts=(planes, planes))
     assert nvcc_faults(launch, tmp_path) == ""
+
+
+@needs_nvcc
+@pytest.mark.parametrize("planes", [False, True])
+def test_no_value_is_read_as_constant(planes: bool, tmp_path: Path) -> None:
+    """ptxas moves such loads (ld.global.nc) in front of the wait for the kernel that writes the values."""
+    layout = Planes(1, 64, 14, 14, 0, 4) if planes else PLAIN
+    launch = k_winners_kernel((1, 64, 14, 14), 1192, "first", TARGET, "kernel", axis=1, layouts=(layout, layout))
+    out, macros = tmp_path / "kernel.ptx", [f"-D{name}={value}" for name, value in launch.defines]
+    subprocess.run(["nvcc", "-std=c++17", "-O3", "-arch=sm_90", "-ptx", *macros, "-o", out, launch.path], check=True)
+    text = out.read_text()
+    assert "griddepcontrol.wait" in text and "ld.global.f32" in text
+    assert "ld.global.nc" not in text
