@@ -42,6 +42,8 @@ __device__ __forceinline__ void copy_wait() { sp_emu::wait(LEFT); }
 __device__ __forceinline__ void wait_for_previous() {}
 template <typename T>
 __device__ __forceinline__ T* wait_for_previous(T* activations) { return activations; }
+template <typename T>
+__device__ __forceinline__ T* wait_for_copies(T* activations) { return activations; }
 __device__ __forceinline__ void start_next() {}
 __device__ __forceinline__ void cluster_sync() { sp_emu::cluster_barrier(); }
 __device__ __forceinline__ int cluster_rank() { return int(blockIdx.x) % sp_emu::cluster_size; }
@@ -101,6 +103,13 @@ __device__ __forceinline__ T* wait_for_previous(T* activations) {
   size_t global;
   asm volatile("griddepcontrol.wait;\ncvta.to.global.u64 %0, %1;" : "=l"(global) : "l"(activations) : "memory");
   return static_cast<T*>(const_cast<void*>(static_cast<const void*>(__cvta_global_to_generic(global))));
+}
+// As that, with fewer registers; ptxas may still take loads for constant. For X that is copied (cp.async) and read late.
+template <typename T>
+__device__ __forceinline__ T* wait_for_copies(T* activations) {
+  int zero;
+  asm volatile("griddepcontrol.wait;\nmov.s32 %0, 0;" : "=r"(zero)::"memory");
+  return activations + zero;
 }
 __device__ __forceinline__ void start_next() { asm volatile("griddepcontrol.launch_dependents;"); }
 

@@ -73,13 +73,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, SP_RESIDENT) spmv(
   }
   const int row = live ? sp::early(rows + at) : 0;
   const float start = live ? sp::early(bias + at) : 0.0f;
-#if SP_STAGED && SP_N == 1
-  sp::wait_for_previous();  // X is read by cp.async alone, which stays behind it
-#else
-  x = sp::wait_for_previous(x);
-#endif
+  x = sp::wait_for_copies(x);
 #if SP_RESIDUAL
-  residual = sp::wait_for_previous(residual);
+  residual = sp::wait_for_copies(residual);
 #endif
 
 #if SP_STAGED
@@ -128,7 +124,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, SP_RESIDENT) spmv(
     }
 #else
 #pragma unroll
-    for (int n = 0; n < N; n++) out[n] = x[n * k + column];
+    for (int n = 0; n < N; n++) out[n] = __ldg(x + n * k + column);
 #endif
   };
 
