@@ -29,7 +29,7 @@ def config(shape: str, name: str = "cuda.block_wgmma") -> Config:
         ((32, 32), 130, 170, 40, "64x256-32-5-2", True),
         ((64, 64), 128, 260, 264, "64x512-64-3-1", False),
         ((32, 32), 130, 170, 136, "64x128-32-16-1-2", True),
-        ((64, 64), 128, 260, 40, "64x128-64-4-2-2", False),
+        ((64, 64), 128, 260, 40, "64x128-64-8-1-2", False),
     ],
 )
 def test_blocks_match_float64(block: tuple[int, int], m: int, k: int, n: int, shape: str, y_half: bool) -> None:

@@ -111,5 +111,6 @@ def test_no_value_is_read_as_constant(planes: bool, tmp_path: Path) -> None:
     out, macros = tmp_path / "kernel.ptx", [f"-D{name}={value}" for name, value in launch.defines]
     subprocess.run(["nvcc", "-std=c++17", "-O3", "-arch=sm_90", "-ptx", *macros, "-o", out, launch.path], check=True)
     text = out.read_text()
-    assert "griddepcontrol.wait" in text and "ld.global.f32" in text
+    assert "griddepcontrol.wait" in text
+    assert "ld.global.f32" in text
     assert "ld.global.nc" not in text
