@@ -47,10 +47,10 @@ def moved_from(graph: Graph, uses: Uses, name: str) -> Moved | None:
     shape = graph.values[name].shape
     if math.prod(shape) > _MOST_ELEMENTS:
         return None
-    elements = np.arange(math.prod(shape), dtype=np.int32).reshape(shape)
+    elements: np.ndarray | None = np.arange(math.prod(shape), dtype=np.int32).reshape(shape)
     for step in reversed(steps):
-        elements = step(elements)
-    return Moved(name, elements, factor)
+        elements = _moved(step, elements)
+    return None if elements is None else Moved(name, elements, factor)
 
 
 def moved_to(graph: Graph, uses: Uses, name: str, wanted: np.ndarray) -> Node | None:
@@ -65,12 +65,21 @@ def moved_to(graph: Graph, uses: Uses, name: str, wanted: np.ndarray) -> Node | 
     found = None
     while (node := uses.sole_user(name)) is not None and node.is_op(*_SHAPES, "Transpose"):
         step = _step(graph, node, node.outputs[0])
-        if step is None:
+        after = None if step is None else _moved(step, elements)
+        if after is None:
             break
-        elements, name = step(elements), node.outputs[0]
+        elements, name = after, node.outputs[0]
         if np.array_equal(elements.reshape(-1), wanted):
             found = node
     return found
+
+
+def _moved(step: _Step, elements: np.ndarray | None) -> np.ndarray | None:
+    """The elements after the step; None where its attributes do not fit them, which whoever runs the node reports."""
+    try:
+        return None if elements is None else step(elements)
+    except (ValueError, IndexError):
+        return None
 
 
 def _scaling(graph: Graph, node: Node) -> tuple[str, float] | None:
