@@ -1,9 +1,10 @@
 """How much faster several workers tune than one: the same tune on one device and on all of them.
 
-    python scripts/bench_fleet.py --targets cuda:0,cuda:1 [--seconds 45] [--jobs 16] [--json OUT.json]
+    python scripts/bench_fleet.py --targets cuda:0,cuda:1 [--seconds 60] [--jobs 16] [--json OUT.json]
 
 Starts a tracker and workers on this machine, tunes a set of pruned products for that many seconds on the first device,
-then on all, and prints trials per second of both. No model file is needed.
+then on all, and prints trials per second of both, without those of the first round, whose kernels are built while no
+device has anything to measure. No model file is needed.
 """
 
 from __future__ import annotations
@@ -61,7 +62,10 @@ def start_worker(there: Field, name: str, key: str, target: str) -> None:
 
 
 def tune(there: Field, key: str, workers: int, seconds: float, jobs: int, folder: Path) -> dict[str, Any]:
-    """Trials per second of a tune of `seconds` on the workers of a key, all of which are waited for."""
+    """Trials per second of a tune of `seconds` on the workers of a key, all of which are waited for.
+
+    Exits when the time was too short for two rounds.
+    """
     fleet = Fleet(there.address, key, threads=1, patience=120.0)
     while fleet.tracker.count() < workers:
         time.sleep(0.2)
@@ -69,20 +73,25 @@ def tune(there: Field, key: str, workers: int, seconds: float, jobs: int, folder
     options = TuneOptions("default", None, seconds, None, False, uuid.uuid4().hex[:12])
     journal = journal_path(folder, fleet.device)
 
+    kept: list[tuple[float, int]] = []  # when, how many
+
     def keep(records: list[Record]) -> None:
         append(journal, *records)
+        kept.append((time.monotonic(), len(records)))
 
     with fleet.measurer(jobs=jobs) as measurer:
         measurer.measure(tasks[0], [])  # start the builders
-        began = time.monotonic()
         outcomes = tune_tasks(
             tasks, fleet.target, options, index, keep, measurer, lambda event: None, device=fleet.device
         )
-        took = time.monotonic() - began
     for outcome in outcomes:
         for status, count in outcome.statuses.items():
             by_status[status] = by_status.get(status, 0) + count
-    trials = sum(outcome.trials for outcome in outcomes)
+    # The first round ends with the batch that gives each task its first trials.
+    first = next((at for at in range(len(kept)) if sum(count for _, count in kept[: at + 1]) >= 2 * len(tasks)), None)
+    if first is None or first + 1 == len(kept):
+        sys.exit(f"{seconds:.0f} s were too few for a second round: give more --seconds")
+    trials, took = sum(count for _, count in kept[first + 1 :]), kept[-1][0] - kept[first][0]
     return {
         "workers": workers, "device": fleet.device.model, "trials": trials, "seconds": took,
         "trials_per_second": trials / took, "statuses": by_status,
@@ -93,7 +102,7 @@ def tune(there: Field, key: str, workers: int, seconds: float, jobs: int, folder
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", required=True, help="one for each worker")
-    parser.add_argument("--seconds", type=float, default=45.0)
+    parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--jobs", type=int, default=max(2, (os.cpu_count() or 2) - 4))
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
