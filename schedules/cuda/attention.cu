@@ -97,7 +97,12 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps)
 #endif
               float* __restrict__ y, int seq, int readable, int tokens, int mask_image, int mask_head, int mask_query) {
   sp::start_next();
-  sp::wait_for_previous();
+  q = sp::wait_for_previous(q);
+  k = sp::wait_for_previous(k);
+  v = sp::wait_for_previous(v);
+#if SP_MASK
+  mask = sp::wait_for_previous(mask);
+#endif
   SP_DYNAMIC_SHARED(float, shared);
   const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32, query0 = blockIdx.x * kQueries;
   const int blocks = (readable + kChunk - 1) / kChunk, keys = blocks * kChunk + 4;

@@ -59,7 +59,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, kResident)
                  int m_tiles, int n_tiles, int size1, int size2, int a_step0, int a_step1, int a_step2, int b_step0,
                  int b_step1, int b_step2) {
   sp::start_next();
-  sp::wait_for_previous();
+  a = sp::wait_for_previous(a);
+  b = sp::wait_for_previous(b);
   SP_DYNAMIC_SHARED(float, shared);
   const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32;
   const int tile = blockIdx.x % (m_tiles * n_tiles), item = blockIdx.x / (m_tiles * n_tiles);

@@ -19,7 +19,7 @@ using To4 = float4;
 
 extern "C" __global__ void __launch_bounds__(128) cast(const From* __restrict__ x, To* __restrict__ y, int count) {
   sp::start_next();
-  sp::wait_for_previous();
+  x = sp::wait_for_previous(x);
   const int at = (blockIdx.x * 128 + threadIdx.x) * 4;
   if (at + 4 <= count) {
     const From4 v = *reinterpret_cast<const From4*>(x + at);

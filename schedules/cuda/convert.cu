@@ -18,7 +18,7 @@ constexpr int kRows = 16;  // of X in a square of `transpose`: twice the blocks 
 extern "C" __global__ void __launch_bounds__(256)
     transpose(const float* __restrict__ x, Stored* __restrict__ y, int rows, int columns, int rows_in, int rows_out) {
   sp::start_next();
-  sp::wait_for_previous();
+  x = sp::wait_for_previous(x);
   __shared__ float square[kRows][33];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, matrix = blockIdx.z;
   const int row0 = blockIdx.y * kRows, column0 = blockIdx.x * 32;
@@ -47,7 +47,7 @@ extern "C" __global__ void __launch_bounds__(256)
 extern "C" __global__ void __launch_bounds__(256)
     columns(const float* __restrict__ x, float* __restrict__ y, int rows, int cols, int lanes, int tiles, int to_tiles) {
   sp::start_next();
-  sp::wait_for_previous();
+  x = sp::wait_for_previous(x);
   const int at = blockIdx.x * 256 + threadIdx.x;
   if (at >= tiles * cols * lanes) return;
   const int row = at / (cols * lanes) * lanes + at % lanes, column = at / lanes % cols;
@@ -66,7 +66,7 @@ extern "C" __global__ void
     planes(const float* __restrict__ x, float* __restrict__ y, int height, int width, int x_plane, int x0, int x_pitch,
            int y_plane, int y0, int y_rows, int y_width, int y_pitch, int oy, int ox) {
   sp::start_next();
-  sp::wait_for_previous();
+  x = sp::wait_for_previous(x);
   const int at = 4 * (blockIdx.y * blockDim.x + threadIdx.x), channel = blockIdx.x, channels = gridDim.x;
   if (at >= y_plane) return;
   const unsigned phase = blockIdx.z % (SP_SY * SP_SX), image = blockIdx.z / (SP_SY * SP_SX);
@@ -91,7 +91,7 @@ extern "C" __global__ void
 extern "C" __global__ void
     images(const float* __restrict__ x, float* __restrict__ y, int height, int width, int x_plane, int x0, int x_pitch) {
   sp::start_next();
-  sp::wait_for_previous();
+  x = sp::wait_for_previous(x);
   const int e = blockIdx.y * blockDim.x + threadIdx.x;
   if (e >= height * width) return;
   const int row = static_cast<unsigned>(e) / static_cast<unsigned>(width);

@@ -9,7 +9,10 @@ extern "C" __global__ void __launch_bounds__(128)
               const float* __restrict__ bias, float* __restrict__ y, int count, int channels, int top, int left,
               int x_plane, int x0, int x_pitch, int y_plane, int y0, int y_pitch, int height, int width, int outside) {
   sp::start_next();
-  sp::wait_for_previous();
+  x = sp::wait_for_previous(x);
+#if SP_RESIDUAL
+  residual = sp::wait_for_previous(residual);
+#endif
   const int e = blockIdx.x * 128 + threadIdx.x;
   if (e >= count) return;
   const int blocks = height / SP_OUT, work = blocks * y_pitch + outside, plane = e / work, at = e % work;

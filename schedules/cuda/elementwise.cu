@@ -26,7 +26,10 @@ extern "C" __global__ void __launch_bounds__(128)
     elementwise(const float* __restrict__ x0, SP_SECOND float* __restrict__ y, int count, int plane, int origin, int pitch,
                 int width, int valid, int channels) {
   sp::start_next();
-  sp::wait_for_previous();
+  x0 = sp::wait_for_previous(x0);
+#if SP_OP
+  x1 = sp::wait_for_previous(x1);
+#endif
   const int at = (blockIdx.x * 128 + threadIdx.x) * 4;
   if (at >= count) return;
   unsigned real = 15;

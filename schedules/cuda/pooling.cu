@@ -13,7 +13,7 @@ extern "C" __global__ void __launch_bounds__(128)
             int x_pitch, int y_plane, int y0, int y_pitch, int height, int width, int outside, int top, int left,
             int include_pad) {
   sp::start_next();
-  sp::wait_for_previous();
+  x = sp::wait_for_previous(x);
   const int e = blockIdx.x * 128 + threadIdx.x;
   if (e >= count) return;
   const int grid = height * y_pitch, work = grid + outside, plane = e / work, at = e % work;
@@ -46,7 +46,7 @@ extern "C" __global__ void __launch_bounds__(128)
     global_pooling(const float* __restrict__ x, float* __restrict__ y, int planes, int x_plane, int x0, int x_pitch,
                    int height, int width) {
   sp::start_next();
-  sp::wait_for_previous();
+  x = sp::wait_for_previous(x);
   constexpr int kThreads = 32 * SP_WARPS;
   const int plane = blockIdx.x * (128 / kThreads) + threadIdx.x / kThreads, tid = threadIdx.x % kThreads;
   float value = kIdentity;

@@ -69,7 +69,7 @@ extern "C" __global__ void SP_CLUSTER_DIMS __launch_bounds__(SP_BLOCK)
     layer_norm(const float* __restrict__ x, const float* __restrict__ gamma, const float* __restrict__ beta,
                float* __restrict__ y, int tokens, int n, int stride, int share) {
   sp::start_next();
-  sp::wait_for_previous();
+  x = sp::wait_for_previous(x);
 #if SP_CLUSTER > 1
   SP_DYNAMIC_SHARED(float, moments);  // [kTokens][4]: mean, sum of squares, features
   float(*scratch)[kTokens] = reinterpret_cast<float(*)[kTokens]>(moments + 4 * kTokens);
@@ -137,7 +137,10 @@ extern "C" __global__ void __launch_bounds__(SP_BLOCK)
 #endif
             float* __restrict__ y, int tokens, int n, int stride, int size1, int size2, int step0, int step1, int step2) {
   sp::start_next();
-  sp::wait_for_previous();
+  x = sp::wait_for_previous(x);
+#if SP_MASK
+  mask = sp::wait_for_previous(mask);
+#endif
   __shared__ float scratch[kThreads / 32][kTokens];
   SP_TOKEN(tokens, 0, n)
 #if SP_MASK

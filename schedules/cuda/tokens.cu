@@ -8,7 +8,7 @@ extern "C" __global__ void __launch_bounds__(128)
     to_tokens(const float* __restrict__ x, float* __restrict__ y, int images, int height, int width, int plane, int origin,
               int pitch, int lanes) {
   sp::start_next();
-  sp::wait_for_previous();
+  x = sp::wait_for_previous(x);
   const int at = 4 * (blockIdx.y * 128 + threadIdx.x), channel = blockIdx.x, channels = gridDim.x;
   if (at >= lanes) return;
   const int pixels = height * width;
@@ -28,7 +28,7 @@ extern "C" __global__ void __launch_bounds__(128)
     to_images(const float* __restrict__ x, float* __restrict__ y, int height, int width, int plane, int origin, int pitch,
               int lanes) {
   sp::start_next();
-  sp::wait_for_previous();
+  x = sp::wait_for_previous(x);
   const int at = 4 * (blockIdx.y * 128 + threadIdx.x), channel = blockIdx.x, channels = gridDim.x;
   if (at >= plane) return;
   const int p = at - origin, begin = max(p, 0);  // origin is a multiple of 4
