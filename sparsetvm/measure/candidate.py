@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import statistics
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from sparsetvm.core.config import Config
 from sparsetvm.core.record import Conditions, Status
 from sparsetvm.core.target import Target
 from sparsetvm.core.task import Task
-from sparsetvm.core.thread_pool import SHARE_ALL_CORES
+from sparsetvm.core.thread_pool import configure_pool
 from sparsetvm.measure.buffers import GuardedBuffer
 from sparsetvm.measure.compile import SYMBOL, Built, FindTemplate, InvalidConfig, build, build_library, load_library
 from sparsetvm.measure.conditions import read_conditions
@@ -114,8 +113,8 @@ class Session:
         self._task, self._target = prepared.task, prepared.target
         self._seed, self._references = prepared.seed, prepared.references
         self._cache_flush: CacheFlush | None = None
-        if self._target.kind == "cpu":
-            _use_threads(self._target.threads)
+        if self._target.kind == "cpu" and self._target.threads > 1:
+            configure_pool(self._target.threads)
 
     def _flush(self) -> CacheFlush | None:
         """What makes the task's timings cold; None when it is timed warm."""
@@ -241,15 +240,6 @@ class Session:
 
 def _same(buffer: GuardedBuffer, original: np.ndarray) -> bool:
     return np.array_equal(buffer.array, original)
-
-
-def _use_threads(count: int) -> None:
-    """Set TVM's pool up as the deployed module will: `count` threads that share all cores, none bound to one."""
-    import tvm
-
-    if count > 1:
-        cores = [str(core) for core in sorted(os.sched_getaffinity(0))]
-        tvm.get_global_func("runtime.config_threadpool")(SHARE_ALL_CORES, count, cores, len(cores))
 
 
 def _first_line(problem: BaseException) -> str:

@@ -8,10 +8,9 @@ thread started later inherits: workers share all allowed cores here instead.
 
 from __future__ import annotations
 
-import os
 import threading
 
-from sparsetvm.core.thread_pool import SHARE_ALL_CORES, SPIN_VARIABLE, SPINS
+from sparsetvm.core.thread_pool import configure_pool
 
 _configured = threading.local()
 
@@ -25,9 +24,7 @@ def set_threads(count: int) -> int:
         return int(_configured.real)
     import tvm
 
-    os.environ.setdefault(SPIN_VARIABLE, SPINS)
-    cores = sorted(os.sched_getaffinity(0))
-    tvm.get_global_func("runtime.config_threadpool")(SHARE_ALL_CORES, count, [str(core) for core in cores], len(cores))
+    configure_pool(count)
     _configured.asked = count
     _configured.real = int(tvm.get_global_func("runtime.NumThreads")())
     return int(_configured.real)
