@@ -114,7 +114,8 @@ extern "C" __global__ void SP_CLUSTER_DIMS __launch_bounds__(kThreads, kResident
   // Pointers to results are made here, since the loop has no registers to keep them.
   y += static_cast<size_t>(blockIdx.z) * y_batch + static_cast<size_t>(group * rows + row0) * y_row;
 #if SP_RESIDUAL
-  residual += r0 + static_cast<size_t>(blockIdx.z) * r_batch + static_cast<size_t>(group * rows + row0) * r_row;
+  residual = sp::written_before(residual) + r0 + static_cast<size_t>(blockIdx.z) * r_batch +
+             static_cast<size_t>(group * rows + row0) * r_row;
 #else
   (void)r0, (void)r_batch, (void)r_row;
 #endif

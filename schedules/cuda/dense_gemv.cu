@@ -72,7 +72,7 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps)
     for (int s = 0; s < kSplit; s++) sum += parts[s][t][r];
     const size_t at = static_cast<size_t>(t) * m + row;
 #if SP_RESIDUAL
-    sum += residual[at];
+    sum += sp::written_before(residual)[at];
 #endif
     y[at] = sp::activate(sum);
   }

@@ -44,6 +44,8 @@ template <typename T>
 __device__ __forceinline__ T* wait_for_previous(T* activations) { return activations; }
 template <typename T>
 __device__ __forceinline__ T* wait_for_copies(T* activations) { return activations; }
+template <typename T>
+__device__ __forceinline__ T* written_before(T* activations) { return activations; }
 __device__ __forceinline__ void start_next() {}
 __device__ __forceinline__ void cluster_sync() { sp_emu::cluster_barrier(); }
 __device__ __forceinline__ int cluster_rank() { return int(blockIdx.x) % sp_emu::cluster_size; }
@@ -97,12 +99,17 @@ __device__ __forceinline__ void wait_for_previous() { asm volatile("griddepcontr
 // The compilers take loads through `const __restrict__` pointers for constant (ld.global.nc) and move them past any
 // barrier: nvcc does, and ptxas moves even those that nvcc left behind the wait in front of it. So what is read through
 // the pointer that this one returns are loads like any other: where it comes from is not to be seen, but that it is one
-// to global memory. It must not be read with __ldg.
+// to global memory. It must not be read with __ldg. For use behind the wait.
+template <typename T>
+__device__ __forceinline__ T* written_before(T* activations) {
+  size_t global;
+  asm volatile("cvta.to.global.u64 %0, %1;" : "=l"(global) : "l"(activations) : "memory");
+  return static_cast<T*>(const_cast<void*>(static_cast<const void*>(__cvta_global_to_generic(global))));
+}
 template <typename T>
 __device__ __forceinline__ T* wait_for_previous(T* activations) {
-  size_t global;
-  asm volatile("griddepcontrol.wait;\ncvta.to.global.u64 %0, %1;" : "=l"(global) : "l"(activations) : "memory");
-  return static_cast<T*>(const_cast<void*>(static_cast<const void*>(__cvta_global_to_generic(global))));
+  wait_for_previous();
+  return written_before(activations);
 }
 // As that, with fewer registers; ptxas may still take loads for constant. For X that is copied (cp.async) and read late.
 template <typename T>

@@ -73,9 +73,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, SP_RESIDENT) spmv(
   }
   const int row = live ? sp::early(rows + at) : 0;
   const float start = live ? sp::early(bias + at) : 0.0f;
-  x = sp::wait_for_copies(x);
+#if SP_STAGED
+  x = N == 1 ? sp::wait_for_copies(x) : sp::wait_for_previous(x);
+#else
+  x = sp::wait_for_previous(x);
+#endif
 #if SP_RESIDUAL
-  residual = sp::wait_for_copies(residual);
+  residual = sp::wait_for_previous(residual);
 #endif
 
 #if SP_STAGED
@@ -124,7 +128,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, SP_RESIDENT) spmv(
     }
 #else
 #pragma unroll
-    for (int n = 0; n < N; n++) out[n] = __ldg(x + n * k + column);
+    for (int n = 0; n < N; n++) out[n] = x[n * k + column];
 #endif
   };
 

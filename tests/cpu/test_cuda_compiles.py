@@ -74,7 +74,9 @@ def test_default_kernels_compile_without_spills(name: str, tmp_path: Path) -> No
         assert "warning" not in words, (config, words)
         assert "0 bytes spill stores, 0 bytes spill loads" in words, (config, words)
         if launch.overlaps:
-            check_overlap((tmp_path / launch.path.with_suffix(".ptx").name).read_text())
+            ptx = (tmp_path / launch.path.with_suffix(".ptx").name).read_text()
+            check_overlap(ptx)
+            check_no_constant_loads(ptx, 2 if workload.epilogue.residual else 1)
 
 
 def check_overlap(ptx: str) -> None:
@@ -82,6 +84,17 @@ def check_overlap(ptx: str) -> None:
     start, wait = ptx.index("griddepcontrol.launch_dependents"), ptx.index("griddepcontrol.wait")
     assert start < wait < ptx.index("st.global")
     assert not re.search(r"ld\.global|cp\.async", ptx[:start])
+
+
+def check_no_constant_loads(ptx: str, activations: int) -> None:
+    """The first parameters are written by kernels that may still run: no ld.global.nc, which passes the wait."""
+    derived = {f"[x_param_{i}]" for i in range(activations)}
+    computed = re.findall(r"^\s*(?:@!?%p\d+ )?[a-z0-9_.:]+\s+(%rd\d+), ([^;]*);", ptx, re.MULTILINE)
+    uses = [(to, set(re.sub(r"\[\w+_param_", "[x_param_", parts).split(", "))) for to, parts in computed]
+    while found := {to for to, parts in uses if parts & derived} - derived:
+        derived |= found
+    loads = re.findall(r"ld\.global\.nc\S*\s+[^[]*\[(%rd\d+)", ptx)
+    assert not derived & set(loads)
 
 
 def compile_sm90(launch: Launch, to: Path) -> str:
