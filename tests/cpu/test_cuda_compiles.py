@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 from cuda_cases import H100, convolution, product, sparse
+from ptx import constant_loads
 from sparsetvm.schedules.base import matching
 from sparsetvm.schedules.cuda.launch import Launch
 
@@ -76,7 +77,7 @@ def test_default_kernels_compile_without_spills(name: str, tmp_path: Path) -> No
         if launch.overlaps:
             ptx = (tmp_path / launch.path.with_suffix(".ptx").name).read_text()
             check_overlap(ptx)
-            check_no_constant_loads(ptx, 2 if workload.epilogue.residual else 1)
+            assert constant_loads(ptx, launch) == []
 
 
 def check_overlap(ptx: str) -> None:
@@ -84,17 +85,6 @@ def check_overlap(ptx: str) -> None:
     start, wait = ptx.index("griddepcontrol.launch_dependents"), ptx.index("griddepcontrol.wait")
     assert start < wait < ptx.index("st.global")
     assert not re.search(r"ld\.global|cp\.async", ptx[:start])
-
-
-def check_no_constant_loads(ptx: str, activations: int) -> None:
-    """The first parameters are written by kernels that may still run: no ld.global.nc, which passes the wait."""
-    derived = {f"[x_param_{i}]" for i in range(activations)}
-    computed = re.findall(r"^\s*(?:@!?%p\d+ )?[a-z0-9_.:]+\s+(%rd\d+), ([^;]*);", ptx, re.MULTILINE)
-    uses = [(to, set(re.sub(r"\[\w+_param_", "[x_param_", parts).split(", "))) for to, parts in computed]
-    while found := {to for to, parts in uses if parts & derived} - derived:
-        derived |= found
-    loads = re.findall(r"ld\.global\.nc\S*\s+[^[]*\[(%rd\d+)", ptx)
-    assert not derived & set(loads)
 
 
 def compile_sm90(launch: Launch, to: Path) -> str:

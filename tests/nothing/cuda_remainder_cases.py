@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from emulator import run_launch
+from ptx import constant_loads
 from sparsetvm.schedules.base import Template
 from sparsetvm.schedules.cuda.launch import Launch
 
@@ -75,7 +76,10 @@ def launch_layer(
 
 
 def nvcc_faults(launch: Launch, folder: Path) -> str:
-    """What nvcc says against a launch, compiled for sm_90: errors, warnings, spilled registers; "" when all is well."""
+    """What is wrong with a launch, compiled for sm_90; "" when all is well.
+
+    Errors, warnings, spilled registers, activations that are read as constants.
+    """
     macros = [f"-D{name}={value}" for name, value in launch.defines]
     arch = "-gencode=arch=compute_90a,code=sm_90a" if launch.native else "-arch=sm_90"
     command = [
@@ -87,6 +91,8 @@ def nvcc_faults(launch: Launch, folder: Path) -> str:
         "all-warnings",
         "-Xptxas",
         "-v,-warn-spills",
+        "--keep",
+        f"--keep-dir={folder}",
     ]
     source = launch.path
     if launch.text is not None:
@@ -103,7 +109,8 @@ def nvcc_faults(launch: Launch, folder: Path) -> str:
     if done.returncode:
         return said
     assert f"'{launch.entry}'" in said
-    return "\n".join(spilled + warned)
+    constant = constant_loads((folder / f"{source.stem}.ptx").read_text(), launch) if launch.overlaps else []
+    return "\n".join(spilled + warned + [f"{register} is read by ld.global.nc" for register in constant])
 
 
 def run_remainder(
