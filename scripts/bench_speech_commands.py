@@ -77,10 +77,9 @@ def profiled(path: Path, feed: dict[str, np.ndarray], folder: Path, runs: int = 
             key = event["name"].removesuffix("_kernel_time"), event["args"]["op_name"]
             times.setdefault(key, []).append(event["dur"])
     tenth = runs // 10
-    return [
-        LayerTime(name=name, op=op, us=statistics.fmean(sorted(found)[tenth:-tenth]))
-        for (name, op), found in times.items()
-    ]
+    us = {node: statistics.fmean(sorted(found)[tenth:-tenth]) for node, found in times.items()}
+    total = sum(us.values()) or math.nan
+    return [LayerTime(name=name, op=op, kernel=name, us=mean, share=mean / total) for (name, op), mean in us.items()]
 
 
 def compiled(model: Path, target: str, budget: float, log_dir: Path | None) -> Path:

@@ -20,7 +20,7 @@
 // The residual parameter of a kernel, right after X; what it is in calls.
 #if SP_RESIDUAL
 #define SP_RESIDUAL_OF(type) const type* __restrict__ residual,
-#define SP_RESIDUAL_OR_NULL sp::written_before(residual)
+#define SP_RESIDUAL_OR_NULL residual
 #else
 #define SP_RESIDUAL_OF(type)
 #define SP_RESIDUAL_OR_NULL nullptr

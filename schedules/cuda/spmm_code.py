@@ -41,7 +41,7 @@ class SpmmCode(Template):
     """Template cuda.spmm_code."""
 
     name = "cuda.spmm_code"
-    version = 2
+    version = 3
 
     def matches(self, workload: Workload, target: Target) -> bool:
         if target.kind != "cuda" or workload.pattern.kind == "dense" or not supports_flat(workload):

@@ -56,7 +56,7 @@ struct Output {
   __device__ __forceinline__ void store(int row, int p, int t, Sum sum) const {
     const bool real = row < rows;
 #if SP_RESIDUAL
-    const type* const more = residual + static_cast<size_t>(row) * r_row + p;
+    const type* const more = written_before(residual) + static_cast<size_t>(row) * r_row + p;
 #else
     const type* const more = nullptr;
 #endif

@@ -48,7 +48,10 @@ def _candidates(folder: Path | None) -> list[Path]:
 
 
 def mkl_product(mkl: ctypes.CDLL, weight: np.ndarray, x: np.ndarray) -> tuple[Callable[[], object], np.ndarray]:
-    """(run, y): `run` computes y = weight @ x, x float32 (k,) or (k, n), into the array y. Raises RuntimeError."""
+    """(run, y): `run` computes y = weight @ x, x float32 (k,) or (k, n), into the array y, and keeps it alive.
+
+    Raises RuntimeError.
+    """
     csr = scipy.sparse.csr_array(weight)
     indptr, indices = csr.indptr.astype(np.int32), csr.indices.astype(np.int32)
     values, x = csr.data.astype(np.float32), np.ascontiguousarray(x)
@@ -76,7 +79,7 @@ def mkl_product(mkl: ctypes.CDLL, weight: np.ndarray, x: np.ndarray) -> tuple[Ca
         arguments = (_NOTRANS, one, handle, descr, _ROW_MAJOR, _pointer(x), n, n, zero, _pointer(y), n)
         name = "mkl_sparse_s_mm"
     check("mkl_sparse_optimize", handle)
-    kept = (indptr, indices, values, x)
+    kept = (indptr, indices, values, x, y)  # MKL has their addresses alone
 
     def run() -> object:
         check(name, *arguments)

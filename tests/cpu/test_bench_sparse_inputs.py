@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import bench_sparse_sparse
 import bench_speech_commands
 import numpy as np
 import pytest
+from benchlib.mkl_sparse import mkl_product
 from benchlib.sparse_inputs import CpuLayers, GpuLayers, fastest_of_each, kind_of
 from sparsetvm.schedules.base import template, template_names
 
@@ -96,3 +100,32 @@ def test_cpu_times_every_kind_of_kernel_beside_dense_products(tmp_path: Path, mo
     (row,) = json.loads(out.read_text())["rows"]
     assert {"ours dense", "ours sparse-dense", "ours sparse-sparse", "numpy", "onnxruntime"} <= row["us"].keys()
     assert row["over_dense"] > 0 < row["over_sparse_dense"]
+
+
+class FakeMkl:
+    """Each function returns 0, for success; the product writes into Y, as MKL does."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self.mv if name == "mkl_sparse_s_mv" else lambda *_: 0
+
+    def mv(self, *arguments: Any) -> int:
+        ctypes.memset(arguments[-1], 0, 4 * 4096)
+        return 0
+
+
+def test_mkl_never_writes_into_an_array_that_is_gone() -> None:
+    run, y = mkl_product(FakeMkl(), np.eye(4096, dtype=np.float32), np.ones(4096, np.float32))  # type: ignore[arg-type]
+    before = sys.getrefcount(y)
+    del run
+    gc.collect()
+    assert sys.getrefcount(y) < before
+
+
+def test_onnxruntime_times_every_node_of_a_network(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    path = bench_speech_commands.write_networks(tmp_path, 0.95)["dense"]
+    feed = {"x": np.ones((1, 1, 32, 32), np.float32)}
+    layers = bench_speech_commands.profiled(path, feed, tmp_path, runs=20)
+    assert len(layers) >= 4
+    assert sum(layer.share for layer in layers) == pytest.approx(1)
+    assert all(layer.us > 0 for layer in layers)
