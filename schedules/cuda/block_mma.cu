@@ -160,8 +160,7 @@ extern "C" __global__ void __launch_bounds__(kThreads)
   y += y0;
   bias += row0;
 #if SP_RESIDUAL
-  residual = sp::written_before(residual) + r0 + static_cast<size_t>(blockIdx.z) * r_batch +
-             static_cast<size_t>(row0) * r_row;
+  residual += r0 + static_cast<size_t>(blockIdx.z) * r_batch + static_cast<size_t>(row0) * r_row;
 #else
   (void)r0, (void)r_batch, (void)r_row;
 #endif

@@ -46,6 +46,8 @@ template <typename T>
 __device__ __forceinline__ T* wait_for_copies(T* activations) { return activations; }
 template <typename T>
 __device__ __forceinline__ T* written_before(T* activations) { return activations; }
+template <typename T>
+__device__ __forceinline__ T load_written(const void* from) { return *static_cast<const T*>(from); }
 __device__ __forceinline__ void start_next() {}
 __device__ __forceinline__ void cluster_sync() { sp_emu::cluster_barrier(); }
 __device__ __forceinline__ int cluster_rank() { return int(blockIdx.x) % sp_emu::cluster_size; }
@@ -111,7 +113,26 @@ __device__ __forceinline__ T* wait_for_previous(T* activations) {
   wait_for_previous();
   return written_before(activations);
 }
-// As that, with fewer registers; ptxas may still take loads for constant. For X that is copied (cp.async) and read late.
+// One such load of 4, 8 or 16 bytes, for kernels that have no registers to keep a pointer in.
+template <typename T>
+__device__ __forceinline__ T load_written(const void* from) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16, "a load has 4, 8 or 16 bytes");
+  const size_t at = __cvta_generic_to_global(from);
+  union {
+    T value;
+    uint32_t words[sizeof(T) / 4];
+  };
+  if constexpr (sizeof(T) == 4)
+    asm volatile("ld.global.b32 %0, [%1];" : "=r"(words[0]) : "l"(at));
+  else if constexpr (sizeof(T) == 8)
+    asm volatile("ld.global.v2.b32 {%0, %1}, [%2];" : "=r"(words[0]), "=r"(words[1]) : "l"(at));
+  else
+    asm volatile("ld.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "l"(at));
+  return value;
+}
+// As wait_for_previous, with fewer registers; ptxas may still take loads for constant. For X that is copied (cp.async) and read late.
 template <typename T>
 __device__ __forceinline__ T* wait_for_copies(T* activations) {
   int zero;

@@ -10,11 +10,12 @@ namespace sp {
 template <bool HALF, int TILES, typename Sum>
 __device__ __forceinline__ void store_row(typename Element<HALF>::type* to, const typename Element<HALF>::type* residual,
                                           float bias, int left, int t, Sum sum) {
+  constexpr int kAtOnce = HALF ? 4 : 2;  // tiles: with more, registers spill where blocks share a multiprocessor
 #pragma unroll
-  for (int j = 0; j < TILES; j += 4) {
-    float2 v[4];
+  for (int j = 0; j < TILES; j += kAtOnce) {
+    float2 v[kAtOnce];
 #pragma unroll
-    for (int n = 0; n < 4; n++) {
+    for (int n = 0; n < kAtOnce; n++) {
       v[n] = make_float2(sum(j + n, 0) + bias, sum(j + n, 1) + bias);
 #if SP_RESIDUAL
       const int p = 8 * (j + n) + 2 * t;
@@ -36,7 +37,7 @@ __device__ __forceinline__ void store_row(typename Element<HALF>::type* to, cons
       if (8 * (j + t) < left) *reinterpret_cast<uint4*>(to + 8 * (j + t)) = make_uint4(words[0], words[1], words[2], words[3]);
     } else {
 #pragma unroll
-      for (int n = 0; n < 4; n++)
+      for (int n = 0; n < kAtOnce; n++)
         if (8 * (j + n) + 2 * t < left) *reinterpret_cast<float2*>(to + 8 * (j + n) + 2 * t) = v[n];
     }
   }
@@ -56,7 +57,7 @@ struct Output {
   __device__ __forceinline__ void store(int row, int p, int t, Sum sum) const {
     const bool real = row < rows;
 #if SP_RESIDUAL
-    const type* const more = written_before(residual) + static_cast<size_t>(row) * r_row + p;
+    const type* const more = residual + static_cast<size_t>(row) * r_row + p;
 #else
     const type* const more = nullptr;
 #endif

@@ -107,8 +107,9 @@ struct Element {
   static __device__ __forceinline__ uint32_t pair(const uint32_t (&a)[WORDS], const uint32_t (&b)[WORDS], int j) {
     return to_halves(__uint_as_float(a[j]), __uint_as_float(b[j]));
   }
-  static __device__ __forceinline__ float2 load2(const float* from) { return *reinterpret_cast<const float2*>(from); }
-  static __device__ __forceinline__ float4 load4(const float* from) { return *reinterpret_cast<const float4*>(from); }
+  // Residuals: what other kernels wrote.
+  static __device__ __forceinline__ float2 load2(const float* from) { return load_written<float2>(from); }
+  static __device__ __forceinline__ float4 load4(const float* from) { return load_written<float4>(from); }
   template <int COUNT>
   static __device__ __forceinline__ void store(float* to, const float4 (&v)[COUNT]) {
 #pragma unroll
@@ -129,11 +130,11 @@ struct Element<true> {
     return j % 2 ? upper_halves(a[j / 2], b[j / 2]) : lower_halves(a[j / 2], b[j / 2]);
   }
   static __device__ __forceinline__ float2 load2(const type* from) {
-    const ushort2 v = *reinterpret_cast<const ushort2*>(from);
+    const ushort2 v = load_written<ushort2>(from);
     return make_float2(half_to_float(v.x), half_to_float(v.y));
   }
   static __device__ __forceinline__ float4 load4(const type* from) {
-    const ushort4 v = *reinterpret_cast<const ushort4*>(from);
+    const ushort4 v = load_written<ushort4>(from);
     return make_float4(half_to_float(v.x), half_to_float(v.y), half_to_float(v.z), half_to_float(v.w));
   }
   static __device__ __forceinline__ void store(type* to, const float4 (&v)[1]) {
