@@ -132,7 +132,8 @@ __device__ __forceinline__ T load_written(const void* from) {
                  : "l"(at));
   return value;
 }
-// As wait_for_previous, with fewer registers; ptxas may still take loads for constant. For X that is copied (cp.async) and read late.
+// As wait_for_previous, with fewer registers; ptxas may still take loads for constant. For X that is copied (cp.async)
+// and read late.
 template <typename T>
 __device__ __forceinline__ T* wait_for_copies(T* activations) {
   int zero;
