@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from sparsetvm.core.results import LayerError, OutputError, VerifyReport
 from sparsetvm.errors import EnvironmentProblem, UsageError
 from sparsetvm.frontend.read import checked_digest
 from sparsetvm.runtime.arrays import size_of_shapes
+from sparsetvm.runtime.difference import Difference
 from sparsetvm.runtime.module import Module
 
 
@@ -87,7 +87,7 @@ def verify_module(
         tolerance = module.signature.tolerances.rel_l2_error if module.signature else TOLERANCES["float32"]
     session = onnxruntime_session(reference, module.threads)
     check_signature(session, module, reference)
-    worst: dict[str, OutputError] = {}
+    found: dict[str, Difference] = {}
     overflowed: set[str] = set()
     sizes = _sizes(module, shapes)
     for sample, size in itertools.product(range(samples), sizes):
@@ -95,12 +95,13 @@ def verify_module(
         ours = module.run(inputs)
         theirs = dict(zip((o.name for o in session.get_outputs()), session.run(None, inputs), strict=True))
         for name, value in ours.items():
-            error = _compare(name, value, theirs[name])
+            _compare(name, value, theirs[name], found.setdefault(name, Difference()))
             if np.isfinite(value).all() and not np.isfinite(theirs[name]).all():
                 overflowed.add(name)
-            if name not in worst or not error.rel_l2_error <= worst[name].rel_l2_error:
-                worst[name] = error
-    outputs = list(worst.values())
+    outputs = [
+        OutputError(name=name, rel_l2_error=difference.relative, max_abs_error=difference.largest)
+        for name, difference in found.items()
+    ]
     relative = max(output.rel_l2_error for output in outputs)
     layers: list[LayerError] = []
     notes = _notes(module, sorted(overflowed))
@@ -147,22 +148,10 @@ def _notes(module: Module, overflowed: list[str]) -> list[str]:
     return notes
 
 
-def _compare(name: str, ours: np.ndarray, theirs: np.ndarray) -> OutputError:
+def _compare(name: str, ours: np.ndarray, theirs: np.ndarray, difference: Difference) -> None:
     if ours.shape != theirs.shape:
         raise UsageError(
             f"output '{name}' has shape {ours.shape}, the reference {theirs.shape}",
             hint="pass the model that the .so was compiled from",
         )
-    a, b = ours.astype(np.float64), theirs.astype(np.float64)
-    same = (a == b) | (np.isnan(a) & np.isnan(b))  # equal infinities and NaN in the same places are no error
-    difference = np.where(same, 0.0, np.abs(a - b))
-    norm = float(np.linalg.norm(np.where(np.isfinite(b), b, 0.0)))
-    total = float(np.linalg.norm(difference))
-    relative = total / norm if norm > 0 else total
-    largest = float(difference.max()) if difference.size else 0.0
-    # A NaN on one side only must fail every tolerance.
-    return OutputError(
-        name=name,
-        rel_l2_error=float("inf") if math.isnan(relative) else relative,
-        max_abs_error=float("inf") if math.isnan(largest) else largest,
-    )
+    difference.add(ours, theirs)

@@ -14,14 +14,12 @@ A fused layer is compared at the output of the last operator in it.
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import onnx
 
@@ -35,6 +33,7 @@ from sparsetvm.errors import EnvironmentProblem, SparseTvmError, UsageError
 from sparsetvm.rewrite.expose import expose, logical
 from sparsetvm.rewrite.make_layers import LAYER_OPS
 from sparsetvm.rewrite.prepare import Prepared, prepare
+from sparsetvm.runtime.difference import Difference
 from sparsetvm.runtime.layer_bound import LayerReference, worst
 from sparsetvm.runtime.module import Module
 from sparsetvm.runtime.pooled_bound import PooledReference
@@ -83,6 +82,7 @@ def verify_layers(
                 for layer in layers
             ]
             report: dict[str, LayerError] = {}
+            beside: dict[str, Difference] = {}
             same = True
             for sample in range(samples):
                 inputs = module.random_inputs(seed + sample)
@@ -94,9 +94,14 @@ def verify_layers(
                 }
                 theirs = model.run(inputs)
                 for layer, expected in zip(layers, references, strict=True):
-                    error = _compare(layer, expected, {**inputs, **values}, theirs)
+                    error = _compare(layer, expected, {**inputs, **values})
                     known = report.get(error.name)
-                    report[error.name] = error if known is None else _worse(known, error)
+                    report[error.name] = error if known is None or error.of_bound > known.of_bound else known
+                    y = theirs.get(layer.y)
+                    if y is not None and y.shape == values[layer.y].shape:
+                        beside.setdefault(error.name, Difference()).add(values[layer.y], y)
+    for name, difference in beside.items():
+        report[name].model_error = difference.relative
     return _blamed(list(report.values()), tolerance), same
 
 
@@ -155,15 +160,9 @@ def _layers(graph: Graph, choices: Mapping[str, LayerChoice]) -> list[_Exposed]:
     return found
 
 
-def _compare(
-    layer: _Exposed,
-    reference: LayerReference,
-    values: Mapping[str, np.ndarray],
-    model: Mapping[str, np.ndarray],
-) -> LayerError:
-    y, theirs = values[layer.y], model.get(layer.y)
-    ratio, error, limit = worst(y, *reference(values[layer.x], values[layer.residual] if layer.residual else None))
-    relative = None if theirs is None or theirs.shape != y.shape else _relative(y, theirs)
+def _compare(layer: _Exposed, reference: LayerReference, values: Mapping[str, np.ndarray]) -> LayerError:
+    residual = values[layer.residual] if layer.residual else None
+    ratio, error, limit = worst(values[layer.y], *reference(values[layer.x], residual))
     return LayerError(
         name=layer.node.name,
         op=layer.node.op,
@@ -172,27 +171,9 @@ def _compare(
         of_bound=ratio,
         abs_error=error,
         bound=limit,
-        model_error=relative,
+        model_error=None,
         passed=False,
     )
-
-
-def _relative(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Relative L2 error; equal infinities and NaN in the same places are none."""
-    a, b = ours.astype(np.float64), theirs.astype(np.float64)
-    same = (a == b) | (np.isnan(a) & np.isnan(b))
-    with np.errstate(invalid="ignore"):
-        total = float(np.linalg.norm(np.where(same, 0.0, a - b)))
-    norm = float(np.linalg.norm(np.where(np.isfinite(b), b, 0.0)))
-    relative = total / norm if norm > 0 else total
-    return math.inf if math.isnan(relative) else relative
-
-
-def _worse(one: LayerError, other: LayerError) -> LayerError:
-    """The worst of both in each respect."""
-    worse = one if one.of_bound >= other.of_bound else other
-    relative = [error for error in (one.model_error, other.model_error) if error is not None]
-    return msgspec.structs.replace(worse, model_error=max(relative, default=None), passed=False)
 
 
 class _ModelValues:
