@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -34,12 +34,16 @@ _TRACKER_SECONDS = 10.0
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A request for any worker; `seconds` after which a worker that has it is given up. Compared by identity."""
+    """A request for any worker; `seconds` after which a worker that has it is given up. Compared by identity.
+
+    outcomes: where what becomes of it is put.
+    """
 
     index: int
     request: RemoteRun | RemoteRetime
     task: RemoteTask
     seconds: float
+    outcomes: queue.Queue[Outcome]
 
     def again(self) -> Job:
         """The same request as a job of its own."""
@@ -53,6 +57,18 @@ class Outcome:
     job: Job
     results: tuple[Measured, ...] = ()
     lost: str = ""
+
+
+class Jobs(Protocol):
+    """Where a link takes its jobs from: fleet_queue.JobQueue."""
+
+    def take(self, has: str, seconds: float, idle: float = 0.0) -> Job | None:
+        """The next job for a worker that has the task `has`."""
+        ...
+
+    def leave(self, has: str) -> None:
+        """A worker that had the task is gone."""
+        ...
 
 
 class Tracker:
@@ -99,20 +115,13 @@ class Link(threading.Thread):
     accepts: why a worker gets no work, "" when it does. refusal: what it said last. connected: whether it has a worker.
     """
 
-    def __init__(
-        self,
-        tracker: Tracker,
-        accepts: Callable[[Hello], str],
-        waiting: queue.Queue[Job],
-        outcomes: queue.Queue[Outcome],
-    ) -> None:
+    def __init__(self, tracker: Tracker, accepts: Callable[[Hello], str], waiting: Jobs) -> None:
         super().__init__(daemon=True, name="fleet link")
         self.job: Job | None = None
         self.connected = False
         self.refusal = ""
         self._since = 0.0
-        self._tracker, self._accepts = tracker, accepts
-        self._waiting, self._outcomes = waiting, outcomes
+        self._tracker, self._accepts, self._waiting = tracker, accepts, waiting
         self._ended = threading.Event()
         self._connection: Any = None
 
@@ -152,11 +161,13 @@ class Link(threading.Thread):
         return None if self.refusal else _Worker(session)
 
     def _serve(self, worker: _Worker) -> None:
+        """Run jobs until the worker is lost, or the end."""
+        has, idle_since = "", time.monotonic()
         while not self._ended.is_set():
-            try:
-                job = self._waiting.get(timeout=_TAKE_SECONDS)
-            except queue.Empty:
+            job = self._waiting.take(has, _TAKE_SECONDS, time.monotonic() - idle_since)
+            if job is None:
                 continue
+            has = job.request.task_id
             self._since, self.job = time.monotonic(), job
             lost, results = "", tuple[Measured, ...]()
             try:
@@ -164,10 +175,11 @@ class Link(threading.Thread):
             except Exception as problem:
                 # TVM has no type of its own for a connection that ends, nor for what ends on the other side.
                 lost = _first_line(problem)
-            self.job = None
-            self._outcomes.put(Outcome(job, results, lost))
+            self.job, idle_since = None, time.monotonic()
+            job.outcomes.put(Outcome(job, results, lost))
             if lost:
-                return
+                break
+        self._waiting.leave(has)
 
 
 class _Worker:

@@ -39,6 +39,8 @@ class Measurer:
     timings cannot be trusted.
     """
 
+    lanes = 1  # on one device, what runs beside a timing spoils it
+
     def __init__(
         self,
         target: Target,

@@ -18,7 +18,7 @@ CostOf = Callable[[Task, Config], Measured]
 class ReplayMeasurer:
     """Answers with `cost`; notes every config it was asked for in `asked` and every re-timed one in `retimed`."""
 
-    jobs = 1
+    jobs = lanes = 1
 
     def __init__(self, cost: CostOf) -> None:
         self._cost = cost

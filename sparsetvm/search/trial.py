@@ -55,6 +55,11 @@ class Measurer(Protocol):
         """How many configs of a batch are built at once."""
         ...
 
+    @property
+    def lanes(self) -> int:
+        """How many tasks may be measured at once, each from a thread of its own; it may change at any time."""
+        ...
+
     def measure(self, task: Task, configs: Sequence[Config], on_result: OnResult | None = None) -> list[Measured]:
         """Build, check and time each config; `on_result` is called with each result as soon as it is there."""
         ...

@@ -25,6 +25,7 @@ from sparsetvm.search.budget import Deadline, TuneOptions, broad_round_size, nex
 from sparsetvm.search.candidates import Candidates, Matching, candidates_of, known_dense, validator
 from sparsetvm.search.cost_model import Sample
 from sparsetvm.search.outcome import Origin, RecordMaker, RecordStage, TaskOutcome, TuningInterrupted, count_statuses
+from sparsetvm.search.side_by_side import SideBySide
 from sparsetvm.search.task_search import TaskSearch
 from sparsetvm.search.trial import Decision, Measured, Measurer, RecordIndex
 
@@ -106,14 +107,15 @@ class _Tuner:
         self._first_result = 0.0
         self._spent: defaultdict[int, float] = defaultdict(float)  # seconds of search trials by task
         self._measured: Counter[int] = Counter()
+        self._side = SideBySide(measurer)
+        self._in_flight = 0  # trials that have been started and not noted
 
     def run(self) -> list[TaskOutcome]:
         for at in range(len(self._tasks)):
             self._reuse(at)
         self._group([at for at in range(len(self._tasks)) if at not in self._outcomes])
         self._search()
-        for at in self._searches:
-            self._finish(at)
+        self._finish_all()
         for at, leader in self._followers.items():
             self._follow(at, leader)
         return [self._outcomes[at] for at in range(len(self._tasks))]
@@ -210,20 +212,45 @@ class _Tuner:
             self._searches,
             key=lambda at: -self._searches[at].budget.count * self._tasks[at].workload.dense_flops,
         )
-        for at in order:
-            # A first round is worth more than any final round: it may use the time of those.
-            if self._searches[at].budget.rounds == 0 and self._trials_left() > 0 and self._deadline.left() > 0:
-                self._tell("task_start", at, self._tasks[at].workload.describe())
-                self._round(at)
-        budgets = [self._searches[at].budget for at in order]
-        while self._may_go_on():
-            limited = self._options.seconds is not None
-            chosen = next_task(budgets, [self._trial_seconds(at) for at in order] if limited else None)
-            if chosen is None:
+        new = [at for at in order if self._searches[at].budget.rounds == 0]
+        began: dict[int, float] = {}
+        while True:
+            lanes = self._measurer.lanes
+            while len(self._side) < lanes and (at := self._next(order, new)) is not None:
+                configs = self._batch(at)
+                if configs:
+                    began[at] = self._deadline.now()
+                    if lanes == 1:
+                        self._end_round(at, self._measure(at, configs), began[at])
+                    else:
+                        self._in_flight += len(configs)
+                        self._side.measure(at, self._tasks[at], configs)
+            if not self._side:
                 return
-            self._round(order[chosen])
+            found = self._side.next()
+            if found.result is not None:
+                self._in_flight -= 1
+                self._note(found.at, found.result)
+            elif found.all is not None:
+                self._end_round(found.at, found.all, began[found.at])
 
-    def _round(self, at: int) -> None:
+    def _next(self, order: Sequence[int], new: list[int]) -> int | None:
+        """The task of the next round, None when there shall be none now. new: tasks without one, taken from here."""
+        # A first round is worth more than any final round: it may use the time of those.
+        while new and self._trials_left() > 0 and self._deadline.left() > 0:
+            at = new.pop(0)
+            self._tell("task_start", at, self._tasks[at].workload.describe())
+            return at
+        waiting = [at for at in order if at not in self._side]
+        if new or not self._may_go_on() or not waiting:
+            return None
+        limited = self._options.seconds is not None
+        budgets = [self._searches[at].budget for at in waiting]
+        chosen = next_task(budgets, [self._trial_seconds(at) for at in waiting] if limited else None)
+        return None if chosen is None else waiting[chosen]
+
+    def _batch(self, at: int) -> list[Config]:
+        """The configs of the task's next round."""
         search = self._searches[at]
         size = min(self._round_size(search), self._trials_left())
         waiting = sum(other.budget.rounds == 0 for other in self._searches.values())
@@ -235,11 +262,14 @@ class _Tuner:
         if self._broad and not search.budget.rounds:
             left /= waiting  # a broad round is long: those of other tasks need as much
         size = max(min(size, least), min(size, int(left / self._trial_seconds(at))))
-        configs = search.next_batch(size)
-        if not configs:
-            return
-        began = self._deadline.now()
-        results = self._measurer.measure(self._tasks[at], configs, lambda result: self._note(at, result))
+        return search.next_batch(size)
+
+    def _measure(self, at: int, configs: list[Config]) -> list[Measured]:
+        """A round of a measurer that measures one task at a time."""
+        return self._measurer.measure(self._tasks[at], configs, lambda result: self._note(at, result))
+
+    def _end_round(self, at: int, results: Sequence[Measured], began: float) -> None:
+        search = self._searches[at]
         # The very first result also waited for the workers to start: it says nothing about trials.
         first = not self._measured
         self._spent[at] += self._deadline.now() - (self._first_result if first else began)
@@ -280,7 +310,7 @@ class _Tuner:
         return self._trials_left() > 0 and self._time_left() > 0
 
     def _trials_left(self) -> int:
-        return sys.maxsize if self._options.trials is None else self._options.trials - self._trials
+        return sys.maxsize if self._options.trials is None else self._options.trials - self._trials - self._in_flight
 
     def _time_left(self) -> float:
         """Seconds beside what final rounds and checks will take."""
@@ -299,16 +329,28 @@ class _Tuner:
 
     # Step 4. Final rounds.
 
-    def _finish(self, at: int) -> None:
-        search = self._searches[at]
-        finalists = search.finalists(self._options.preset.top_k)
-        if not finalists and not search.results:
-            self._take_default(at, "the limits were reached before its first trial")
-            return
-        finals: list[Measured] = []
-        if finalists and self._deadline.left() > 0:
-            finals = self._retime(at, finalists, "final")
-        self._conclude(at, search.settle(finals), "", finals)
+    def _finish_all(self) -> None:
+        """The final rounds of all tasks, as many at once as the measurer can."""
+        waiting = list(self._searches)
+        while waiting or self._side:
+            lanes = self._measurer.lanes
+            while waiting and len(self._side) < lanes:
+                at = waiting.pop(0)
+                finalists = self._searches[at].finalists(self._options.preset.top_k)
+                if not finalists and not self._searches[at].results:
+                    self._take_default(at, "the limits were reached before its first trial")
+                elif not finalists or self._deadline.left() <= 0:
+                    self._finish(at, [])
+                elif lanes == 1:
+                    self._finish(at, self._retime(at, finalists, "final"))
+                else:
+                    self._side.retime(at, self._tasks[at], finalists, self._rounds("final"))
+            if self._side:
+                found = self._side.next()
+                self._finish(found.at, self._keep(found.at, found.all or (), "final"))
+
+    def _finish(self, at: int, finals: Sequence[Measured]) -> None:
+        self._conclude(at, self._searches[at].settle(finals), "", finals)
 
     def _conclude(self, at: int, winner: Measured, why: str, finals: Sequence[Measured] = ()) -> None:
         search, candidates = self._searches[at], self._candidates[at]
@@ -353,12 +395,17 @@ class _Tuner:
         self._tell("note", at, f"default config: {why}")
 
     def _retime(self, at: int, configs: list[Config], stage: RecordStage) -> list[Measured]:
-        rounds = self._options.preset.final_rounds if stage == "final" else _CHECK_ROUNDS
-        results = self._measurer.retime(self._tasks[at], configs, rounds)
-        self._append([self._records.record(self._tasks[at], self._candidates[at], r, stage) for r in results])
+        results = self._measurer.retime(self._tasks[at], configs, self._rounds(stage))
         if stage == "check":
             self._checks[at] = self._checks.get(at, 0) + len(results)
-        return results
+        return self._keep(at, results, stage)
+
+    def _rounds(self, stage: RecordStage) -> int:
+        return self._options.preset.final_rounds if stage == "final" else _CHECK_ROUNDS
+
+    def _keep(self, at: int, results: Sequence[Measured], stage: RecordStage) -> list[Measured]:
+        self._append([self._records.record(self._tasks[at], self._candidates[at], r, stage) for r in results])
+        return list(results)
 
     def _tell_end(self, at: int, message: str, **data: float | str) -> None:
         outcome = self._outcomes[at]

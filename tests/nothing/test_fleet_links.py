@@ -7,17 +7,18 @@ import time
 from typing import Any, cast
 
 from sparsetvm.measure.fleet_link import Job, Link
+from sparsetvm.measure.fleet_queue import JobQueue
 
 
 def link_with(job: Job | None, since: float) -> Link:
     """A link that is not started, as if it had taken a job at `since`."""
-    link = Link(cast(Any, None), lambda hello: "", queue.Queue(), queue.Queue())
+    link = Link(cast(Any, None), lambda hello: "", JobQueue())
     link.job, link._since = job, since
     return link
 
 
 def job_of(seconds: float) -> Job:
-    return Job(0, cast(Any, None), cast(Any, None), seconds)
+    return Job(0, cast(Any, None), cast(Any, None), seconds, queue.Queue())
 
 
 def test_link_without_a_job_is_never_overdue() -> None:
@@ -43,6 +44,6 @@ def test_link_that_ends_its_job_meanwhile_still_names_it() -> None:
             type(self).looks += 1
             return late if type(self).looks == 1 else None
 
-    link = Finishing(cast(Any, None), lambda hello: "", queue.Queue(), queue.Queue())
+    link = Finishing(cast(Any, None), lambda hello: "", JobQueue())
     Finishing.looks = 0
     assert link.overdue() is late
