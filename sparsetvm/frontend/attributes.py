@@ -12,6 +12,14 @@ from sparsetvm.errors import ModelError
 from sparsetvm.frontend.constants import sparse_array, tensor_array
 from sparsetvm.frontend.names import display_name
 
+# Of a Constant: attribute -> its type and that of the value.
+_NUMBERS = {
+    "value_int": (onnx.AttributeProto.INT, np.int64),
+    "value_ints": (onnx.AttributeProto.INTS, np.int64),
+    "value_float": (onnx.AttributeProto.FLOAT, np.float32),
+    "value_floats": (onnx.AttributeProto.FLOATS, np.float32),
+}
+
 
 def constant_data(node: onnx.NodeProto, layer: str) -> np.ndarray:
     """The value of a Constant node in any of the forms that the standard knows."""
@@ -23,10 +31,10 @@ def constant_data(node: onnx.NodeProto, layer: str) -> np.ndarray:
     value = attribute_value(attribute, layer)
     if attribute.name == "value" and isinstance(value, np.ndarray):
         return value
-    dtypes = {"value_int": np.int64, "value_ints": np.int64, "value_float": np.float32, "value_floats": np.float32}
-    if attribute.name not in dtypes:
+    kind, dtype = _NUMBERS.get(attribute.name, (None, None))
+    if kind != attribute.type:  # ONNX's checker lets a text that is named value_int pass
         raise ModelError(f"Constant of kind '{display_name(attribute.name)}' is not supported", layer=layer)
-    return np.array(value, dtypes[attribute.name])
+    return np.array(value, dtype)
 
 
 def shape_data(node: onnx.NodeProto, value: Value | None) -> np.ndarray:
