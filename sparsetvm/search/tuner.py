@@ -313,8 +313,9 @@ class _Tuner:
         return sys.maxsize if self._options.trials is None else self._options.trials - self._trials - self._in_flight
 
     def _time_left(self) -> float:
-        """Seconds beside what final rounds and checks will take."""
+        """Seconds beside what final rounds, side by side where there are several devices, and checks will take."""
         finals = sum(self._trial_seconds(at) for at in self._searches) * (self._options.preset.top_k + 1)
+        finals /= max(1, min(self._measurer.lanes, len(self._searches)))
         checks = sum(self._trial_seconds(leader) for leader in self._followers.values()) * 2
         return self._deadline.left() - _MARGIN * (finals + checks)
 
