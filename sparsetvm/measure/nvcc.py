@@ -237,7 +237,9 @@ def _with_nvrtc(source: Source, arch: str) -> bytes:
     from cuda.bindings import nvrtc
 
     success = nvrtc.nvrtcResult.NVRTC_SUCCESS
-    options = [f"--gpu-architecture={arch}", _STANDARD, *(f"-D{macro}" for macro in source.macros)]
+    # Lambdas have no execution space of their own: nvcc gives them that of their function, NVRTC refuses them.
+    options = [f"--gpu-architecture={arch}", _STANDARD, "--device-as-default-execution-space"]
+    options += [f"-D{macro}" for macro in source.macros]
     options += [f"--include-path={folder}" for folder in source.folders]
     _, program = nvrtc.nvrtcCreateProgram(source.text.encode(), b"kernel.cu", 1, [_CSTDINT], [b"cstdint"])
     encoded = [option.encode() for option in options]
