@@ -5,6 +5,7 @@ Takes a while: tracker, server and session each import TVM.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import os
 import signal
@@ -135,6 +136,18 @@ def test_remote_candidates_are_judged_as_local_ones_and_survive_a_killed_worker(
         assert [result.status for result in final] == ["ok", "crash", "ok"]
         assert len(final[0].times_us) == 3
     assert not _left_after(20.0)
+
+
+@pytest.mark.usefixtures("worker")
+def test_two_tasks_share_a_worker(tracker: str) -> None:
+    tasks = [small_task(), small_task()]
+    wanted = [[config("good"), config("segfault")], [config("good", 1), config("wrong")]]
+    with Fleet(tracker, "test", threads=1).measurer(jobs=2, templates="fault_templates") as measurer:
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            found = list(pool.map(measurer.measure, tasks, wanted))
+        assert measurer.lanes == 1
+    assert [[result.status for result in results] for results in found] == [["ok", "crash"], ["ok", "wrong_answer"]]
+    assert [[result.config for result in results] for results in found] == wanted
 
 
 def test_key_without_workers_is_an_error_that_says_how_to_start_one(tracker: str) -> None:
