@@ -1,0 +1,133 @@
+"""Operators that choose elements by computed indices: never beyond the table, whatever the indices are.
+
+TVM's own trust indices, and read or write wherever they point. ONNX Runtime raises an error; a kernel cannot, so what
+an index out of range chooses or writes is NaN, which shows in the results. Tensors of other types, which have no NaN, get
+the element that is nearest. Constant indices were checked when the model was read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from tvm import relax
+
+from sparsetvm.core.graph import Graph, Node, Value
+from sparsetvm.core.index_operands import counts_back, index_operand, sizes_of
+
+# The operand whose elements are written where the indices say.
+_WRITTEN = {"Scatter": 2, "ScatterElements": 2, "ScatterND": 2, "MaxUnpool": 0}
+
+
+def needs_guard(node: Node, graph: Graph) -> bool:
+    """True for operators with computed indices."""
+    at = index_operand(node.op, node.domain)
+    if node.is_op("MaxRoiPool"):
+        at = 1
+    return at is not None and not graph.values[node.inputs[at]].is_constant
+
+
+def emit_gather(builder: Any, node: Node, graph: Graph, expr: Callable[[str], Any]) -> Any:
+    """Gather, by an operator of TVM that compares the indices itself."""
+    data, indices = (expr(name) for name in node.inputs)
+    (size,) = sizes_of(graph, node)
+    axis = int(node.attrs.get("axis", 0)) % len(graph.values[node.inputs[0]].shape)
+    dtype = graph.values[node.inputs[1]].dtype
+    counted = builder.emit(_from_start(indices, _const(size, dtype), dtype))
+    mode = "nan" if _is_float(graph.values[node.inputs[0]]) else "clip"
+    return builder.emit(relax.op.take(data, counted, axis, mode=mode))
+
+
+@dataclass
+class Guarded:
+    """A node whose indices are within the table, and the graph and expressions that its new operands have.
+
+    finish: makes the final result of that of the node.
+    """
+
+    node: Node
+    graph: Graph
+    exprs: dict[str, Any]
+    finish: Callable[[Any], Any]
+
+
+def guard(builder: Any, node: Node, graph: Graph, expr: Callable[[str], Any]) -> Guarded:
+    """The node with indices that were moved into the table: for all operators but Gather."""
+    if node.op == "MaxRoiPool":
+        return _guard_regions(builder, node, graph, expr)
+    at = index_operand(node.op, node.domain) or 0
+    value, coordinates = graph.values[node.inputs[at]], node.op.endswith("ND")
+    sizes = np.array(sizes_of(graph, node))
+    size, most = (_const(each if coordinates else each[0], value.dtype) for each in (sizes, sizes - 1))
+    counted = expr(value.name)
+    if counts_back(node.op):
+        counted = builder.emit(_from_start(counted, size, value.dtype))
+    within = builder.emit(relax.op.minimum(relax.op.maximum(counted, _const(0, value.dtype)), most))
+    right = builder.emit(relax.op.equal(within, counted))
+    if coordinates:
+        right = builder.emit(relax.op.min(relax.op.astype(right, "int8"), axis=[-1]))
+        right = builder.emit(relax.op.astype(right, "bool"))
+    new = {at: within}
+    is_float = _is_float(graph.values[node.outputs[0]])
+    written = _WRITTEN.get(node.op)
+    if is_float and written is not None:
+        name = node.inputs[written]
+        new[written] = builder.emit(_or_nan(right, expr(name), graph.values[name]))
+
+    def finish(result: Any) -> Any:
+        return _or_nan(right, result, graph.values[node.outputs[0]]) if is_float and written is None else result
+
+    return _guarded(node, graph, new, finish)
+
+
+def _guard_regions(builder: Any, node: Node, graph: Graph, expr: Callable[[str], Any]) -> Guarded:
+    """MaxRoiPool, whose regions of interest begin with the number of an image, as a float."""
+    regions, count = graph.values[node.inputs[1]], graph.values[node.inputs[0]].shape[0]
+    number, rest = (
+        builder.emit(relax.op.strided_slice(expr(regions.name), [1], [begin], [end])) for begin, end in ((0, 1), (1, 5))
+    )
+    from_start = relax.op.greater_equal(number, _const(0, regions.dtype))  # false for NaN
+    right = builder.emit(relax.op.logical_and(from_start, relax.op.less(number, _const(count, regions.dtype))))
+    number = relax.op.where(right, number, _const(0, regions.dtype))
+    of_image = builder.emit(relax.op.reshape(right, (regions.shape[0],)))
+    return _guarded(
+        node,
+        graph,
+        {1: builder.emit(relax.op.concat([builder.emit(number), rest], axis=1))},
+        lambda result: _or_nan(of_image, result, graph.values[node.outputs[0]]),
+    )
+
+
+def _guarded(node: Node, graph: Graph, new: Mapping[int, Any], finish: Callable[[Any], Any]) -> Guarded:
+    """The node with new expressions for some operands."""
+    inputs, values, exprs = list(node.inputs), dict(graph.values), {}
+    for at, given in new.items():
+        old, fresh = graph.values[inputs[at]], f"{node.name}.guarded.{at}"
+        inputs[at], values[fresh], exprs[fresh] = fresh, Value(fresh, old.shape, old.dtype), given
+    return Guarded(replace(node, inputs=inputs), replace(graph, values=values), exprs, finish)
+
+
+def _const(data: Any, dtype: str) -> Any:
+    """Without a type given, TVM makes int32 of int64."""
+    return relax.const(np.array(data, dtype), dtype)
+
+
+def _is_float(value: Value) -> bool:
+    return np.dtype(value.dtype).kind == "f"
+
+
+def _from_start(indices: Any, size: Any, dtype: str) -> Any:
+    """Indices that count from the end of a table count from its start."""
+    if np.dtype(dtype).kind == "u":
+        return indices
+    return relax.op.where(relax.op.less(indices, _const(0, dtype)), relax.op.add(indices, size), indices)
+
+
+def _or_nan(right: Any, values: Any, value: Value) -> Any:
+    """NaN where an index was wrong. right: of the first axes of `value`."""
+    shape = tuple(int(size) for size in right.ty.shape)
+    spread = relax.op.reshape(right, (*shape, *(1,) * (len(value.shape) - len(shape))))
+    return relax.op.where(spread, values, _const(math.nan, value.dtype))
