@@ -18,7 +18,7 @@ from tvm import relax
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 
 from sparsetvm.build.extremes import emit_extreme, has_axes
-from sparsetvm.build.guard_indices import emit_gather, guard, needs_guard
+from sparsetvm.build.guard_indices import GATHERS, emit_gather, guard, needs_guard
 from sparsetvm.build.remainder import RemainderKernel, gather_kernel, remainder_kernel
 from sparsetvm.build.write_in_place import SUFFIX, layers_in_place
 from sparsetvm.core.config import Config
@@ -332,7 +332,7 @@ class Emission:
 
     def _import_guarded(self, node: Node) -> None:
         """Translate an operator whose indices are computed, so that it stays within its table."""
-        if node.is_op("Gather"):
+        if node.is_op(*GATHERS):
             self.exprs[node.outputs[0]] = emit_gather(self.builder, node, self.graph, self.expr)
             return
         guarded = guard(self.builder, node, self.graph, self.expr)

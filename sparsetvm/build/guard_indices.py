@@ -1,8 +1,9 @@
 """Operators that choose elements by computed indices: never beyond the table, whatever the indices are.
 
 TVM's own trust indices, and read or write wherever they point. ONNX Runtime raises an error; a kernel cannot, so what
-an index out of range chooses or writes is NaN, which shows in the results. Tensors of other types, which have no NaN, get
-the element that is nearest. Constant indices were checked when the model was read.
+an index out of range chooses or writes is NaN, which shows in the results (unless a later index writes to the place at
+the end of the table where it went). Tensors of other types, which have no NaN, get the element that is nearest. Constant
+indices were checked when the model was read.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from tvm import relax
+from tvm import relax, te, tirx
 
 from sparsetvm.core.graph import Graph, Node, Value
 from sparsetvm.core.index_operands import counts_back, index_operand, sizes_of
 
+GATHERS = ("Gather", "GatherElements", "GatherND")
 # The operand whose elements are written where the indices say.
 _WRITTEN = {"Scatter": 2, "ScatterElements": 2, "ScatterND": 2, "MaxUnpool": 0}
 
@@ -31,14 +33,35 @@ def needs_guard(node: Node, graph: Graph) -> bool:
 
 
 def emit_gather(builder: Any, node: Node, graph: Graph, expr: Callable[[str], Any]) -> Any:
-    """Gather, by an operator of TVM that compares the indices itself."""
-    data, indices = (expr(name) for name in node.inputs)
-    (size,) = sizes_of(graph, node)
-    axis = int(node.attrs.get("axis", 0)) % len(graph.values[node.inputs[0]].shape)
-    dtype = graph.values[node.inputs[1]].dtype
-    counted = builder.emit(_from_start(indices, _const(size, dtype), dtype))
-    mode = "nan" if _is_float(graph.values[node.inputs[0]]) else "clip"
-    return builder.emit(relax.op.take(data, counted, axis, mode=mode))
+    """Gather, GatherElements or GatherND as one kernel that compares each index before it reads."""
+    data, indices, out = (graph.values[name] for name in (*node.inputs, node.outputs[0]))
+    sizes = sizes_of(graph, node)
+    axis = int(node.attrs.get("axis", 0)) % len(data.shape)
+    batch = int(node.attrs.get("batch_dims", 0))
+    rank = len(indices.shape)
+
+    def places(indices: Any, at: tuple[Any, ...]) -> tuple[tuple[Any, ...], list[Any], tuple[Any, ...]]:
+        """For an element of the output the place in the data: axes before the indexed ones, indices, axes behind."""
+        if node.op == "Gather":
+            return at[:axis], [indices(*at[axis : axis + rank])], at[axis + rank :]
+        if node.op == "GatherElements":
+            return at[:axis], [indices(*at)], at[axis + 1 :]
+        return at[:batch], [indices(*at[: rank - 1], place) for place in range(len(sizes))], at[rank - 1 :]
+
+    def gathered(data: Any, indices: Any) -> Any:
+        def element(*at: Any) -> Any:
+            before, chosen, behind = places(indices, at)
+            counted = [tirx.Select(index < 0, index + size, index) for index, size in zip(chosen, sizes, strict=True)]
+            if not is_float:
+                nearest = [te.min(te.max(index, 0), size - 1) for index, size in zip(counted, sizes, strict=True)]
+                return data(*before, *nearest, *behind)
+            right = tirx.all(*(tirx.all(i >= 0, i < size) for i, size in zip(counted, sizes, strict=True)))
+            return tirx.if_then_else(right, data(*before, *counted, *behind), tirx.const(math.nan, out.dtype))
+
+        return te.compute(out.shape, element, name="gathered")
+
+    is_float = _is_float(data)
+    return builder.emit_te(gathered, expr(data.name), expr(indices.name), primfunc_name_hint=node.op.lower())
 
 
 @dataclass
@@ -55,7 +78,7 @@ class Guarded:
 
 
 def guard(builder: Any, node: Node, graph: Graph, expr: Callable[[str], Any]) -> Guarded:
-    """The node with indices that were moved into the table: for all operators but Gather."""
+    """The node with indices that were moved into the table: for all operators that are not in GATHERS."""
     if node.op == "MaxRoiPool":
         return _guard_regions(builder, node, graph, expr)
     at = index_operand(node.op, node.domain) or 0
