@@ -18,7 +18,9 @@ from tvm import relax
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 
 from sparsetvm.build.extremes import emit_extreme, has_axes
+from sparsetvm.build.guard_division import emit_division, may_trap
 from sparsetvm.build.guard_indices import GATHERS, emit_gather, guard, needs_guard
+from sparsetvm.build.new_operands import with_operands
 from sparsetvm.build.remainder import RemainderKernel, gather_kernel, remainder_kernel
 from sparsetvm.build.write_in_place import SUFFIX, layers_in_place
 from sparsetvm.core.config import Config
@@ -327,6 +329,9 @@ class Emission:
         if needs_guard(node, self.graph):
             self._import_guarded(node)
             return
+        if may_trap(node, self.graph):
+            self._import_division(node)
+            return
         results = self._imported(node, self.graph, {})
         self.exprs.update((name, self.builder.normalize(result)) for name, result in results.items())
 
@@ -335,9 +340,19 @@ class Emission:
         if node.is_op(*GATHERS):
             self.exprs[node.outputs[0]] = emit_gather(self.builder, node, self.graph, self.expr)
             return
-        guarded = guard(self.builder, node, self.graph, self.expr)
-        (result,) = self._imported(guarded.node, guarded.graph, guarded.exprs).values()
-        self.exprs[node.outputs[0]] = self.builder.emit(guarded.finish(result))
+        changed, finish = guard(self.builder, node, self.graph, self.expr)
+        (result,) = self._imported(changed.node, changed.graph, changed.exprs).values()
+        self.exprs[node.outputs[0]] = self.builder.emit(finish(result))
+
+    def _import_division(self, node: Node) -> None:
+        """Translate an integer division that might trap."""
+
+        def divide(divisor: Any) -> Any:
+            changed = with_operands(node, self.graph, {1: divisor})
+            (result,) = self._imported(changed.node, changed.graph, changed.exprs).values()
+            return result
+
+        self.exprs[node.outputs[0]] = emit_division(self.builder, node, self.graph, self.expr, divide)
 
     def _imported(self, node: Node, graph: Graph, exprs: Mapping[str, Any]) -> dict[str, Any]:
         """The outputs of one node as TVM's importer translates it. exprs: of values that only `graph` has."""

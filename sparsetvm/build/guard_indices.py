@@ -2,26 +2,27 @@
 
 TVM's own trust indices, and read or write wherever they point. ONNX Runtime raises an error; a kernel cannot, so what
 an index out of range chooses or writes is NaN, which shows in the results (unless a later index writes to the place at
-the end of the table where it went). Tensors of other types, which have no NaN, get the element that is nearest. Constant
-indices were checked when the model was read.
+the end of the table where it went). Tensors of other types, which have no NaN, get the element that is nearest.
+Constant indices were checked when the model was read.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from tvm import relax, te, tirx
 
+from sparsetvm.build.new_operands import NewOperands, with_operands
 from sparsetvm.core.graph import Graph, Node, Value
 from sparsetvm.core.index_operands import counts_back, index_operand, sizes_of
 
 GATHERS = ("Gather", "GatherElements", "GatherND")
 # The operand whose elements are written where the indices say.
 _WRITTEN = {"Scatter": 2, "ScatterElements": 2, "ScatterND": 2, "MaxUnpool": 0}
+_Guarded = tuple[NewOperands, Callable[[Any], Any]]
 
 
 def needs_guard(node: Node, graph: Graph) -> bool:
@@ -64,21 +65,10 @@ def emit_gather(builder: Any, node: Node, graph: Graph, expr: Callable[[str], An
     return builder.emit_te(gathered, expr(data.name), expr(indices.name), primfunc_name_hint=node.op.lower())
 
 
-@dataclass
-class Guarded:
-    """A node whose indices are within the table, and the graph and expressions that its new operands have.
-
-    finish: makes the final result of that of the node.
+def guard(builder: Any, node: Node, graph: Graph, expr: Callable[[str], Any]) -> _Guarded:
+    """The node with indices that were moved into the table, and what makes the final result of its own: for all
+    operators that are not in GATHERS.
     """
-
-    node: Node
-    graph: Graph
-    exprs: dict[str, Any]
-    finish: Callable[[Any], Any]
-
-
-def guard(builder: Any, node: Node, graph: Graph, expr: Callable[[str], Any]) -> Guarded:
-    """The node with indices that were moved into the table: for all operators that are not in GATHERS."""
     if node.op == "MaxRoiPool":
         return _guard_regions(builder, node, graph, expr)
     at = index_operand(node.op, node.domain) or 0
@@ -103,10 +93,10 @@ def guard(builder: Any, node: Node, graph: Graph, expr: Callable[[str], Any]) ->
     def finish(result: Any) -> Any:
         return _or_nan(right, result, graph.values[node.outputs[0]]) if is_float and written is None else result
 
-    return _guarded(node, graph, new, finish)
+    return with_operands(node, graph, new), finish
 
 
-def _guard_regions(builder: Any, node: Node, graph: Graph, expr: Callable[[str], Any]) -> Guarded:
+def _guard_regions(builder: Any, node: Node, graph: Graph, expr: Callable[[str], Any]) -> _Guarded:
     """MaxRoiPool, whose regions of interest begin with the number of an image, as a float."""
     regions, count = graph.values[node.inputs[1]], graph.values[node.inputs[0]].shape[0]
     number, rest = (
@@ -116,21 +106,9 @@ def _guard_regions(builder: Any, node: Node, graph: Graph, expr: Callable[[str],
     right = builder.emit(relax.op.logical_and(from_start, relax.op.less(number, _const(count, regions.dtype))))
     number = relax.op.where(right, number, _const(0, regions.dtype))
     of_image = builder.emit(relax.op.reshape(right, (regions.shape[0],)))
-    return _guarded(
-        node,
-        graph,
-        {1: builder.emit(relax.op.concat([builder.emit(number), rest], axis=1))},
-        lambda result: _or_nan(of_image, result, graph.values[node.outputs[0]]),
-    )
-
-
-def _guarded(node: Node, graph: Graph, new: Mapping[int, Any], finish: Callable[[Any], Any]) -> Guarded:
-    """The node with new expressions for some operands."""
-    inputs, values, exprs = list(node.inputs), dict(graph.values), {}
-    for at, given in new.items():
-        old, fresh = graph.values[inputs[at]], f"{node.name}.guarded.{at}"
-        inputs[at], values[fresh], exprs[fresh] = fresh, Value(fresh, old.shape, old.dtype), given
-    return Guarded(replace(node, inputs=inputs), replace(graph, values=values), exprs, finish)
+    numbered = builder.emit(relax.op.concat([builder.emit(number), rest], axis=1))
+    changed = with_operands(node, graph, {1: numbered})
+    return changed, lambda result: _or_nan(of_image, result, graph.values[node.outputs[0]])
 
 
 def _const(data: Any, dtype: str) -> Any:
