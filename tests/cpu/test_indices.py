@@ -185,6 +185,16 @@ def test_float16_table_bounds_its_ids(tmp_path):
         assert (module.inputs[0].range, module.inputs[0].random_below) == ((-ROWS, ROWS - 1), ROWS)
 
 
+def test_verify_says_which_inputs_were_zeros(library, tmp_path):
+    b = ModelBuilder("unknown")
+    at = b.op("Add", b.input("x", (1, 4), TensorProto.INT64), b.const(np.array(ROWS - 1)))
+    b.op("Gather", b.const(TABLE), at, out="y")
+    path = b.output("y").save(tmp_path / "m.onnx")
+    sparsetvm.compile(path, tmp_path / "m.so", threads=1, log_dir=tmp_path)
+    assert [note for note in sparsetvm.verify(tmp_path / "m.so", path, samples=1).notes if "'x'" in note]
+    assert not sparsetvm.verify(library, library.with_name("m.onnx"), samples=1).notes
+
+
 @pytest.mark.parametrize("far", [ROWS, -ROWS - 1])
 def test_constant_index_beyond_the_table_is_refused_when_the_model_is_read(tmp_path, far):
     b = ModelBuilder()
