@@ -115,11 +115,9 @@ def _indices(op: str, inputs: _Operands, outputs: Sequence[Value], attrs: Mappin
         return f"indices {display_shape(indices.shape)} {into}"
     if indices.data is None:
         return ""
-    limits = np.array(sizes, np.int64)
-    wrong = (indices.data >= limits) | (indices.data < (-limits if counts_back(op) else 0))
-    if not wrong.any():
-        return ""
-    return f"index {int(indices.data[wrong].flat[0])} {into}"
+    numbers, limits = np.atleast_1d(indices.data), np.array(sizes, np.int64)
+    wrong = (numbers >= limits) | (numbers < (-limits if counts_back(op) else 0))
+    return f"index {int(numbers[wrong][0])} {into}" if wrong.any() else ""
 
 
 def _spreads(shape: tuple[int, ...], over: tuple[int, ...]) -> bool:
