@@ -18,6 +18,9 @@ from tvm import relax
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 
 from sparsetvm.build.extremes import emit_extreme, has_axes
+from sparsetvm.build.guard_division import emit_division, may_trap
+from sparsetvm.build.guard_indices import GATHERS, emit_gather, guard, needs_guard
+from sparsetvm.build.new_operands import with_operands
 from sparsetvm.build.remainder import RemainderKernel, gather_kernel, remainder_kernel
 from sparsetvm.build.write_in_place import SUFFIX, layers_in_place
 from sparsetvm.core.config import Config
@@ -323,13 +326,43 @@ class Emission:
             expr = emit_extreme(self.builder, self.expr(node.inputs[0]), node, self.graph)
             self.exprs[node.outputs[0]] = expr
             return
-        model = single_node_model(node, self.graph)
+        if needs_guard(node, self.graph):
+            self._import_guarded(node)
+            return
+        if may_trap(node, self.graph):
+            self._import_division(node)
+            return
+        results = self._imported(node, self.graph, {})
+        self.exprs.update((name, self.builder.normalize(result)) for name, result in results.items())
+
+    def _import_guarded(self, node: Node) -> None:
+        """Translate an operator whose indices are computed, so that it stays within its table."""
+        if node.is_op(*GATHERS):
+            self.exprs[node.outputs[0]] = emit_gather(self.builder, node, self.graph, self.expr)
+            return
+        changed, finish = guard(self.builder, node, self.graph, self.expr)
+        (result,) = self._imported(changed.node, changed.graph, changed.exprs).values()
+        self.exprs[node.outputs[0]] = self.builder.emit(finish(result))
+
+    def _import_division(self, node: Node) -> None:
+        """Translate an integer division that might trap."""
+
+        def divide(divisor: Any) -> Any:
+            changed = with_operands(node, self.graph, {1: divisor})
+            (result,) = self._imported(changed.node, changed.graph, changed.exprs).values()
+            return result
+
+        self.exprs[node.outputs[0]] = emit_division(self.builder, node, self.graph, self.expr, divide)
+
+    def _imported(self, node: Node, graph: Graph, exprs: Mapping[str, Any]) -> dict[str, Any]:
+        """The outputs of one node as TVM's importer translates it. exprs: of values that only `graph` has."""
+        model = single_node_model(node, graph)
         importer = ONNXGraphImporter({}, "float32", sanitize=False)
         importer.bb = self.builder
         importer.opset = model.opset_import[0].version
         importer._parse_graph_initializers(model.graph)
         for value in model.graph.input:
-            importer._nodes[value.name] = self.expr(value.name)
+            importer._nodes[value.name] = exprs[value.name] if value.name in exprs else self.expr(value.name)
         try:
             importer._construct_nodes(model.graph)
         except Exception as error:
@@ -339,6 +372,4 @@ class Emission:
                 layer=node.name,
                 hint="replace the operator before export, or report the model",
             ) from error
-        for name in node.outputs:
-            if name:
-                self.exprs[name] = self.builder.normalize(importer._nodes[name])
+        return {name: importer._nodes[name] for name in node.outputs if name}

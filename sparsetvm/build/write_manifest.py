@@ -8,9 +8,10 @@ from typing import Any
 
 import msgspec
 
+from sparsetvm.analysis.integer_inputs import merged
 from sparsetvm.build.network import LayerChoice, Network, Opened
 from sparsetvm.core.arithmetic import network_tolerance
-from sparsetvm.core.graph import Graph
+from sparsetvm.core.graph import Graph, IntegerInput
 from sparsetvm.core.manifest import FLOAT16_TOLERANCE, MANIFEST_SCHEMA, sha256_of
 from sparsetvm.core.target import Target, toolchain_fingerprint
 from sparsetvm.core.task import Task
@@ -29,6 +30,7 @@ def manifest_content(
     graph = networks[-1].graph
     choices = [choice for network in networks for choice in network.choices.values()]
     axes = opened.axes if opened else {}
+    integers = merged([network.graph.integers for network in networks])
     content = {
         "schema": MANIFEST_SCHEMA,
         "sparsetvm": versions.sparsetvm,
@@ -37,7 +39,11 @@ def manifest_content(
         "library_sha256": sha256_of(library),
         "target": msgspec.to_builtins(target),
         "threads": target.threads,
-        "inputs": [_tensor(graph, name, name, axes) for name in graph.inputs if name not in graph.padding],
+        "inputs": [
+            {**_tensor(graph, name, name, axes), **_known(integers.get(name))}
+            for name in graph.inputs
+            if name not in graph.padding
+        ],
         "outputs": [
             _tensor(graph, name, public, axes) for name, public in zip(graph.outputs, graph.output_names, strict=True)
         ],
@@ -67,6 +73,14 @@ def _tensor(graph: Graph, name: str, public: str, axes: Mapping[str, int]) -> di
     value = graph.values[name]
     info = {"name": public, "shape": graph.model_shape(name), "dtype": value.dtype}
     return {**info, "axis": axes[public]} if public in axes else info
+
+
+def _known(integer: IntegerInput | None) -> dict[str, Any]:
+    """What is known of the values of an input."""
+    if integer is None:
+        return {}
+    found = {"range": integer.range, "random_below": integer.random_below}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _layer(name: str, task: Task, choice: LayerChoice) -> dict[str, Any]:

@@ -58,6 +58,18 @@ class Node:
         return self.domain == domain and self.op in ops
 
 
+@dataclass(frozen=True)
+class IntegerInput:
+    """What is known of the values of an integer or bool input (analysis/integer_inputs.py).
+
+    range: the smallest and largest value that the model admits, None where that is not known or no limit.
+    random_below: random draws are from 0 to random_below - 1, None where nothing but zero should be drawn.
+    """
+
+    range: tuple[int, int] | None = None
+    random_below: int | None = None
+
+
 @dataclass
 class Graph:
     """Nodes in topological order, every value by name; `inputs` and `outputs` in the model's order.
@@ -67,7 +79,7 @@ class Graph:
     domain "sparsetvm" makes one tensor of the results of `count` runs of all nodes before it: those behind it run fewer
     times, on larger slices. `float16`: the file has the model in float16, and other runtimes round as that says.
     `notes`: what passes did that the user should know, one sentence each. `padding`: inputs that are not the model's
-    but say which positions are real.
+    but say which positions are real. `integers`: what is known of integer inputs, from before the passes.
     """
 
     name: str
@@ -81,6 +93,7 @@ class Graph:
     float16: bool = False
     notes: list[str] = field(default_factory=list)
     padding: dict[str, MaskInput] = field(default_factory=dict)
+    integers: dict[str, IntegerInput] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.output_names = self.output_names or list(self.outputs)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from sparsetvm.core.arithmetic import TOLERANCES
 from sparsetvm.core.buckets import Dynamic
@@ -43,12 +44,16 @@ class TensorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     """An input or output: ONNX name, shape, numpy dtype name.
 
     axis: where the model's open dimension lies, None without it; `shape` has the largest bucket there.
+    range: smallest and largest value that the model admits, None for no limit, or none that is known.
+    random_below: random draws are whole numbers from 0 to random_below - 1, None where zeros are drawn.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     axis: int | None = None
+    range: tuple[int, int] | None = None
+    random_below: int | None = None
 
     def sized(self, size: int) -> TensorInfo:
         """The tensor of a run of `size` positions."""
@@ -97,6 +102,8 @@ def _problem(signature: Signature) -> str:
             return f"'{info.name}' has an impossible shape"
         if info.axis is not None and _wrong_axis(info, signature.dynamic):
             return f"'{info.name}' has an impossible open dimension"
+        if not _possible_values(info):
+            return f"'{info.name}' has an impossible range of values"
     if signature.dynamic is not None and (problem := signature.dynamic.problem()):
         return problem
     if signature.dynamic is not None and all(info.axis is None for info in signature.inputs):
@@ -108,6 +115,18 @@ def _problem(signature: Signature) -> str:
     if signature.target is not None and not (signature.target.kind in ("cpu", "cuda") and signature.target.device >= 0):
         return "an unknown target"
     return ""
+
+
+def _possible_values(info: TensorInfo) -> bool:
+    """Whether the type has the values of `range`, and those that are drawn."""
+    if info.range is None and info.random_below is None:
+        return True
+    if info.dtype not in (*_INTEGERS, "bool"):
+        return False
+    limits = (0, 1) if info.dtype == "bool" else (int(np.iinfo(info.dtype).min), int(np.iinfo(info.dtype).max))
+    low, high = info.range or limits
+    below = limits[1] + 1 if info.random_below is None else info.random_below
+    return limits[0] <= low <= high <= limits[1] and 1 <= below <= limits[1] + 1
 
 
 def _wrong_axis(info: TensorInfo, dynamic: Dynamic | None) -> bool:

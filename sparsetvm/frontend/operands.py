@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from sparsetvm.core.graph import Value
+from sparsetvm.core.index_operands import counts_back, index_operand, index_sizes
 from sparsetvm.errors import ModelError
 from sparsetvm.frontend.names import display_shape
 
@@ -19,7 +22,7 @@ _Operands = Sequence[Value | None]
 def check_operands(op: str, inputs: _Operands, outputs: Sequence[Value], attrs: Mapping[str, Any], layer: str) -> None:
     """Raise ModelError naming the layer when operands or attributes do not fit each other."""
     rule = _RULES.get(op)
-    problem = rule(inputs, outputs, attrs) if rule is not None else ""
+    problem = rule(inputs, outputs, attrs) if rule is not None else _indices(op, inputs, outputs, attrs)
     if problem:
         raise ModelError(f"not a valid {op}: {problem}", layer=layer, hint=_HINT)
 
@@ -93,6 +96,28 @@ def _normalized(inputs: _Operands, outputs: Sequence[Value], attrs: Mapping[str,
         if given is not None and not _spreads(given, x):
             return f"operand {at + 1} of {display_shape(given)} for an input of {display_shape(x)}"
     return ""
+
+
+def _indices(op: str, inputs: _Operands, outputs: Sequence[Value], attrs: Mapping[str, Any]) -> str:
+    """Constant indices that point beyond what they index; computed ones are looked at when they are used."""
+    at = index_operand(op)
+    indices, data = (inputs[at], inputs[0]) if at is not None else (None, None)
+    if indices is None or data is None:
+        return ""
+    if np.dtype(indices.dtype).kind not in "iu":
+        return f"indices of type {indices.dtype}"
+    axis, coordinates = int(attrs.get("axis", 0)), indices.shape[-1] if op.endswith("ND") and indices.shape else 1
+    into = f"into an input of {display_shape(data.shape)}"
+    if not -len(data.shape) <= axis < len(data.shape) or not 0 < coordinates <= len(data.shape):
+        return f"indices {display_shape(indices.shape)}, axis {axis}, {into}"
+    sizes = index_sizes(op, attrs, data.shape, indices.shape or (1,), outputs[0].shape)
+    if len(sizes) != coordinates or min(sizes) < 1:
+        return f"indices {display_shape(indices.shape)} {into}"
+    if indices.data is None:
+        return ""
+    numbers, limits = np.atleast_1d(indices.data), np.array(sizes, np.int64)
+    wrong = (numbers >= limits) | (numbers < (-limits if counts_back(op) else 0))
+    return f"index {int(numbers[wrong][0])} {into}" if wrong.any() else ""
 
 
 def _spreads(shape: tuple[int, ...], over: tuple[int, ...]) -> bool:

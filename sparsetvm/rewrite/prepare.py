@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sparsetvm.analysis.integer_inputs import integer_inputs
 from sparsetvm.analysis.symbolic_axis import Mask
 from sparsetvm.core.graph import Graph
 from sparsetvm.core.target import Target
@@ -43,6 +44,7 @@ def prepare(
     sizes: of symbolic dimensions, by name. masks: where padded positions must not count (rewrite/mask_padding.py).
     """
     loaded = load_limited(model, shapes, sizes)
+    loaded.graph.integers = integer_inputs(loaded.graph)
     graph = rewrite(loaded.graph, target, masks)
     tasks = make_tasks(graph, target)
     notes = [*loaded.notes, *graph.notes]

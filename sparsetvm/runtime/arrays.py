@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _ALIGNMENT = 64  # bytes; generated code uses aligned vector loads
 _MOST_SIZES = 256  # whose shapes are kept
+_least, _most = np.minimum.reduce, np.maximum.reduce  # array.min() takes twice as long for some ids
 
 
 class Buffer:
@@ -81,15 +82,63 @@ class Checks:
         return infos
 
 
+class RangeChecks(Checks):
+    """`Checks`, and the values of integer inputs that have a known range: a minimum and a maximum for each of them.
+
+    A class of its own, so that calls of models without such inputs take no longer. What lies on a GPU is not looked at.
+    """
+
+    def __init__(
+        self, inputs: Sequence[TensorInfo], dynamic: Dynamic | None, keep: Callable[[Any], bool] | None = None
+    ) -> None:
+        super().__init__(inputs, dynamic, keep)
+        self._ranges = [(at, info.name, info.range) for at, info in enumerate(inputs) if info.range is not None]
+
+    def __call__(self, arrays: Sequence[Any]) -> Sequence[Any]:
+        """As `Checks`; raises UsageError that names the input, the value and the range."""
+        found = super().__call__(arrays)
+        for at, name, (low, high) in self._ranges:
+            array = found[at]
+            if isinstance(array, np.ndarray) and (_least(array, None) < low or _most(array, None) > high):
+                raise _out_of_range(name, array, low, high)
+        return found
+
+
+def checks_of(
+    inputs: Sequence[TensorInfo], dynamic: Dynamic | None, keep: Callable[[Any], bool] | None = None
+) -> Checks:
+    """The checks that these inputs need."""
+    kind = Checks if all(info.range is None for info in inputs) else RangeChecks
+    return kind(inputs, dynamic, keep)
+
+
+def _out_of_range(name: str, array: np.ndarray, low: int, high: int) -> UsageError:
+    at = np.unravel_index(int(np.argmax((array < low) | (array > high))), array.shape)
+    where = f" at {[int(place) for place in at]}" if at else ""
+    return UsageError(
+        f"input '{name}': the value {int(array[at])}{where} is out of range, the model takes {low} to {high}",
+        hint="they are numbers of table rows, such as ids of tokens: give those that belong to this model",
+    )
+
+
 def random_arrays(tensors: Iterable[TensorInfo], seed: int = 0) -> dict[str, np.ndarray]:
-    """Standard normal values for float tensors, zeros for other dtypes (which may be indices)."""
+    """Standard normal values for float tensors; for others whole numbers below `random_below`, zeros where there is
+    none (they may be indices). Of 0 and 1 every row along the last axis has at least one 1: masks hide no whole row.
+    """
     rng = np.random.default_rng(seed)
-    return {
-        info.name: rng.standard_normal(info.shape).astype(info.dtype)
-        if np.dtype(info.dtype).kind == "f"
-        else np.zeros(info.shape, info.dtype)
-        for info in tensors
-    }
+    return {info.name: _random_array(info, rng) for info in tensors}
+
+
+def _random_array(info: TensorInfo, rng: np.random.Generator) -> np.ndarray:
+    if np.dtype(info.dtype).kind == "f":
+        return rng.standard_normal(info.shape).astype(info.dtype)
+    if info.random_below is None:
+        return np.zeros(info.shape, info.dtype)
+    drawn = rng.integers(0, info.random_below, info.shape, np.uint64 if info.dtype == "uint64" else np.int64)
+    if info.random_below == 2 and info.shape:
+        seen = rng.integers(0, info.shape[-1], (*info.shape[:-1], 1))
+        np.put_along_axis(drawn, seen, 1, axis=-1)
+    return np.asarray(drawn).astype(info.dtype)
 
 
 def size_of_run(inputs: Sequence[TensorInfo], dynamic: Dynamic, shapes: Sequence[tuple[int, ...]]) -> int:

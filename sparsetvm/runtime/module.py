@@ -29,7 +29,7 @@ from sparsetvm.core.results import Latency, LayerTime
 from sparsetvm.core.target import Target
 from sparsetvm.core.weights_file import map_weights, weights_path
 from sparsetvm.errors import ModelError, UsageError, did_you_mean
-from sparsetvm.runtime.arrays import Checks, random_arrays
+from sparsetvm.runtime.arrays import checks_of, random_arrays
 from sparsetvm.runtime.compare import latency_of
 from sparsetvm.runtime.cpu import CpuBuckets, CpuRun, CpuRunOfAnyShape, buffers, buffers_for
 from sparsetvm.runtime.cuda import CudaRun, gpu_lock, on_gpu
@@ -88,7 +88,7 @@ class Module:
         self._checked = found is not None
         self._input_names = [info.name for info in self.inputs]
         self._output_names = [info.name for info in self.outputs]
-        self._checks = Checks(self.inputs, self.dynamic, keep=on_gpu if on_cuda else None)
+        self._checks = checks_of(self.inputs, self.dynamic, keep=on_gpu if on_cuda else None)
         self._gpu: CudaRun | CudaBuckets | None = None
         self._run: Callable[[Sequence[Any]], Sequence[Any]]
         if on_cuda:
@@ -105,7 +105,9 @@ class Module:
 
         inputs: numpy arrays, or CPU arrays that speak DLPack, of exactly the shapes and dtypes in `self.inputs`. For a
         GPU also tensors there; when all are, so are the results, which speak DLPack.
-        Raises UsageError that names the input, what is expected and what was given.
+        Raises UsageError that names the input, what is expected and what was given. The values of integer inputs with a
+        known `range` are checked, unless the tensor lies on a GPU: indices out of range give NaN there, or the last
+        element of a table without floats.
         """
         outputs = self._outputs(self._in_order(inputs))
         if self._checked:
@@ -241,7 +243,8 @@ class Module:
             return kernel_times(machine, run.call, kernels, seconds)
 
     def random_inputs(self, seed: int = 0, *, size: int | None = None) -> dict[str, np.ndarray]:
-        """Standard normal float inputs, zeros for other dtypes (which may be indices).
+        """Standard normal float inputs; integers that the model admits (ids below the size of their table, masks of 0
+        and 1), or zeros where nothing is known of them.
 
         size: of the dimension that is open, the largest bucket when None.
         """

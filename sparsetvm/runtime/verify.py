@@ -104,7 +104,7 @@ def verify_module(
     ]
     relative = max(output.rel_l2_error for output in outputs)
     layers: list[LayerError] = []
-    notes = _notes(module, sorted(overflowed))
+    notes = [*_notes(module, sorted(overflowed)), *_undrawn(module)]
     if module.dynamic is not None:
         notes.append(f"dimension '{module.dynamic.name}' ran with {', '.join(map(str, sizes))}")
     same = True
@@ -146,6 +146,15 @@ def _notes(module: Module, overflowed: list[str]) -> list[str]:
         names = ", ".join(f"'{name}'" for name in overflowed)
         notes.append(f"the reference overflows float16 (65504) in {names}, this module does not")
     return notes
+
+
+def _undrawn(module: Module) -> list[str]:
+    """A note about inputs of which nothing but zeros was tried."""
+    zeros = [info.name for info in module.inputs if np.dtype(info.dtype).kind in "iub" and info.random_below is None]
+    if not zeros:
+        return []
+    names = ", ".join(f"'{name}'" for name in zeros)
+    return [f"zeros were given for {names}: which other integers the model admits is not known"]
 
 
 def _compare(name: str, ours: np.ndarray, theirs: np.ndarray, difference: Difference) -> None:

@@ -41,6 +41,10 @@ TEXTS = {
     " m = Constant<value_ints=[-1]>() t = Concat<axis=0>(d, m) y = Reshape(x, t) }",
     "function": "g (float[2,4] x) => (y) { y = local.F(x) }\n"
     '<domain: "local", opset_import: ["" : 17]> F (a) => (b) { c = Relu(a) b = Neg(c) }',
+    "ids": "g (int64[1,4] i, int64[1,4] m) => (y) <float[3,2] t = {1.0, 2.0, 3.0, 4.0, 5.0, 6.0}> { e = Gather(t, i)"
+    " a = Constant<value = int64 {1}>() s = CumSum(m, a) q = Mul(s, m) p = Gather(t, q) y = Add(e, p) }",
+    "indices": "g (int64[2,1] i, float[3,4] x) => (y, z, w) <float[2,1] u = {1.0, 2.0}>"
+    " { y = GatherElements<axis=1>(x, i) z = GatherND(x, i) w = ScatterElements<axis=-1>(x, i, u) }",
     "fold": "g (float[2,2] x) => (y) <float[2,2] w = {1.0, 0.0, 0.0, 2.0}> { t = Transpose<perm=[1,0]>(w)"
     " u = Add(t, w) y = MatMul(x, u) }",
 }

@@ -19,6 +19,7 @@ import onnx
 from google.protobuf.message import DecodeError, EncodeError
 from onnx import TensorProto
 
+from sparsetvm.analysis.integer_inputs import integer_inputs
 from sparsetvm.analysis.layers import inspect_layer
 from sparsetvm.analysis.magnitude import parse_pattern, prune_weight
 from sparsetvm.analysis.patterns import summarize
@@ -48,12 +49,13 @@ _folder = tempfile.TemporaryDirectory(prefix="sparsetvm-fuzz-", dir="/dev/shm" i
 
 
 def fuzz_loader(data: bytes) -> None:
-    """A model file: parse, import, rewrite, make workloads."""
+    """A model file: parse, import, look at integer inputs, rewrite, make workloads."""
     path = Path(_folder.name) / "m.onnx"
     path.write_bytes(data)
     try:
         graph = load_model(path).graph
         if sum(np.prod(value.shape, dtype=float) for value in graph.values.values()) < _MAX_REWRITTEN:
+            integer_inputs(graph)
             make_tasks(rewrite(graph, TARGET), TARGET)
     except (SparseTvmError, MemoryError):
         return

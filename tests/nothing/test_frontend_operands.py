@@ -50,6 +50,11 @@ FITS = {
     "layer norm": ("LayerNormalization", (2, 3, 4), (4,), (4,), {}),
     "layer norm of two axes": ("LayerNormalization", (2, 3, 4), (3, 4), (3, 4), {"axis": 1}),
     "pool": ("MaxPool", X, {"kernel_shape": [3, 2], "strides": [1, 2], "pads": [1, 0, 1, 0]}),
+    "indices from both ends": ("Gather", (3, 4), np.array([0, 3, -4]), {"axis": 1}),
+    "one index": ("Gather", (3, 4), np.array(-3), {}),
+    "indices of a part": ("GatherElements", (3, 4), np.array([[3, -4]]), {"axis": -1}),
+    "coordinates": ("GatherND", (3, 4), np.array([[2, 3], [-3, -4]]), {}),
+    "coordinates of each sample": ("GatherND", (2, 5), np.array([[4], [-5]]), {"batch_dims": 1}),
 }
 FITS_NOT = {
     "bias too short": ("Conv", X, (8, 4, 3, 3), (4,), {}),
@@ -77,6 +82,16 @@ FITS_NOT = {
     "resize by a matrix of scales": ("Resize", X, None, np.ones((4, 1), FLOATS), {}),
     "resize to a negative size": ("Resize", X, None, None, np.array([1, 4, -6, 6]), {"mode": "linear"}),
     "resize to petabytes": ("Resize", X, None, None, np.array([1, 4, 1 << 50, 1]), {"mode": "linear"}),
+    "index beyond the end": ("Gather", (3, 4), np.array([0, 3]), {}),
+    "one index beyond the end": ("Gather", (3, 4), np.array(3), {}),
+    "index beyond the start": ("Gather", (3, 4), np.array([-5], np.int32), {"axis": -1}),
+    "smallest index": ("Gather", (3, 4), np.array([-(1 << 63)]), {}),
+    "index of an element beyond the end": ("GatherElements", (3, 4), np.array([[4]]), {"axis": 1}),
+    "coordinate beyond its axis": ("GatherND", (4, 3), np.array([[0, 3]]), {}),
+    "more coordinates than axes": ("GatherND", (4, 3), np.array([[0, 1, 2]]), {}),
+    "no index from the end": ("RoiAlign", X, np.ones((1, 4), FLOATS), np.array([-1]), {}),
+    "scattered beyond the end": ("ScatterElements", (3, 4), np.array([[3]]), (1, 1), {}),
+    "scattered before the start": ("ScatterND", (3, 4), np.array([[-4]]), (1, 4), {}),
     "split into a matrix": ("Split", X, np.array([[2], [2]]), {"axis": 1}),
 }
 

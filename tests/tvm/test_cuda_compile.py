@@ -105,6 +105,17 @@ def test_float16_inputs_and_outputs_are_converted_inside_the_graph(tmp_path):
     assert [name.rsplit("_", 1)[0] for name in launches] == ["sparsetvm_launch"] * 4  # two products, two conversions
 
 
+def test_tables_that_are_indexed_are_inside_the_graph(tmp_path):
+    builder = ModelBuilder("ids")
+    ids = builder.input("ids", (2, 1), onnx.TensorProto.INT64)
+    table = builder.const(builder.weight((50, 32), 32))
+    rows = builder.op("GatherND", table, ids)
+    rows = builder.op("ScatterElements", rows, ids, builder.const(builder.weight((2, 1), 1)), axis=1)
+    text = executable_text(builder.output(builder.gemm(rows, 32, 10)).model(), tmp_path)
+    assert [name for name in function(text, STATIC_MAIN) if not name.startswith("vm.builtin.")] == []
+    assert len(function(text, f"{STATIC_MAIN}_cuda_graph_capture")) > 3
+
+
 def test_main_takes_any_tensors_and_captures_what_does_not_touch_them(tmp_path):
     builder = ModelBuilder("chain")
     x = builder.input("x", (2, 32))
