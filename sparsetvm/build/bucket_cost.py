@@ -28,11 +28,14 @@ def bucket_costs(networks: Sequence[Network], target: Target) -> tuple[float, ..
 
 
 def _cost(network: Network, target: Target, scale: float) -> float:
+    graph = network.graph
+    runs = {node.name: graph.runs(node.outputs[0]) for node in graph.nodes if node.outputs}
     layers = sum(
-        choice.best_us or scale * _us(best_time(network.tasks[name].workload, target), target)
+        runs.get(name, graph.chunks)
+        * (choice.best_us or scale * _us(best_time(network.tasks[name].workload, target), target))
         for name, choice in network.choices.items()
     )
-    return network.graph.chunks * layers + scale * _us(rest_time(network.graph, target), target)
+    return layers + scale * _us(rest_time(graph, target), target)
 
 
 def _us(time: float, target: Target) -> float:

@@ -130,6 +130,11 @@ class Graph:
                 return runs
         return self.chunks
 
+    @property
+    def slices(self) -> int:
+        """How many slices of dimension 0 the last part runs in: what each of them does together needs that many."""
+        return min((self.runs(node.outputs[0]) for node in self.parts()[-1] if node.outputs), default=self.chunks)
+
     def producers(self) -> dict[str, Node]:
         """Value name -> the node that computes it."""
         return {out: node for node in self.nodes for out in node.outputs if out}

@@ -2,7 +2,8 @@
 
 The file is read once per bucket, with that size for the dimension; everything behind it sees static shapes. Two
 readings side by side say where the dimension lies and which nodes need masks (analysis/symbolic_axis.py). A bucket that
-`split_batch` would run in chunks is replaced by the chunk: slices of that size are what it would run.
+`split_batch` would run in chunks is replaced by the chunk, or by as many images as the last layers gather where those
+fill their lanes: slices of that size are what it would run.
 """
 
 from __future__ import annotations
@@ -164,7 +165,7 @@ def _add_members(
         if size in members:
             continue
         member = prepare(model, target, shapes, sizes={name: size}, masks=found.masks if size > 1 else ())
-        chunk = size // member.graph.chunks
+        chunk = _chunk(size, member.graph, target)
         if chunk < size and family.splits:
             notes.append(f"{size} positions run in slices of {chunk}, which the caches hold")
             waiting.append(chunk)
@@ -173,6 +174,12 @@ def _add_members(
     family.sizes = tuple(sorted(members))
     family.members = [members[size] for size in family.sizes]
     family.largest.notes.extend(notes)
+
+
+def _chunk(size: int, graph: Graph, target: Target) -> int:
+    """The slice that a bucket runs in: what the last layers gather, where that fills their lanes, else the first's."""
+    last = size // graph.slices
+    return last if last >= target.lanes else size // graph.chunks
 
 
 def share_tasks(family: Family) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from models import ModelBuilder, bert, conv_net, mlp, run_onnxruntime
+from models import ModelBuilder, bert, bottleneck_net, conv_net, mlp, run_onnxruntime
 
 import sparsetvm
 from sparsetvm.core.buckets import pieces
+from sparsetvm.core.target import host_target
 from sparsetvm.errors import ModelError, UsageError
 from sparsetvm.rewrite import split_batch
 from sparsetvm.runtime.module import Module
@@ -169,12 +170,28 @@ def test_bench_runs_the_size_that_is_asked_for(batches: tuple[Path, Path]) -> No
 
 def test_chunks_of_a_large_batch_become_the_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(split_batch, "_CHUNK_BYTES", 1)
-    model, library = compiled(conv_net(batch="N"), tmp_path, buckets=(4, 16))
+    model, library = compiled(conv_net(batch="N"), tmp_path, buckets=(2, 4))
     with Module(library) as module:
         assert module.dynamic is not None
         assert module.dynamic.buckets == (1,)
         assert len(pieces(module.dynamic, 3)) == 3
     check(model, library, {"x": np.random.default_rng(0).standard_normal((3, 3, 12, 12)).astype(np.float32)})
+
+
+def test_images_that_fill_the_lanes_of_the_last_layers_are_a_bucket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(split_batch, "_CHUNK_BYTES", 1)
+    monkeypatch.setattr(split_batch, "_BYTES_PER_CLOCK", 1000)  # worth it for these few channels
+    monkeypatch.setattr(split_batch, "_LANES_BYTES", 16 * 6500)
+    lanes = host_target(1).lanes
+    model, library = compiled(bottleneck_net(batch="N", size=28, stem_stride=2), tmp_path, buckets=(4, 2 * lanes))
+    with Module(library) as module:
+        assert module.dynamic is not None
+        assert module.dynamic.buckets == (1, lanes)
+    rng = np.random.default_rng(0)
+    for batch in (1, lanes, lanes + 1):
+        check(model, library, {"x": rng.standard_normal((batch, 3, 28, 28)).astype(np.float32)})
 
 
 def test_tasks_of_all_buckets_are_tuned_once_each(tmp_path: Path) -> None:
