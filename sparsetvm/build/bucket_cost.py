@@ -29,10 +29,9 @@ def bucket_costs(networks: Sequence[Network], target: Target) -> tuple[float, ..
 
 def _cost(network: Network, target: Target, scale: float) -> float:
     graph = network.graph
-    runs = {node.name: graph.runs(node.outputs[0]) for node in graph.nodes if node.outputs}
+    runs = graph.node_runs()
     layers = sum(
-        runs.get(name, graph.chunks)
-        * (choice.best_us or scale * _us(best_time(network.tasks[name].workload, target), target))
+        runs[name] * (choice.best_us or scale * _us(best_time(network.tasks[name].workload, target), target))
         for name, choice in network.choices.items()
     )
     return layers + scale * _us(rest_time(graph, target), target)

@@ -153,7 +153,7 @@ class Emission:
         chunks: list[list[Any]] = [[] for _ in self.graph.outputs]
         with self.builder.function(name, params, attrs=attrs):
             with self.builder.dataflow():
-                for _ in range(self.graph.chunks // math.prod(self._gathered(part) for part in self.parts)):
+                for _ in range(self.graph.slices):
                     self.order = []
                     self._part(len(self.parts) - 1, params, chunks)
                 results = [part[0] if len(part) == 1 else self._concat(part) for part in chunks]

@@ -118,22 +118,30 @@ class Graph:
             parts[-1].append(node)
         return parts
 
-    def runs(self, name: str) -> int:
-        """How many slices of dimension 0 a value is computed in."""
-        runs = self.chunks
-        if name in self.inputs or runs == 1:
-            return runs
+    def part_runs(self) -> list[tuple[list[Node], int]]:
+        """The parts, and how many slices of dimension 0 each runs in."""
+        runs, found = self.chunks, []
         for part in self.parts():
             if part and part[0].is_op("gather", domain=SPARSETVM_DOMAIN):
                 runs //= int(part[0].attrs["count"])
-            if any(name in node.outputs for node in part):
-                return runs
-        return self.chunks
+            found.append((part, runs))
+        return found
+
+    def runs(self, name: str) -> int:
+        """How many slices of dimension 0 a value is computed in."""
+        if name in self.inputs or self.chunks == 1:
+            return self.chunks
+        own = (runs for part, runs in self.part_runs() if any(name in node.outputs for node in part))
+        return next(own, self.chunks)
+
+    def node_runs(self) -> dict[str, int]:
+        """How often each node runs in one inference, by name."""
+        return {node.name: runs for part, runs in self.part_runs() for node in part}
 
     @property
     def slices(self) -> int:
         """How many slices of dimension 0 the last part runs in: what each of them does together needs that many."""
-        return min((self.runs(node.outputs[0]) for node in self.parts()[-1] if node.outputs), default=self.chunks)
+        return self.part_runs()[-1][1]
 
     def producers(self) -> dict[str, Node]:
         """Value name -> the node that computes it."""

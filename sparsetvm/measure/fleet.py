@@ -156,7 +156,6 @@ class FleetMeasurer:
                     self._waiting.close(old.id)
                     self._lanes.remove(old)
                     old.close()
-                waiting = self._waiting
                 lane = Lane(
                     task,
                     self.target,
@@ -165,10 +164,10 @@ class FleetMeasurer:
                     repeats=self._repeats,
                     seed=self._seed,
                     build_timeout=self._build_timeout,
-                    put=waiting.put,
+                    put=self._waiting.put,
                     told=lambda message: self._tell("note", message, task),
                 )
-                waiting.open(lane.id)
+                self._waiting.open(lane.id)
                 self._lanes.append(lane)
             self._busy.append(lane)
             return lane

@@ -13,16 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sparsetvm.core.config import Config
 from sparsetvm.core.target import Target
 from sparsetvm.core.task import Task
 from sparsetvm.measure.builders import Builders, Library
 from sparsetvm.measure.fleet_link import Job, Outcome
 from sparsetvm.measure.fleet_protocol import RemoteLibrary, RemoteRetime, RemoteRun, library_message, task_message
-from sparsetvm.measure.process import ForkServer, TaskServer, WorkerProcess
-from sparsetvm.measure.protocol import SetTask
+from sparsetvm.measure.process import ForkServer, TaskServer, WorkerProcess, write_task
 from sparsetvm.search.trial import Measured
 
 _ATTEMPTS = 3
@@ -64,16 +61,11 @@ class Lane:
     ) -> None:
         self.task, self.id = task, uuid.uuid4().hex
         self.outcomes: queue.Queue[Outcome] = queue.Queue()
-        self._put, self._told, self._build_timeout, self._forking = put, told, build_timeout, forking
+        self._put, self._told, self._build_timeout = put, told, build_timeout
         self._opened: dict[int, _Open] = {}
         self._message = task_message(task, target, repeats, seed)
         self._home = tempfile.TemporaryDirectory(prefix="sparsetvm-fleet-")
-        weight, bias = Path(self._home.name, "weight.npy"), Path(self._home.name, "bias.npy")
-        np.save(weight, task.weight, allow_pickle=False)
-        if task.bias is not None:
-            np.save(bias, task.bias, allow_pickle=False)
-        bias_path = None if task.bias is None else str(bias)
-        request = SetTask(task.workload, target, str(weight), bias_path, seed, check=False)
+        request = write_task(task, target, Path(self._home.name), seed, check=False)
         with forking:
             self._tasks: TaskServer = server.open_task(request)
 

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-import numpy as np
 import psutil
 
 from sparsetvm.core.config import Config
@@ -23,8 +22,15 @@ from sparsetvm.core.task import Task
 from sparsetvm.errors import UsageError
 from sparsetvm.measure.builders import Builders, Library, died, measured_of
 from sparsetvm.measure.doubt import Expectation, noise_warning
-from sparsetvm.measure.process import ForkServer, TaskServer, WorkerDied, WorkerProcess, WorkerTimedOut
-from sparsetvm.measure.protocol import Replies, Reply, Response, Retime, Run, SetTask, Stage
+from sparsetvm.measure.process import (
+    ForkServer,
+    TaskServer,
+    WorkerDied,
+    WorkerProcess,
+    WorkerTimedOut,
+    write_task,
+)
+from sparsetvm.measure.protocol import Replies, Reply, Response, Retime, Run, Stage
 from sparsetvm.search.trial import Measured, OnResult
 
 _TIMING_SHARE = 0.25  # of the run limit, twice for doubted times; the rest is for checks and a busy machine
@@ -144,13 +150,7 @@ class Measurer:
         if self._home is None:
             self._home = tempfile.TemporaryDirectory(prefix="sparsetvm-measure-")
         self._drop_task()
-        weight, bias = Path(self._home.name, "weight.npy"), Path(self._home.name, "bias.npy")
-        np.save(weight, task.weight, allow_pickle=False)
-        if task.bias is not None:
-            np.save(bias, task.bias, allow_pickle=False)
-        self._tasks = self._server.open_task(
-            SetTask(task.workload, self.target, str(weight), None if task.bias is None else str(bias), self._seed)
-        )
+        self._tasks = self._server.open_task(write_task(task, self.target, Path(self._home.name), self._seed))
         self._expectation = Expectation(task.workload, self.target)
         self._task = task
 

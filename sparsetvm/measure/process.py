@@ -15,8 +15,10 @@ from pathlib import Path
 from types import TracebackType
 
 import msgspec
+import numpy as np
 
 from sparsetvm.core.target import Target
+from sparsetvm.core.task import Task
 from sparsetvm.core.thread_pool import SPIN_VARIABLE, SPINS
 from sparsetvm.errors import EnvironmentProblem
 from sparsetvm.measure import protocol
@@ -36,6 +38,15 @@ _TAIL = 4096
 _DRAINED = 32  # reads of 64 KiB
 _FAULT = "MachineFault: "
 _TRACE = ('File "', "at ", "[bt]")  # lines of a stack trace say less than the line before it
+
+
+def write_task(task: Task, target: Target, folder: Path, seed: int, *, check: bool = True) -> SetTask:
+    """Write the weights of a task into `folder`: what `ForkServer.open_task` takes."""
+    weight, bias = folder / "weight.npy", folder / "bias.npy"
+    np.save(weight, task.weight, allow_pickle=False)
+    if task.bias is not None:
+        np.save(bias, task.bias, allow_pickle=False)
+    return SetTask(task.workload, target, str(weight), None if task.bias is None else str(bias), seed, check)
 
 
 class WorkerTimedOut(Exception):

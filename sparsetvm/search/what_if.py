@@ -53,7 +53,7 @@ class Forecaster:
             path = Path(folder) / "pruned.onnx"
             report = prune_model(self.dense.path, path, sparsity, str(pattern))
             pruned = prepare(path, self.target, self.shapes)
-        runs = _runs_of_layers(self.dense)
+        runs = self.dense.graph.node_runs()
         times = {name: dense_time(task.workload, self.target) * runs[name] for name, task in self.dense.tasks.items()}
         whole = sum(times.values())
         rows = {row["name"]: row for row in report.layers}
@@ -77,7 +77,7 @@ class Forecaster:
         task = pruned.tasks.get(name)
         origin = next(node.origin for node in self.dense.graph.nodes if node.name == name)
         row = next((rows[known] for part in origin if (known := display_name(part)) in rows), {})
-        often = _runs_of_layers(self.dense)[name] / _runs_of_layers(pruned).get(name, 1)
+        often = self.dense.graph.node_runs()[name] / pruned.graph.node_runs().get(name, 1)
         speedup, source = (None, "roofline") if task is None else self._speedup(before, task.workload, often)
         return LayerForecast(
             name=name,
@@ -108,9 +108,3 @@ class Forecaster:
         candidates = candidates_of(workload, self.target)
         record = self.index.best(workload, self.device, validator(candidates)).record
         return None if record is None else record.best_us
-
-
-def _runs_of_layers(prepared: Prepared) -> dict[str, int]:
-    """How often each layer of a model runs in one inference: once per chunk of the batch that it takes."""
-    graph = prepared.graph
-    return {node.name: graph.runs(node.outputs[0]) for node in graph.nodes if node.name in prepared.tasks}
