@@ -22,6 +22,7 @@ from sparsetvm.schedules.base import Packed, Template
 from sparsetvm.schedules.x86.arguments import initial_sums, layer_args
 from sparsetvm.schedules.x86.epilogue import activate_in_place, zero_borders
 from sparsetvm.schedules.x86.geometry import TapGeometry, strip_rows, supports_taps, tap_geometry
+from sparsetvm.schedules.x86.shares import Shares, default_row_parts, row_parts, shares_of
 
 from sparsetvm.analysis.cpu_core import core_of
 from sparsetvm.core.config import Config
@@ -87,6 +88,8 @@ class PatternCode(Template):
         if workload.k <= 1536:
             blocks = tuple(sorted({*blocks, workload.k}))
         blocks = tuple(sorted({*blocks, *_pixel_blocks(workload)}))
+        # Several threads have a knob more; the records of one keep their space.
+        shared = (Ordered("row_parts", row_parts(target.threads)),) if target.threads > 1 else ()
         return Space(
             self.name,
             (
@@ -97,10 +100,16 @@ class PatternCode(Template):
                 Choice("order", ("k", "rows")),
                 Choice("prefetch", ("next", "none", "sums") if _streams_code(target) else ("next", "none")),
                 Choice("groups_of", ("alike", "neighbours")),
+                *shared,
             ),
         )
 
     def default(self, workload: Workload, target: Target) -> Config:
+        config = self._default_of_one(workload, target)
+        return config if target.threads == 1 else config.replace(row_parts=default_row_parts(workload, target))
+
+    def _default_of_one(self, workload: Workload, target: Target) -> Config:
+        """The default but for what threads share."""
         # A pixel of images in lanes is a tile: there are so many that even cold code is mostly warm.
         if _streams_code(target) and (not workload.cold or isinstance(workload.layout_in, BatchTiles)):
             return self._streamed_default(workload, target)
@@ -164,16 +173,16 @@ class PatternCode(Template):
             # Sums end with columns that are never skipped.
             order = np.argsort((inside == _always(geometry)).all(1), kind="stable")
             weight, taps, inside = weight[:, order], tuple(tap[order] for tap in taps), inside[order]
-        by_rows = _split_by_rows(geometry, target.threads)
-        share = geometry.total_tiles if by_rows else -(-geometry.total_tiles // target.threads)
+        shares = _shares(geometry, config, target)
+        share = -(-geometry.total_tiles // shares.tiles)
         at_once = _tiles_at_once(config, target)
         prefetch = config.str("prefetch")
         runs = -(-min(config.int("tiles"), share) // at_once) if prefetch == "next" else 0
         rows_first = config.str("order") == "rows"
         clustered = config.str("groups_of") == "alike"
         rows, groups = config.int("rows"), config.int("groups")
-        if by_rows:
-            rows, groups = _even_shares(workload.m, rows, groups, target.threads)
+        if shares.rows > 1:
+            rows, groups = _even_shares(workload.m, rows, groups, shares.rows)
         # Tiles of Planes overlap in memory: there is nothing to bring in.
         outside = workload.activation_bytes > target.l2 and geometry.x_tile > geometry.lanes
         x_ahead = geometry.x_tile if prefetch == "sums" and outside else 0
@@ -198,7 +207,7 @@ class PatternCode(Template):
         start = initial_sums(bias, workload.m)
         # The kernel declares every array, also when no row has a weight.
         weights = stream if stream.size else np.zeros(1, np.float32)
-        order, first = _schedule(pieces, target.threads, by_rows)
+        order, first = _schedule(pieces, shares.rows)
         ranges = _ranges(pieces, inside, config.int("k_block"))
         table = _piece_table(pieces, weights.size, ranges)
         row_order = np.concatenate([piece.rows for piece in pieces if piece.last]).astype(np.int32)
@@ -206,7 +215,7 @@ class PatternCode(Template):
         # AVX2 has no mask registers: a mask is a vector of int32, 0 or -1.
         lanes = bits if target.isa == "avx512" else pattern_asm_avx2.lane_masks(bits, geometry.lanes)
         arrays = (weights, np.concatenate([start, bounds]), bits, lanes, table, order, first, row_order)
-        return Packed(arrays, {"pieces": pieces, "workers": first.size - 1, "ranges": ranges})
+        return Packed(arrays, {"pieces": pieces, "shares": Shares(first.size - 1, shares.tiles), "ranges": ranges})
 
     def kernel(self, workload: Workload, config: Config, packed: Packed, target: Target, symbol: str) -> Any:
         return _Host(workload, config, packed, target, symbol).build()
@@ -219,7 +228,7 @@ class _Host:
         self.workload, self.tile_block, self.packed, self.symbol = workload, config.int("tiles"), packed, symbol
         self.geometry: TapGeometry = tap_geometry(workload)
         self.threads = target.threads
-        self.by_rows = _split_by_rows(self.geometry, target.threads)
+        self.shares: Shares = packed.meta["shares"]
         self.second_tile = target.isa != "avx512"
         self.at_once = _tiles_at_once(config, target)
         self.touches_first = config.str("prefetch") != "sums"
@@ -231,24 +240,24 @@ class _Host:
         from tvm.tirx.script import builder as tb
 
         functions = llvm_functions(self.symbol, self.packed.meta["pieces"], self.second_tile)
-        workers = self.packed.meta["workers"]
         with tir.prim_func(self.symbol) as ib:
             self.x, self.r, arrays, self.y = layer_args(self.workload, self.packed)
             self.w, self.bias, self.mask, self.lane_masks, self.table, self.order, self.first, self.rows = arrays
             with tb.attr(tirx.const(0, "int32"), "pragma_import_llvm", functions):
                 zero_borders(self.y, self.geometry.zeros, self.geometry.lanes, self.threads)
-                with tir.outer(workers, self.threads) as worker:
-                    self._work(worker, workers)
+                with tir.outer(self.shares.workers, self.threads) as worker:
+                    # Neighbouring threads have the same tiles, as they do in kernels that only share tiles.
+                    self._work(worker % self.shares.rows, worker // self.shares.rows)
         return ib.get()
 
-    def _work(self, worker: Any, workers: int) -> None:
-        """All pieces of one worker, each over a block of tiles; the next piece comes in while one runs."""
+    def _work(self, part: Any, share: Any) -> None:
+        """All pieces of a part of the rows, each over a block of tiles; the next piece comes in while one runs."""
         from tvm import tirx
         from tvm.tirx.script import builder as tb
 
-        total = self.geometry.total_tiles
-        lo, hi = (0, total) if self.by_rows else (worker * total // workers, (worker + 1) * total // workers)
-        begin, end = self.first[worker], self.first[worker + 1]
+        total, shares = self.geometry.total_tiles, self.shares.tiles
+        lo, hi = share * total // shares, (share + 1) * total // shares
+        begin, end = self.first[part], self.first[part + 1]
         if self.touches_first:
             self._touch(self.order[begin])
         with tb.serial(tirx.ceildiv(hi - lo, self.tile_block)) as block:
@@ -369,16 +378,15 @@ def _tile_bytes(workload: Workload) -> int:
     return 4 * tap_geometry(workload).lanes * workload.k // area
 
 
-def _split_by_rows(geometry: TapGeometry, threads: int) -> bool:
-    """Few tiles: threads share the rows instead."""
-    return threads > 1 and geometry.total_tiles < 2 * threads
+def _shares(geometry: TapGeometry, config: Config, target: Target) -> Shares:
+    return shares_of(config.int("row_parts") if target.threads > 1 else 1, geometry, target.threads)
 
 
-def _even_shares(m: int, rows: int, groups: int, threads: int) -> tuple[int, int]:
-    """(rows of a group, groups of a piece), at most those given, with which `threads` get equal numbers of pieces."""
-    per_thread = -(-m // threads)
-    parts = -(-per_thread // rows)
-    return -(-per_thread // parts), max(d for d in range(1, min(parts, groups) + 1) if parts % d == 0)
+def _even_shares(m: int, rows: int, groups: int, parts: int) -> tuple[int, int]:
+    """(rows of a group, groups of a piece), at most those given, with which `parts` get equal numbers of pieces."""
+    per_part = -(-m // parts)
+    count = -(-per_part // rows)
+    return -(-per_part // count), max(d for d in range(1, min(count, groups) + 1) if count % d == 0)
 
 
 def _pixel_blocks(workload: Workload) -> tuple[int, ...]:
@@ -397,7 +405,7 @@ def _always(geometry: TapGeometry) -> tuple[int, int, int, int]:
 def _skipped(geometry: TapGeometry, config: Config, target: Target) -> np.ndarray | None:
     """`geometry.inside` where pieces can be skipped that would only read zeros: if some column is always needed."""
     inside = geometry.inside
-    if inside is None or _tiles_at_once(config, target) > 1 or _split_by_rows(geometry, target.threads):
+    if inside is None or _tiles_at_once(config, target) > 1 or _shares(geometry, config, target).rows > 1:
         return None
     always = (inside == _always(geometry)).all(1)
     return inside if always.any() and not always.all() else None
@@ -431,27 +439,26 @@ def _piece_table(pieces: list[Piece], weights: int, ranges: np.ndarray | None) -
     return (table if ranges is None else np.concatenate([table, ranges], 1)).ravel()
 
 
-def _schedule(pieces: list[Piece], workers: int, by_rows: bool) -> tuple[np.ndarray, np.ndarray]:
-    """(order, first): worker i runs the pieces order[first[i] : first[i + 1]]; by tiles every worker runs all."""
-    shares = _share_rows(pieces, workers) if by_rows else [list(range(len(pieces)))]
-    starts = np.cumsum([0, *map(len, shares)]) if by_rows else np.array([0, len(pieces)])
+def _schedule(pieces: list[Piece], parts: int) -> tuple[np.ndarray, np.ndarray]:
+    """(order, first): part i of the rows runs the pieces order[first[i] : first[i + 1]]."""
+    shares = _share_rows(pieces, parts)
     order = np.concatenate([np.array(share) for share in shares])
-    if not by_rows and workers > 1:
-        order = np.tile(order, workers)
-        starts = np.arange(workers + 1) * len(pieces)
-    return order.astype(np.int32), starts.astype(np.int32)
+    return order.astype(np.int32), np.cumsum([0, *map(len, shares)]).astype(np.int32)
 
 
-def _share_rows(pieces: list[Piece], threads: int) -> list[list[int]]:
-    """Deal whole row ranges to threads, the one with the most code first; K blocks of a range keep their order."""
+def _share_rows(pieces: list[Piece], parts: int) -> list[list[int]]:
+    """Deal whole row ranges to parts, the one with the most code first; K blocks of a range keep their order."""
+    if parts == 1:
+        return [list(range(len(pieces)))]
     ranges: dict[int, list[int]] = {}
     for i, piece in enumerate(pieces):
         ranges.setdefault(int(piece.rows[0]), []).append(i)
     cost = {row: sum(pieces[i].code_bytes for i in chosen) for row, chosen in ranges.items()}
-    shares: list[list[int]] = [[] for _ in range(min(threads, len(ranges)))]
+    shares: list[list[int]] = [[] for _ in range(min(parts, len(ranges)))]
     load = [0] * len(shares)
     for row in sorted(ranges, key=lambda r: -cost[r]):
         lightest = load.index(min(load))
         shares[lightest].extend(ranges[row])
         load[lightest] += cost[row]
-    return shares
+    # From layer to layer the same thread has the first rows: what it adds to its residual is what it has written.
+    return sorted(shares)
