@@ -15,11 +15,13 @@ fp32, tf32 and fp16. Keys of the JSON: docs/json.md. Exit code 1 when a model fa
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from benchlib.summary import summarize_models
 from sparsetvm.core.target import parse_target, version_of
 from sparsetvm.errors import EnvironmentProblem, SparseTvmError, UsageError, did_you_mean
 
+Built = Callable[[], dict[str, Any]]
 _COLUMNS = {"ort": ["ort"], "openvino": ["openvino-f32", "openvino"], "dense": ["dense"]}
 _GPU_COLUMNS = {"torch": ["torch"], "dense": ["dense"]}
 
@@ -92,12 +95,33 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--log-dir", help="folder of the tuning log")
     parser.add_argument("--records", action="append", default=[], help="more tuning logs to read")
     parser.add_argument("--output", type=Path, help="folder to keep the compiled libraries in")
+    parser.add_argument(
+        "--build-jobs", type=int, default=1, help="libraries to compile at once before any is timed, with --budget 0"
+    )
     parser.add_argument("--json", metavar="PATH|-", help="where to write the JSON")
     return parser.parse_args()
 
 
+def build_all(runner: ModelBench, models: list[Path], folder: Path, jobs: int) -> Iterator[Built]:
+    """For each model what gives the result of `ModelBench.build`, or raises what that raised.
+
+    Several jobs build all models before the first is timed; one builds each when it is its turn.
+    """
+    if jobs == 1:
+        yield from (functools.partial(runner.build, model, folder) for model in models)
+        return
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(runner.build, model, folder) for model in models]
+    yield from (future.result for future in futures)
+
+
 def bench(args: argparse.Namespace) -> dict[str, Any]:
     """The JSON object."""
+    if args.build_jobs < 1 or (args.build_jobs > 1 and args.budget != "0"):
+        raise UsageError(
+            f"--build-jobs {args.build_jobs} with --budget {args.budget}: tuning one model disturbs another",
+            hint="build one at a time, or give --budget 0",
+        )
     target = parse_target(args.target, args.threads, args.allow_tf32, args.allow_fp16)
     models = find_models(args.models)
     gpu = target.kind == "cuda"
@@ -113,9 +137,9 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.output or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        for model in models:
+        for model, built in zip(models, build_all(runner, models, folder, args.build_jobs), strict=True):
             try:
-                rows.append(runner.row(model, folder))
+                rows.append(runner.row(model, folder, built()))
             except Failed as error:
                 rows.append({"model": model.stem, "error": str(error)})
             print(show(rows[-1]), file=sys.stderr, flush=True)

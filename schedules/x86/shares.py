@@ -20,7 +20,7 @@ _LEAST_ROWS = 8  # of a part
 # Nanoseconds, from all layers of two networks on 2 to 16 cores of a Xeon (family 6, model 207): an FMA of a vector, a
 # byte of code and weights that comes from L3, a line that another core has written, and a line that is written where
 # another core has a copy, for each of these.
-_FMA, _CODE_BYTE, _READ, _TAKE = 0.35, 0.083, 8.0, 8.0
+_FMA, _CODE_BYTE, _READ, _TAKE = 0.4, 0.065, 6.0, 6.0
 _BYTES_PER_NNZ = 14  # of code and weights, about
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,21 +39,23 @@ class ModelBench:
     records: Sequence[str]
     deepsparse: Path | None
 
-    def row(self, model: Path, folder: Path) -> dict[str, Any]:
-        """The row of a model; `folder` takes the library. Raises Failed.
+    def build(self, model: Path, folder: Path) -> dict[str, Any]:
+        """Tune and compile a model into a library in `folder`; what `row` wants to know of it. Raises Failed."""
+        logs = [*(("--log-dir", self.log_dir) if self.log_dir else ())]
+        logs += [option for path in self.records for option in ("--records", path)]
+        options = ("--target", self.target, "--threads", str(self.threads), *logs, "-o", str(_library(model, folder)))
+        if self.budget != "0":
+            return run_step(folder, "tune", str(model), *options, "--budget", self.budget)
+        compiled = run_step(folder, "compile", str(model), *options)
+        return {"tasks": compiled["layers"], "trials_run": 0, "seconds": 0.0}
+
+    def row(self, model: Path, folder: Path, tuned: dict[str, Any]) -> dict[str, Any]:
+        """The row of a model whose library `build` has left in `folder`. Raises Failed.
 
         `source` says where the kernels come from: tuned in this run, or the log's relations.
         """
-        library, inputs = folder / f"{model.stem}.so", folder / f"{model.stem}.npz"
+        library, inputs = _library(model, folder), folder / f"{model.stem}.npz"
         threads = ("--threads", str(self.threads))
-        logs = [*(("--log-dir", self.log_dir) if self.log_dir else ())]
-        logs += [option for path in self.records for option in ("--records", path)]
-        options = ("--target", self.target, *threads, *logs, "-o", str(library))
-        if self.budget == "0":
-            compiled = run_step(folder, "compile", str(model), *options)
-            tuned = {"tasks": compiled["layers"], "trials_run": 0, "seconds": 0.0}
-        else:
-            tuned = run_step(folder, "tune", str(model), *options, "--budget", self.budget)
         verified = run_step(folder, "verify", str(library), "--reference", str(model))
         _write_inputs(library, inputs)
         if self.target.startswith("cuda"):
@@ -108,6 +111,10 @@ class ModelBench:
         }
 
 
+def _library(model: Path, folder: Path) -> Path:
+    return folder / f"{model.stem}.so"
+
+
 def time_torch(library: Path, model: Path, inputs: Path, precisions: str) -> dict[str, Any]:
     """What torch_worker.py prints. Raises Failed with its last words."""
     worker = Path(__file__).with_name("torch_worker.py")
@@ -123,11 +130,11 @@ def time_torch(library: Path, model: Path, inputs: Path, precisions: str) -> dic
 
 def run_step(folder: Path, *arguments: str) -> dict[str, Any]:
     """Run `sparsetvm ARGUMENTS` and return its JSON. Raises Failed with what it printed last."""
-    out = folder / "result.json"
-    out.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "sparsetvm", *arguments, "--json", str(out)]
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
-    result: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
+    with tempfile.TemporaryDirectory(dir=folder) as own:
+        out = Path(own, "result.json")
+        command = [sys.executable, "-m", "sparsetvm", *arguments, "--json", str(out)]
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+        result: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
     if done.returncode != 0:
         last = result.get("error", {}).get("message") or done.stderr.strip()[-300:] or "no message"
         raise Failed(f"sparsetvm {arguments[0]} exited with {done.returncode}: {last}")
