@@ -32,6 +32,7 @@ from sparsetvm.space.space import Space
 
 _MOST_REAL = 0.95  # share of lanes that are pixels, above which there is nothing to win
 _PREFERRED_REAL = 0.9
+_VECTORS_OF_A_THREAD = 4
 _PIXELS = (4, 5, 6, 7, 8)  # at once: each has its address in a register of its own
 _AHEAD = 512  # floats of the weight stream between a load and the prefetch for it
 _LINE = 16  # floats
@@ -51,7 +52,9 @@ class DenseFilters(Template):
         return supports_taps(workload) and workload.m >= target.lanes and _real(workload) <= _MOST_REAL
 
     def preferred(self, workload: Workload, target: Target) -> bool:
-        return target.isa == "avx512" and _real(workload) <= _PREFERRED_REAL
+        # Threads share filters, x86.dense pixels as well.
+        enough = target.threads == 1 or workload.m >= _VECTORS_OF_A_THREAD * target.lanes * target.threads
+        return target.isa == "avx512" and _real(workload) <= _PREFERRED_REAL and enough
 
     def space(self, workload: Workload, target: Target) -> Space:
         vectors = tuple(v for v in (1, 2, 3, 4, 5) if (v - 1) * target.lanes < workload.m and v * 4 < target.registers)
@@ -66,9 +69,11 @@ class DenseFilters(Template):
         count = _pixels(tap_geometry(workload)).size
 
         def work(at: tuple[int, int]) -> float:
-            """Of all that FMAs could do, what this computes of use, with the loads of weights as further FMAs."""
+            """What all threads compute of use, of what they could in the time of the one that has most."""
             pixels, wide = at
-            return count * workload.m / (-(-count // pixels) * -(-workload.m // (wide * target.lanes)) * pixels * wide)
+            blocks = -(-workload.m // (wide * target.lanes))
+            most = -(-blocks // target.threads) * wide * target.lanes
+            return count * workload.m / (-(-count // pixels) * pixels * most)
 
         shapes = [(p, int(v)) for v in vectors.values for p in _PIXELS if _fits(p, int(v), target)]
         most = max(p * v for p, v in shapes)

@@ -85,12 +85,19 @@ def test_strided_and_dilated_windows_match_float64(target: Target) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_only_images_with_empty_lanes_are_taken(target: Target) -> None:
-    names = {
-        size: [t.name for t in matching(workload_of(ConvGeometry(8, size, size, (1, 1)), 64, target, Epilogue())[0], target)]
-        for size in (7, 64)
-    }
-    assert _KERNEL.name in names[7]
-    assert _KERNEL.name not in names[64]
+    found = {}
+    for size in (7, 64):
+        workload, _, _ = workload_of(ConvGeometry(8, size, size, (1, 1)), 64, target, Epilogue())
+        found[size] = [t.name for t in matching(workload, target)]
+    assert _KERNEL.name in found[7]
+    assert _KERNEL.name not in found[64]
+
+
+def test_threads_that_would_have_few_filters_prefer_pixels() -> None:
+    target = Target("cpu", "znver4", "avx512", 16)
+    found = {m: matching(workload_of(SAME, m, target, Epilogue())[0], target) for m in (256, 1024)}
+    first = {m: next(t.name for t in names if t.dense) for m, names in found.items()}
+    assert first == {256: "x86.dense", 1024: _KERNEL.name}
 
 
 def test_it_is_the_default_of_dense_layers_where_a_tenth_of_the_lanes_is_empty() -> None:
