@@ -134,6 +134,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
     if not gpu:
         pin(args.threads)
     rows: list[dict[str, Any]] = []
+    result: dict[str, Any] = {"schema": 1, "machine": describe_machine(target), "rows": rows, "summary": {}}
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.output or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
@@ -143,7 +144,10 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
             except Failed as error:
                 rows.append({"model": model.stem, "error": str(error)})
             print(show(rows[-1]), file=sys.stderr, flush=True)
-    return {"schema": 1, "machine": describe_machine(target), "rows": rows, "summary": summarize_models(rows)}
+            result["summary"] = summarize_models(rows)
+            if args.json and args.json != "-":
+                Path(args.json).write_text(json.dumps(result, indent=2) + "\n")
+    return result
 
 
 def main() -> int:
@@ -153,11 +157,8 @@ def main() -> int:
     except SparseTvmError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    text = json.dumps(result, indent=2)
-    if args.json and args.json != "-":
-        Path(args.json).write_text(text + "\n")
-    else:
-        print(text)
+    if not args.json or args.json == "-":
+        print(json.dumps(result, indent=2))
     return 1 if result["summary"]["failed"] else 0
 
 
