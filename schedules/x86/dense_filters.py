@@ -1,6 +1,6 @@
 """Dense convolution with output channels (filters) in the lanes: no lane computes a pixel that is none.
 
-    for block of V vectors of filters:                     # shared among threads
+    for block of V vectors of filters, part of the tiles:  # shared among threads
         for K block:                                       # its weights stay in L2
             for P pixels:  P x V accumulators; for k: V loads of weights, P broadcasts, P * V FMAs
         for tile of Y: 16 x 16 transpositions, from pixels to channels, then the epilogue
@@ -32,7 +32,7 @@ from sparsetvm.space.space import Space
 
 _MOST_REAL = 0.95  # share of lanes that are pixels, above which there is nothing to win
 _PREFERRED_REAL = 0.9
-_VECTORS_OF_A_THREAD = 4
+_EVEN = 0.7  # share of their time that threads have work, below which x86.dense is the default
 _PIXELS = (4, 5, 6, 7, 8)  # at once: each has its address in a register of its own
 _AHEAD = 512  # floats of the weight stream between a load and the prefetch for it
 _LINE = 16  # floats
@@ -52,9 +52,9 @@ class DenseFilters(Template):
         return supports_taps(workload) and workload.m >= target.lanes and _real(workload) <= _MOST_REAL
 
     def preferred(self, workload: Workload, target: Target) -> bool:
-        # Threads share filters, x86.dense pixels as well.
-        enough = target.threads == 1 or workload.m >= _VECTORS_OF_A_THREAD * target.lanes * target.threads
-        return target.isa == "avx512" and _real(workload) <= _PREFERRED_REAL and enough
+        if target.isa != "avx512" or _real(workload) > _PREFERRED_REAL:
+            return False
+        return target.threads == 1 or _useful(workload, self.default(workload, target), target) >= _EVEN
 
     def space(self, workload: Workload, target: Target) -> Space:
         vectors = tuple(v for v in (1, 2, 3, 4, 5) if (v - 1) * target.lanes < workload.m and v * 4 < target.registers)
@@ -66,20 +66,13 @@ class DenseFilters(Template):
 
     def default(self, workload: Workload, target: Target) -> Config:
         vectors, _, blocks = self.space(workload, target).knobs
-        count = _pixels(tap_geometry(workload)).size
-
-        def work(at: tuple[int, int]) -> float:
-            """What all threads compute of use, of what they could in the time of the one that has most."""
-            pixels, wide = at
-            blocks = -(-workload.m // (wide * target.lanes))
-            most = -(-blocks // target.threads) * wide * target.lanes
-            return count * workload.m / (-(-count // pixels) * pixels * most)
-
         shapes = [(p, int(v)) for v in vectors.values for p in _PIXELS if _fits(p, int(v), target)]
         most = max(p * v for p, v in shapes)
-        pixels, wide = max((s for s in shapes if 4 * s[0] * s[1] >= 3 * most), key=lambda s: (work(s), s[0] * s[1]))
-        k_block = min(blocks.values, key=lambda b: abs(int(b) - target.l2 // (16 * wide * target.lanes)))
-        return Config.of(self.name, vectors=wide, pixels=pixels, k_block=k_block)
+        configs = []
+        for pixels, wide in sorted((s for s in shapes if 4 * s[0] * s[1] >= 3 * most), key=lambda s: -s[0] * s[1]):
+            k_block = min(blocks.values, key=lambda b: abs(int(b) - target.l2 // (16 * wide * target.lanes)))
+            configs.append(Config.of(self.name, vectors=wide, pixels=pixels, k_block=k_block))
+        return max(configs, key=lambda config: _useful(workload, config, target))
 
     def writes_in_place(self, workload: Workload, config: Config) -> bool:
         return workload.epilogue.residual
@@ -88,17 +81,21 @@ class DenseFilters(Template):
         self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target
     ) -> Packed:
         g, width = tap_geometry(workload), config.int("vectors") * target.lanes
-        missing = -workload.m % width
-        padded = np.pad(g.arranged(weight), ((0, missing), (0, 0))).astype(np.float32)
+        short = -workload.m % width
+        padded = np.pad(g.arranged(weight), ((0, short), (0, 0))).astype(np.float32)
         blocks = padded.reshape(-1, width, workload.k).transpose(0, 2, 1)
-        start = np.pad(initial_sums(bias, workload.m), (0, missing))
-        at, pixels = _pixels(g), _pixels_at_once(config, target)
-        # A last block of fewer pixels computes its last one again.
-        at = np.pad(at, (0, -at.size % pixels), mode="edge")
+        start = np.pad(initial_sums(bias, workload.m), (0, short))
+        tiles, at_once = _tiles_of_a_part(workload, config, target), _pixels_at_once(config, target)
+        parts = _pixels(g, tiles)
+        longest = max(map(len, parts)) + -max(map(len, parts)) % at_once
+        at = np.stack([np.pad(part, (0, longest - len(part)), mode="edge") for part in parts])
         places = at // g.lanes * g.x_tile + at % g.lanes
-        taps = g.taps[0].astype(np.int32)
-        arrays = (np.ascontiguousarray(blocks).ravel(), start, taps, places.astype(np.int32), at.astype(np.int32))
-        return Packed((*arrays, g.mask_bits()))
+        # What is missing to whole groups of pixels has sums of its own, which nobody reads.
+        missing = np.arange(longest) >= np.array([[len(part)] for part in parts])
+        at = np.where(missing, tiles * g.lanes, at - np.arange(len(parts))[:, None] * tiles * g.lanes)
+        tables = (g.taps[0], places.ravel(), at.ravel())
+        arrays = (np.ascontiguousarray(blocks).ravel(), start, *(table.astype(np.int32) for table in tables))
+        return Packed((*arrays, g.mask_bits()), {"parts": len(parts), "tiles": tiles})
 
     def kernel(self, workload: Workload, config: Config, packed: Packed, target: Target, symbol: str) -> Any:
         return _FiltersKernel(workload, config, packed, target).build(symbol)
@@ -114,9 +111,12 @@ class _FiltersKernel:
         self.width = self.vectors * self.lanes
         self.pixels = _pixels_at_once(config, target)
         self.k_block = config.int("k_block")
+        self.parts, self.tiles = packed.meta["parts"], packed.meta["tiles"]
+        self.groups = packed.arrays[3].size // (self.parts * self.pixels)
 
     def build(self, symbol: str) -> Any:
         from sparsetvm.schedules.x86 import tir
+        from tvm import tirx
         from tvm.tirx.script import builder as tb
 
         g = self.geometry
@@ -124,14 +124,17 @@ class _FiltersKernel:
             self.x, self.r, arrays, self.y = layer_args(self.workload, self.packed)
             self.w, self.bias, self.taps, self.places, self.positions, self.mask = arrays
             zero_borders(self.y, g.zeros, g.lanes, self.threads)
-            with tb.serial(g.batch) as image, tir.outer(-(-self.workload.m // self.width), self.threads) as block:
+            items = -(-self.workload.m // self.width) * self.parts
+            with tb.serial(g.batch) as image, tir.outer(items, self.threads) as item:
+                block, part = item // self.parts, item % self.parts
                 # By positions of the grid, so that a tile is a stretch of it; what is no pixel is never read as one.
-                self.sums = tir.scratch(g.tiles * g.lanes * self.width)
+                self.sums = tir.scratch((self.tiles * g.lanes + 1) * self.width)
                 self._begin(block)
-                with tb.serial(-(-self.workload.k // self.k_block)) as part:
-                    self._multiply(image, block, part * self.k_block)
-                with tb.serial(g.tiles) as tile:
-                    self._finish(image, block, tile)
+                with tb.serial(-(-self.workload.k // self.k_block)) as k:
+                    self._multiply(image, block, part, k * self.k_block)
+                first = part * self.tiles
+                with tb.serial(tirx.min(tir.i32(self.tiles), tir.i32(g.tiles) - first)) as tile:
+                    self._finish(image, block, first + tile, tile)
         return ib.get()
 
     def _begin(self, block: Any) -> None:
@@ -140,23 +143,23 @@ class _FiltersKernel:
         from tvm.tirx.script import builder as tb
 
         values = [tir.let(tir.vload(self.bias, self._filter(block, v), self.lanes)) for v in range(self.vectors)]
-        with tb.serial(self.geometry.tiles * self.geometry.lanes) as at:
+        with tb.serial(self.tiles * self.geometry.lanes) as at:
             for v, value in enumerate(values):
                 tir.vstore(self.sums, value, at * self.width + v * self.lanes, self.lanes)
 
     def _filter(self, block: Any, vector: int) -> Any:
         return block * self.width + vector * self.lanes
 
-    def _multiply(self, image: Any, block: Any, begin: Any) -> None:
-        """Add the products of a K block to the sums of all pixels."""
+    def _multiply(self, image: Any, block: Any, part: Any, begin: Any) -> None:
+        """Add the products of a K block to the sums of all pixels of a part."""
         from sparsetvm.schedules.x86 import tir
         from tvm import tirx
         from tvm.tirx.script import builder as tb
 
         g, lanes = self.geometry, self.lanes
         count = tirx.min(tir.i32(self.k_block), tir.i32(self.workload.k) - begin)
-        with tb.serial(self.packed.arrays[3].size // self.pixels) as group:
-            first = group * self.pixels
+        with tb.serial(self.groups) as group:
+            first = (part * self.groups + group) * self.pixels
             places = [tir.let(g.x0 + image * g.x_batch + self.places[first + p]) for p in range(self.pixels)]
             sums = [tir.let(self.positions[first + p] * self.width) for p in range(self.pixels)]
             acc = tir.Registers(self.pixels * self.vectors, lanes)
@@ -187,8 +190,8 @@ class _FiltersKernel:
             return int(taps[0]) + k * (int(steps[0]) if steps.size else 0)
         return self.taps[k]
 
-    def _finish(self, image: Any, block: Any, tile: Any) -> None:
-        """Write the sums of a tile to Y, channel by channel."""
+    def _finish(self, image: Any, block: Any, tile: Any, of_part: Any) -> None:
+        """Write the sums of a tile to Y, channel by channel; it is the tile `of_part` of its part."""
         from sparsetvm.schedules.x86 import tir
         from tvm.tirx.script import builder as tb
 
@@ -196,7 +199,7 @@ class _FiltersKernel:
         mask = self.mask[tile] if g.mask is not None else None
         with tb.serial(self.vectors) as vector:
             first = tb.Bind(block * self.width + vector * lanes)
-            source = tile * lanes * self.width + vector * lanes
+            source = of_part * lanes * self.width + vector * lanes
             rows = tir.transpose([tir.vload(self.sums, source + i * self.width, lanes) for i in range(lanes)], lanes)
             for i, row in enumerate(rows):
                 at = g.y0 + image * g.y_batch + tile * g.y_tile + (first + i) * g.row_stride
@@ -220,11 +223,37 @@ def _real(workload: Workload) -> float:
     return 1.0 if mask is None else float(mask.mean())
 
 
-def _pixels(geometry: TapGeometry) -> np.ndarray:
-    """Positions of the pixels of an image in the grid of its tiles."""
-    if geometry.mask is None:
-        return np.arange(geometry.tiles * geometry.lanes)
-    return np.flatnonzero(geometry.mask)
+def _pixels(geometry: TapGeometry, tiles: int) -> list[np.ndarray]:
+    """Positions of the pixels of an image in the grid, of each part of `tiles` tiles; every tile has one."""
+    mask = np.ones((geometry.tiles, geometry.lanes), bool) if geometry.mask is None else geometry.mask
+    starts = range(0, geometry.tiles, tiles)
+    return [first * geometry.lanes + np.flatnonzero(mask[first : first + tiles]) for first in starts]
+
+
+def _tiles_of_a_part(workload: Workload, config: Config, target: Target) -> int:
+    """As many as give threads even work, of which the sums take no more than a quarter of L2."""
+    total = tap_geometry(workload).tiles
+    sums = 4 * config.int("vectors") * target.lanes**2  # bytes of a tile
+    most = min(total, max(1, target.l2 // 4 // sums))
+    if target.threads == 1:
+        return most
+    sizes = sorted({-(-total // parts) for parts in range(-(-total // most), total + 1)}, reverse=True)
+    return min(sizes, key=lambda tiles: _rounds(workload, config, target, tiles))
+
+
+def _rounds(workload: Workload, config: Config, target: Target, tiles: int) -> int:
+    """Groups of pixels that the thread with most of them computes for a vector of filters."""
+    at_once, wide = _pixels_at_once(config, target), config.int("vectors")
+    parts = _pixels(tap_geometry(workload), tiles)
+    items = -(-workload.m // (wide * target.lanes)) * len(parts)
+    return -(-items // target.threads) * wide * -(-max(map(len, parts)) // at_once)
+
+
+def _useful(workload: Workload, config: Config, target: Target) -> float:
+    """What all threads compute of use, of what they could in the time of the one that has most."""
+    g, tiles = tap_geometry(workload), _tiles_of_a_part(workload, config, target)
+    computed = _rounds(workload, config, target, tiles) * _pixels_at_once(config, target) * target.lanes
+    return workload.m * sum(map(len, _pixels(g, g.tiles))) / (computed * target.threads)
 
 
 def _fits(pixels: int, vectors: int, target: Target) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 from remainder_cases import TARGETS, with_threads
@@ -93,11 +94,23 @@ def test_only_images_with_empty_lanes_are_taken(target: Target) -> None:
     assert _KERNEL.name not in found[64]
 
 
-def test_threads_that_would_have_few_filters_prefer_pixels() -> None:
-    target = Target("cpu", "znver4", "avx512", 16)
-    found = {m: matching(workload_of(SAME, m, target, Epilogue())[0], target) for m in (256, 1024)}
-    first = {m: next(t.name for t in names if t.dense) for m, names in found.items()}
-    assert first == {256: "x86.dense", 1024: _KERNEL.name}
+@pytest.mark.parametrize("threads", [2, 5, 16])
+def test_threads_share_filters_and_tiles(threads: int) -> None:
+    target = Target("cpu", "znver4", "avx512", threads)
+    workload, _, _ = workload_of(ConvGeometry(8, 14, 14, (1, 1)), 256, target, Epilogue())
+    config = _KERNEL.default(workload, target)
+    packed = _KERNEL.pack(np.ones((256, 8), np.float32), None, workload, config, target)
+    blocks = -(-256 // (config.int("vectors") * target.lanes))
+    assert blocks * packed.meta["parts"] >= threads
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_sums_of_a_long_image_take_a_part_of_l2(target: Target) -> None:
+    conv, small = ConvGeometry(3, 150, 1, (3, 1), pads=(1, 1, 0, 0)), msgspec.structs.replace(target, l2=1 << 16)
+    workload, _, _ = workload_of(conv, 16, small, Epilogue())
+    config = _KERNEL.default(workload, small)
+    assert _KERNEL.pack(np.ones((16, 9), np.float32), None, workload, config, small).meta["parts"] > 1
+    check(conv, 16, small, SIGMOID)
 
 
 def test_it_is_the_default_of_dense_layers_where_a_tenth_of_the_lanes_is_empty() -> None:
