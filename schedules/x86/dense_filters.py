@@ -88,7 +88,7 @@ class DenseFilters(Template):
         tiles, at_once = _tiles_of_a_part(workload, config, target), _pixels_at_once(config, target)
         parts = _pixels(g, tiles)
         longest = max(map(len, parts)) + -max(map(len, parts)) % at_once
-        at = np.stack([np.pad(part, (0, longest - len(part)), mode="edge") for part in parts])
+        at = np.stack([np.pad(part, (0, longest - len(part))) for part in parts])
         places = at // g.lanes * g.x_tile + at % g.lanes
         # What is missing to whole groups of pixels has sums of its own, which nobody reads.
         missing = np.arange(longest) >= np.array([[len(part)] for part in parts])
@@ -224,7 +224,7 @@ def _real(workload: Workload) -> float:
 
 
 def _pixels(geometry: TapGeometry, tiles: int) -> list[np.ndarray]:
-    """Positions of the pixels of an image in the grid, of each part of `tiles` tiles; every tile has one."""
+    """Positions of the pixels of an image in the grid, of each part of `tiles` tiles."""
     mask = np.ones((geometry.tiles, geometry.lanes), bool) if geometry.mask is None else geometry.mask
     starts = range(0, geometry.tiles, tiles)
     return [first * geometry.lanes + np.flatnonzero(mask[first : first + tiles]) for first in starts]

@@ -105,6 +105,12 @@ def test_threads_share_filters_and_tiles(threads: int) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
+def test_parts_without_a_pixel_write_zeros(target: Target) -> None:
+    conv, few = ConvGeometry(2, 5, 1, (3, 3), pads=(40, 40, 40, 40), dilation=(40, 40)), with_threads(target, 8)
+    check(conv, 16, few, SIGMOID, pixels=4)
+
+
+@pytest.mark.parametrize("target", TARGETS)
 def test_sums_of_a_long_image_take_a_part_of_l2(target: Target) -> None:
     conv, small = ConvGeometry(3, 150, 1, (3, 1), pads=(1, 1, 0, 0)), msgspec.structs.replace(target, l2=1 << 16)
     workload, _, _ = workload_of(conv, 16, small, Epilogue())
