@@ -2,8 +2,9 @@
 
     y = A ((G g) * (B d))        d: r + 3 inputs, g: r taps, y[i] = sum_j d[i + j] g[j]
 
-The points are 0, 1, -1, 2, -2 (and 1/2, -1/2 for r = 5) and infinity. In float32 the result is off by a few units in
-the last place of the largest input that its tile reads, not of the inputs that its own window reads.
+The points are 0, 1, -1, 2, -2 (and 1/2, -1/2 for r = 5; these six without 0 for r = 4) and infinity. In float32 the
+result is off by a few units in the last place of the largest input that its tile reads, not of the inputs that its own
+window reads.
 """
 
 from __future__ import annotations
@@ -11,12 +12,17 @@ from __future__ import annotations
 import numpy as np
 
 OUTPUTS = 4
-_POINTS = {3: (0.0, 1.0, -1.0, 2.0, -2.0), 5: (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)}
+HUGE, HUGE_WEIGHT = 1e20, 1e10  # inputs and transformed weights below these make no sum that overflows
+_POINTS = {
+    3: (0.0, 1.0, -1.0, 2.0, -2.0),
+    4: (1.0, -1.0, 2.0, -2.0, 0.5, -0.5),
+    5: (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5),
+}
 TAPS = tuple(_POINTS)
 
 
 def points(taps: int) -> tuple[float, ...]:
-    """The finite points; behind 0 they come in pairs of opposite signs."""
+    """The finite points; behind 0, where that is one, they come in pairs of opposite signs."""
     return _POINTS[taps]
 
 

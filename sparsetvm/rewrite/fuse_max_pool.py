@@ -17,7 +17,7 @@ from sparsetvm.analysis.patterns import summarize
 from sparsetvm.core.graph import SPARSETVM_DOMAIN, Graph, Node
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import ConvGeometry, Epilogue
-from sparsetvm.formats.toom_cook import TAPS
+from sparsetvm.formats.toom_cook import HUGE_WEIGHT, TAPS
 from sparsetvm.rewrite.assign_layouts import pool_fits
 from sparsetvm.rewrite.canonical.edit import Uses, drop_into
 from sparsetvm.rewrite.fuse_epilogues import activation_of
@@ -25,7 +25,6 @@ from sparsetvm.rewrite.fuse_epilogues import activation_of
 _MOST_CHANNELS = 4
 _MOST_TAPS = 7  # along a row
 _RISING = ("none", "relu", "clip", "sigmoid")
-_LARGEST_WEIGHT = 1e10  # with inputs up to 1e20 no sum overflows
 
 
 def fuse_max_pool(graph: Graph, target: Target) -> bool:
@@ -66,7 +65,7 @@ def _shallow(node: Node) -> bool:
         and conv.kernel[1] <= _MOST_TAPS
         and not epilogue.residual
         and epilogue.activation in _RISING
-        and bool(np.abs(weight).max(initial=0.0) < _LARGEST_WEIGHT)  # False with NaN
+        and bool(np.abs(weight).max(initial=0.0) < HUGE_WEIGHT)  # False with NaN
         and summarize(weight).kind == "dense"
     )
 

@@ -31,7 +31,7 @@ _HALF_TINY = 2.0**-25
 _EXTRA_TERMS = 2  # bias and residual
 _SMALLEST_NORMAL = 2.0**-126
 # Largest slopes: gelu's is at x = sqrt(2), silu's at x = 2.4, hard_swish's just below 3.
-_SLOPES = {
+SLOPES = {
     "none": 1.0,
     "relu": 1.0,
     "clip": 1.0,
@@ -82,7 +82,7 @@ class LayerReference:
         result = activate(exact, self._epilogue)
         kind = self._epilogue.activation
         small = self._small * (self._largest + float(np.abs(x).max(initial=0.0)) + _HALF_TINY)
-        limit = (self._share * total.astype(np.float64) + self._tiny + small) * _SLOPES[kind]
+        limit = (self._share * total.astype(np.float64) + self._tiny + small) * SLOPES[kind]
         if kind not in ("none", "relu", "clip"):
             limit = limit + _SMOOTH_ERROR * np.maximum(1.0, np.abs(result))
         if self._half:  # rounds what is off by `limit` already

@@ -1,6 +1,6 @@
-"""How far a pooled convolution may be apart from ONNX Runtime, whose convolution adds each product by itself.
+"""How far minimal filtering may be apart from ONNX Runtime, whose convolution adds each product by itself.
 
-Its kernel computes four rows of outputs by minimal filtering, y = A ((G g) * (B d)). Each of the three steps adds and
+The kernel computes four rows of outputs by minimal filtering, y = A ((G g) * (B d)). Each of the three steps adds and
 multiplies as sums do, so the error of an output is at most
 
     gamma(n) * |A| ((|G| |g|) * (|B| |d|)),    n = the additions and multiplications in its longest chain
@@ -16,7 +16,7 @@ import numpy as np
 from sparsetvm.core.graph import Node
 from sparsetvm.core.workload import ConvGeometry
 from sparsetvm.formats.toom_cook import OUTPUTS, filter_matrix, input_matrix, output_matrix
-from sparsetvm.runtime.layer_bound import UNIT, LayerReference, Session
+from sparsetvm.runtime.layer_bound import SLOPES, UNIT, LayerReference, Session
 
 
 class PooledReference(LayerReference):
@@ -53,6 +53,49 @@ class PooledReference(LayerReference):
             windows = np.lib.stride_tricks.sliding_window_view(points, kw, axis=3)
             products = np.einsum("mpcx,bpcwx->bmpw", self._filters, windows)
             rows_out = np.einsum("ip,bmpw->bmiw", np.abs(output_matrix(kh)), products)
+            out[:, :, tile * OUTPUTS : (tile + 1) * OUTPUTS] = rows_out
+        return np.asarray(out[:, :, :height] + self._bias[:, None, None])
+
+
+class MinimalReference(LayerReference):
+    """A convolution of stride 2 by x86.dense_minimal: the same for the rows of each parity, whose points are added."""
+
+    def __init__(self, layer: Node, open_session: Session) -> None:
+        super().__init__(layer, "float32", open_session)
+        conv: ConvGeometry = layer.attrs["conv"]
+        self._conv, self._high = conv, -(-conv.kernel[0] // 2)
+        taps = np.abs(layer.attrs["weight"].astype(np.float64)).reshape(-1, conv.in_channels, *conv.kernel)
+        bias = layer.attrs["bias"]
+        self._bias = np.abs(np.zeros(len(taps)) if bias is None else bias.astype(np.float64))
+        self._filters = []
+        for first in range(2):
+            rows = taps[:, :, first::2]
+            rows = np.pad(rows, ((0, 0), (0, 0), (0, self._high - rows.shape[2]), (0, 0)))
+            self._filters.append(np.einsum("py,mcyx->mpcx", np.abs(filter_matrix(self._high)), rows))
+        terms = 2 * conv.in_channels * conv.kernel[1] + 3 * (self._high + OUTPUTS) + 2
+        self._gamma = terms * UNIT / (1 - terms * UNIT)
+
+    def __call__(self, x: np.ndarray, residual: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """The result, and the largest distance from it of any correct one; both float64."""
+        exact, limit = super().__call__(x, residual)
+        steepest = SLOPES[self._epilogue.activation]
+        return exact, limit + steepest * self._gamma * self._absolute_sums(np.abs(x.astype(np.float64)))
+
+    def _absolute_sums(self, x: np.ndarray) -> np.ndarray:
+        conv, (kh, kw), count = self._conv, self._conv.kernel, self._high + OUTPUTS - 1
+        height, width, tiles = conv.out_height, conv.out_width, -(-conv.out_height // OUTPUTS)
+        padded = np.pad(x, ((0, 0), (0, 0), (conv.pads[0], conv.pads[2]), (conv.pads[1], conv.pads[3])))
+        out = np.empty((len(x), len(self._bias), tiles * OUTPUTS, width))
+        for tile in range(tiles):
+            total: np.ndarray | float = 0.0
+            for first, filters in enumerate(self._filters):
+                # As the kernel does: below the last row that an output reads, that one again.
+                last = height - 1 + len(range(first, kh, 2)) - 1
+                rows = padded[:, :, first + 2 * np.minimum(tile * OUTPUTS + np.arange(count), last)]
+                points = np.einsum("pr,bcrx->bpcx", np.abs(input_matrix(self._high)), rows)
+                windows = np.lib.stride_tricks.sliding_window_view(points, kw, axis=3)[:, :, :, ::2][:, :, :, :width]
+                total = total + np.einsum("mpcx,bpcwx->bmpw", filters, windows)
+            rows_out = np.einsum("ip,bmpw->bmiw", np.abs(output_matrix(self._high)), total)
             out[:, :, tile * OUTPUTS : (tile + 1) * OUTPUTS] = rows_out
         return np.asarray(out[:, :, :height] + self._bias[:, None, None])
 

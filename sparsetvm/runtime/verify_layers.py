@@ -34,9 +34,9 @@ from sparsetvm.rewrite.expose import expose, logical
 from sparsetvm.rewrite.make_layers import LAYER_OPS
 from sparsetvm.rewrite.prepare import Prepared, prepare
 from sparsetvm.runtime.difference import Difference
-from sparsetvm.runtime.layer_bound import LayerReference, worst
+from sparsetvm.runtime.layer_bound import LayerReference, Session, worst
 from sparsetvm.runtime.module import Module
-from sparsetvm.runtime.pooled_bound import PooledReference
+from sparsetvm.runtime.pooled_bound import MinimalReference, PooledReference
 
 _LAYERS = (*LAYER_OPS, "depthwise_conv2d", "pooled_conv2d")
 
@@ -75,12 +75,7 @@ def verify_layers(
         compile_networks(networks, target, library, {"name": prepared.path.name})
         with Module(library, threads=module.threads) as twin:
             model = _ModelValues(reference, module.threads, {layer.y for layer in layers})
-            references = [
-                PooledReference(layer.node, model.open)
-                if layer.node.op == "pooled_conv2d"
-                else LayerReference(layer.node, layer.arithmetic, model.open, graph.values[layer.y].layout.half)
-                for layer in layers
-            ]
+            references = [_reference(layer, graph, choices, model.open) for layer in layers]
             report: dict[str, LayerError] = {}
             beside: dict[str, Difference] = {}
             same = True
@@ -103,6 +98,17 @@ def verify_layers(
     for name, difference in beside.items():
         report[name].model_error = difference.relative
     return _blamed(list(report.values()), tolerance), same
+
+
+def _reference(
+    layer: _Exposed, graph: Graph, choices: Mapping[str, LayerChoice], open_session: Session
+) -> LayerReference:
+    if layer.node.op == "pooled_conv2d":
+        return PooledReference(layer.node, open_session)
+    choice = choices.get(layer.node.name)
+    if choice is not None and choice.config.template == "x86.dense_minimal":
+        return MinimalReference(layer.node, open_session)
+    return LayerReference(layer.node, layer.arithmetic, open_session, graph.values[layer.y].layout.half)
 
 
 def _blamed(layers: list[LayerError], tolerance: float) -> list[LayerError]:

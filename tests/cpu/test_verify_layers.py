@@ -35,6 +35,24 @@ def test_each_layer_of_a_network_stays_within_its_bound(make, tmp_path: Path) ->
 
 
 @pytest.mark.skipif("avx512f" not in cpu_flags(), reason="needs AVX-512")
+def test_minimal_filtering_of_a_strided_convolution_has_a_bound_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sparsetvm.schedules.x86.dense_minimal import DenseMinimal
+
+    builder = ModelBuilder("strided", seed=0)
+    x = builder.input("x", (1, 3, 34, 40))
+    builder.op("Relu", builder.conv(x, 3, 20, 7, stride=2, pad=3), out="y")
+    report = verified(builder.output("y"), tmp_path)
+    (layer,) = report.layers
+    assert layer.passed
+    assert 0 < layer.of_bound < 0.5
+    pack = DenseMinimal.pack
+    monkeypatch.setattr(DenseMinimal, "pack", lambda self, w, *rest: pack(self, w * np.float32(1.0005), *rest))
+    assert not verified(builder, tmp_path).layers[0].passed
+
+
+@pytest.mark.skipif("avx512f" not in cpu_flags(), reason="needs AVX-512")
 def test_a_pooled_convolution_has_a_bound_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sparsetvm.schedules.x86.remainder import pooled_conv
 

@@ -10,16 +10,16 @@ Lanes are output channels. Five rows of taps on four rows of outputs are 8 produ
 the points has 6 FMAs and 10 additions for each column. A tile whose input is huge or not finite is computed tap by tap:
 there infinity and NaN stay with the windows that they are in.
 
-Requires: AVX-512, stride 1, filters 3 or 5 high, weights below 1e10, plain images or Planes, Planes as output.
+Requires: AVX-512, stride 1, filters 3 to 5 high, weights below 1e10, plain images or Planes, Planes as output.
 """
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import numpy as np
 from sparsetvm.schedules.x86 import tir
+from sparsetvm.schedules.x86.minimal import from_points, larger_magnitude, largest_lane, to_points
 from sparsetvm.schedules.x86.remainder.images import Images
 from tvm import tirx
 from tvm.tirx.script import builder as B
@@ -27,10 +27,9 @@ from tvm.tirx.script import builder as B
 from sparsetvm.core.layout import AnyLayout, Planes
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import ConvGeometry, Epilogue
-from sparsetvm.formats.toom_cook import OUTPUTS, filter_matrix, input_matrix, points
+from sparsetvm.formats.toom_cook import HUGE, OUTPUTS, filter_matrix
 
 _LANES = 16
-_HUGE = 1e20  # with weights below 1e10 no sum overflows
 _DIRECT = 4  # vectors of output channels at once where a tile is computed tap by tap
 
 
@@ -102,7 +101,7 @@ class _Tile:
         pooled = -(-self.out.width // _LANES) * _LANES
         self.sums = tir.scratch(2 * pooled * self.vectors * _LANES)
         largest = self._copy_rows()
-        with B.If(largest < tir.f32(_HUGE)):
+        with B.If(largest < tir.f32(HUGE)):
             with B.Then():
                 self._transform()
                 with B.serial(self.vectors) as vector, B.serial(self.out.width) as column:
@@ -126,19 +125,15 @@ class _Tile:
             for column in range(0, self.stride, _LANES):
                 value = tir.let(source.load(self.x, start, column - conv.pads[1]))
                 value = tir.let(tirx.Select(inside, value, tir.splat(0.0, _LANES)))
-                largest[0] = tir.let(tir.vmax_nan(tir.let(_magnitude(value)), largest[0]))
+                largest[0] = larger_magnitude(value, largest[0], _LANES)
                 tir.vstore(self.rows, value, (channel * self.points + r) * self.stride + column, _LANES)
-        total = tir.reduce_lanes(tir.let(largest[0]), _LANES, lambda a, b: tir.vmax_nan(tir.let(a), b))
-        return tir.let(tirx.Shuffle([total], [0]))
+        return largest_lane(tir.let(largest[0]), _LANES)
 
     def _transform(self) -> None:
-        matrix = input_matrix(self.conv.kernel[0])
         with B.serial(self.conv.in_channels) as channel, B.serial(self.stride // _LANES) as i:
             at = B.Bind(channel * self.points * self.stride + i * _LANES)
             loaded = [tir.let(tir.vload(self.rows, at + r * self.stride, _LANES)) for r in range(self.points)]
-            for p, row in enumerate(matrix):
-                terms = [loaded[r] * tir.splat(float(row[r]), _LANES) for r in np.flatnonzero(row)]
-                value = functools.reduce(lambda a, b: a + b, terms)
+            for p, value in enumerate(to_points(loaded, self.conv.kernel[0], _LANES)):
                 tir.vstore(self.v, value, at + p * self.stride, _LANES)
 
     def _by_points(self, vector: tir.Expr, column: tir.Expr) -> None:
@@ -156,25 +151,12 @@ class _Tile:
                     for i, total in enumerate(totals):
                         product = weights[kx] * values[kx + i]
                         total[p] = product if channel == 0 == kx else total[p] + product
-        left, right = (self._rows_of(total) for total in totals)
+        left, right = (
+            from_points([total[p] for p in range(self.points)], self.conv.kernel[0], _LANES) for total in totals
+        )
         for row in range(2):
             best = [tir.let(tir.vmax(left[2 * row + i], right[2 * row + i])) for i in range(2)]
             self._keep(row, column, vector, tir.vmax(best[0], best[1]))
-
-    def _rows_of(self, m: tir.Registers) -> list[tir.Expr]:
-        """Four rows from the points: A m, sums and differences of opposite points first."""
-        finite = points(self.conv.kernel[0])
-        pairs = range(1, len(finite), 2)
-        sums = [tir.let(m[i] + m[i + 1]) for i in pairs]
-        differences = [tir.let(m[i] - m[i + 1]) for i in pairs]
-        rows = []
-        for power in range(OUTPUTS):
-            terms = differences if power % 2 else sums
-            factors = [finite[i] ** power for i in pairs]
-            scaled = [t if f == 1.0 else t * tir.splat(f, _LANES) for f, t in zip(factors, terms, strict=True)]
-            first = [m[0]] if power == 0 else [m[len(finite)]] if power == OUTPUTS - 1 else []
-            rows.append(tir.let(functools.reduce(lambda a, b: a + b, [*first, *scaled])))
-        return rows
 
     def _by_taps(self, vectors: range, row: int, column: tir.Expr) -> None:
         """One pooled row of one column, some vectors of output channels."""
@@ -217,8 +199,3 @@ class _Tile:
                             e = self.epilogue
                             total = tir.let(tir.activated(total, e.activation, e.low, e.high, _LANES))
                             self.out.store(self.y, self.out.row(self.image * self.channels + channel, y), first, total)
-
-
-def _magnitude(value: tir.Expr) -> tir.Expr:
-    bits = tirx.bitwise_and(tir.bits(value, f"int32x{_LANES}"), tirx.Broadcast(tir.i32(0x7FFFFFFF), _LANES))
-    return tir.bits(bits, f"float32x{_LANES}")
