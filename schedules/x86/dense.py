@@ -15,7 +15,7 @@ import numpy as np
 from sparsetvm.schedules.base import Packed, Template
 from sparsetvm.schedules.x86.arguments import initial_sums, layer_args
 from sparsetvm.schedules.x86.epilogue import finish_vector, zero_borders
-from sparsetvm.schedules.x86.geometry import TapGeometry, supports_taps, tap_geometry
+from sparsetvm.schedules.x86.geometry import TapGeometry, supports_taps, tap_geometry, tap_offset
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.layout import BatchTiles
@@ -166,7 +166,7 @@ class _DenseKernel:
         begin, end = self._columns(image)
         with tb.serial(end - begin) as at:
             i = tb.Bind(begin + at)
-            tap = x0 + self._tap(i)
+            tap = x0 + tap_offset(self.geometry.taps[0], self.taps, i)
             tir.prefetch(self.w, w0 + i * mr + _AHEAD)
             for n in range(nr):
                 xv[n] = tir.vload(self.x, tap + n * g.x_tile, lanes)
@@ -194,14 +194,6 @@ class _DenseKernel:
             for last in np.unique(inside[:, 1])[:-1]:
                 end -= tirx.Select(image >= tir.i32(int(last)), tir.i32(_count(inside[:, 1], last)), tir.i32(0))
         return begin, end
-
-    def _tap(self, k: Any) -> Any:
-        """Tap offset of column k: computed when the taps are evenly spaced, else read."""
-        taps = self.geometry.taps[0]
-        steps = np.diff(taps)
-        if taps.size == 1 or (steps == steps[0]).all():
-            return int(taps[0]) + k * (int(steps[0]) if steps.size else 0)
-        return self.taps[k]
 
 
 def _count(values: np.ndarray, value: int) -> int:

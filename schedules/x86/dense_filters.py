@@ -21,7 +21,7 @@ import numpy as np
 from sparsetvm.schedules.base import Packed, Template
 from sparsetvm.schedules.x86.arguments import initial_sums, layer_args
 from sparsetvm.schedules.x86.epilogue import finish_vector, zero_borders
-from sparsetvm.schedules.x86.geometry import TapGeometry, supports_taps, tap_geometry
+from sparsetvm.schedules.x86.geometry import TapGeometry, supports_taps, tap_geometry, tap_offset
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.layout import BatchTiles
@@ -174,21 +174,13 @@ class _FiltersKernel:
                     tir.prefetch(self.w, w0 + _AHEAD + line * _LINE)
                 for v in range(self.vectors):
                     weights[v] = tir.vload(self.w, w0 + v * lanes, lanes)
-                tap = tb.Bind(self._tap(k))
+                tap = tb.Bind(tap_offset(self.geometry.taps[0], self.taps, k))
                 for p in range(self.pixels):
                     value = tir.splat(self.x[places[p] + tap], lanes)
                     for v in range(self.vectors):
                         acc[p * self.vectors + v] = acc[p * self.vectors + v] + value * weights[v]
             for p, v, i in each:
                 tir.vstore(self.sums, acc[i], sums[p] + v * lanes, lanes)
-
-    def _tap(self, k: Any) -> Any:
-        """Tap offset of column k: computed when the taps are evenly spaced, else read."""
-        taps = self.geometry.taps[0]
-        steps = np.diff(taps)
-        if taps.size == 1 or (steps == steps[0]).all():
-            return int(taps[0]) + k * (int(steps[0]) if steps.size else 0)
-        return self.taps[k]
 
     def _finish(self, image: Any, block: Any, tile: Any, of_part: Any) -> None:
         """Write the sums of a tile to Y, channel by channel; it is the tile `of_part` of its part."""

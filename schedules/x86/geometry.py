@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -133,6 +134,14 @@ def tap_geometry(workload: Workload) -> TapGeometry:
         lout.lanes, lout.tiles, lout.batch, taps, workload.m // conv.groups, x0, x_tile, x_batch,
         *_image_strides(lout), *_image_strides(workload.residual_layout), lout.mask(), zeros,
     )  # fmt: skip
+
+
+def tap_offset(taps: np.ndarray, table: Any, k: Any) -> Any:
+    """Offset of column k, a TIR expression: computed when the taps are evenly spaced, else read from their `table`."""
+    steps = np.diff(taps)
+    if taps.size == 1 or (steps == steps[0]).all():
+        return int(taps[0]) + k * (int(steps[0]) if steps.size else 0)
+    return table[k]
 
 
 def _image_lanes(workload: Workload, conv: ConvGeometry, lin: BatchTiles, lout: BatchTiles) -> TapGeometry:

@@ -16,7 +16,7 @@ def to_points(rows: Sequence[tir.Expr], taps: int, lanes: int) -> list[tir.Expr]
     """B d: the taps + 3 points of as many input rows, which must be bound."""
     found = []
     for row in input_matrix(taps):
-        terms = [rows[r] * tir.splat(float(row[r]), lanes) for r in np.flatnonzero(row)]
+        terms = [rows[r] * tir.splat(float(row[r]), lanes) for r in np.flatnonzero(row).tolist()]
         found.append(functools.reduce(lambda a, b: a + b, terms))
     return found
 
