@@ -8,7 +8,7 @@
 
 Of a filter 7 high and stride 2, the rows of one parity meet 4 rows of taps, those of the other 3. Both are sums of
 products of stride 1, so both are done by the same 7 points (formats/toom_cook.py), whose sums then add up before they
-are transformed back: 14 products for 28. The rest of the work is 5 % of what is left. A tile whose input is huge or not
+are transformed back: 14 products for 28, which take four fifths of the time. A tile whose input is huge or not
 finite is computed tap by tap: there infinity and NaN stay with the windows that they are in.
 
 Requires: AVX-512, one group, stride 2, filters 5 to 8 high, at most 4 input channels, X in Planes of that stride's

@@ -22,7 +22,7 @@ from sparsetvm.schedules.base import Packed, Template
 from sparsetvm.schedules.x86.arguments import initial_sums, layer_args
 from sparsetvm.schedules.x86.epilogue import activate_in_place, zero_borders
 from sparsetvm.schedules.x86.geometry import TapGeometry, strip_rows, supports_taps, tap_geometry
-from sparsetvm.schedules.x86.shares import Shares, default_row_parts, row_parts, shares_of
+from sparsetvm.schedules.x86.shares import BYTES_PER_NNZ, Shares, default_row_parts, row_parts, shares_of
 
 from sparsetvm.analysis.cpu_core import core_of
 from sparsetvm.core.config import Config
@@ -43,7 +43,6 @@ _TILES_FROM_AFAR, _FEW_TILES = 8, 16  # of a block when the code is far away; al
 # With 16 registers: from here on code of two tiles at once, longer but fetched half as often, is the better one.
 _MANY_TILES = 64
 _SHORT_ROWS = 16  # non-zeros
-_BYTES_PER_NNZ = 14  # of code and weights, about
 # Rows of blocks from which on pattern_data, in strips of them, is the faster one; tiles that a strip takes at once.
 _STRIPS_IN_DATA, _STRIP_TILES = 4, 4
 # Defaults of layers that run warm, from tuning 25 products on a Zen 5: non-zeros of a row under which all row groups
@@ -136,7 +135,7 @@ class PatternCode(Template):
             groups=8 if rows == 6 or larger else 64 if warm and short else 2,
             tiles=tiles,
             order="k" if warm and tiles * _tile_bytes(workload) > _MOST_OF_L2 * target.l2 else "rows",
-            prefetch="next" if workload.cold or _BYTES_PER_NNZ * workload.nnz > target.l2 // (1 + warm) else "none",
+            prefetch="next" if workload.cold or BYTES_PER_NNZ * workload.nnz > target.l2 // (1 + warm) else "none",
             groups_of="alike" if alike else "neighbours",
         )
 
@@ -147,7 +146,7 @@ class PatternCode(Template):
         block = max((b for b in _pixel_blocks(workload) if b <= block), default=block)
         far = workload.activation_bytes > _STREAMED_FAR * target.l2
         alike = workload.pattern.density <= _STREAMED_SHARED_BELOW and not far
-        streams = _BYTES_PER_NNZ * workload.nnz <= _MOST_STREAMED
+        streams = BYTES_PER_NNZ * workload.nnz <= _MOST_STREAMED
         return Config.of(
             self.name,
             rows=30,
@@ -367,7 +366,7 @@ def _default_tiles(workload: Workload, target: Target) -> int:
     activations come from L2. Measured with 49 tiles: 6 to 31 % faster than all at once.
     """
     blocks = _tile_blocks(workload)
-    if _BYTES_PER_NNZ * workload.nnz > target.l2 // 2:
+    if BYTES_PER_NNZ * workload.nnz > target.l2 // 2:
         return blocks[-1] if blocks[-1] <= _FEW_TILES else _TILES_FROM_AFAR
     return max((t for t in blocks if t * _tile_bytes(workload) <= target.l2 // 4), default=blocks[0])
 

@@ -17,11 +17,11 @@ from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
 
 _LEAST_ROWS = 8  # of a part
-# Nanoseconds, from all layers of two networks on 2 to 16 cores of a Xeon (family 6, model 207): an FMA of a vector, a
+# Nanoseconds, from all layers of two networks on 8 and 16 cores of a Xeon (family 6, model 207): an FMA of a vector, a
 # byte of code and weights that comes from L3, a line that another core has written, and a line that is written where
 # another core has a copy, for each of these.
 _FMA, _CODE_BYTE, _READ, _TAKE = 0.4, 0.065, 6.0, 6.0
-_BYTES_PER_NNZ = 14  # of code and weights, about
+BYTES_PER_NNZ = 14  # of pattern in code: instructions and weights, about
 
 
 @dataclass(frozen=True)
@@ -61,5 +61,5 @@ def _estimate(workload: Workload, shares: Shares, geometry: TapGeometry) -> floa
     lines = geometry.lanes * 4 / 64
     read = workload.k / area * tiles * lines * others / shares.rows
     taken = workload.m / shares.rows * tiles * lines * others
-    code = _CODE_BYTE * _BYTES_PER_NNZ * non_zeros
+    code = _CODE_BYTE * BYTES_PER_NNZ * non_zeros
     return max(_FMA * non_zeros * tiles, code) + _READ * read + _TAKE * taken
