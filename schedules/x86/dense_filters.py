@@ -24,7 +24,7 @@ from sparsetvm.schedules.x86.epilogue import finish_vector, zero_borders
 from sparsetvm.schedules.x86.geometry import TapGeometry, supports_taps, tap_geometry, tap_offset
 
 from sparsetvm.core.config import Config
-from sparsetvm.core.layout import BatchTiles
+from sparsetvm.core.layout import BatchTiles, Planes, PlaneTiles
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
 from sparsetvm.space.knobs import Ordered
@@ -86,7 +86,7 @@ class DenseFilters(Template):
         blocks = padded.reshape(-1, width, workload.k).transpose(0, 2, 1)
         start = np.pad(initial_sums(bias, workload.m), (0, short))
         tiles, at_once = _tiles_of_a_part(workload, config, target), _pixels_at_once(config, target)
-        parts = _pixels(g, tiles)
+        parts = _pixels(workload, tiles)
         longest = max(map(len, parts)) + -max(map(len, parts)) % at_once
         at = np.stack([np.pad(part, (0, longest - len(part))) for part in parts])
         places = at // g.lanes * g.x_tile + at % g.lanes
@@ -209,22 +209,29 @@ class _FiltersKernel:
         tir.vstore(self.y, value, at, self.lanes)
 
 
+def _mask(workload: Workload) -> np.ndarray:
+    """(tiles, lanes) bool: which positions of the grid of Y are pixels; `tap_geometry`'s, without all of its taps."""
+    lout = workload.layout_out
+    if not isinstance(lout, Planes | PlaneTiles):
+        raise TypeError(f"{type(lout).__name__} holds no images")
+    return lout.mask()
+
+
 def _real(workload: Workload) -> float:
     """Share of the lanes that are pixels."""
-    mask = tap_geometry(workload).mask
-    return 1.0 if mask is None else float(mask.mean())
+    return float(_mask(workload).mean())
 
 
-def _pixels(geometry: TapGeometry, tiles: int) -> list[np.ndarray]:
+def _pixels(workload: Workload, tiles: int) -> list[np.ndarray]:
     """Positions of the pixels of an image in the grid, of each part of `tiles` tiles."""
-    mask = np.ones((geometry.tiles, geometry.lanes), bool) if geometry.mask is None else geometry.mask
-    starts = range(0, geometry.tiles, tiles)
-    return [first * geometry.lanes + np.flatnonzero(mask[first : first + tiles]) for first in starts]
+    mask = _mask(workload)
+    total, lanes = mask.shape
+    return [first * lanes + np.flatnonzero(mask[first : first + tiles]) for first in range(0, total, tiles)]
 
 
 def _tiles_of_a_part(workload: Workload, config: Config, target: Target) -> int:
     """As many as give threads even work, of which the sums take no more than a quarter of L2."""
-    total = tap_geometry(workload).tiles
+    total = len(_mask(workload))
     sums = 4 * config.int("vectors") * target.lanes**2  # bytes of a tile
     most = min(total, max(1, target.l2 // 4 // sums))
     if target.threads == 1:
@@ -236,16 +243,16 @@ def _tiles_of_a_part(workload: Workload, config: Config, target: Target) -> int:
 def _rounds(workload: Workload, config: Config, target: Target, tiles: int) -> int:
     """Groups of pixels that the thread with most of them computes for a vector of filters."""
     at_once, wide = _pixels_at_once(config, target), config.int("vectors")
-    parts = _pixels(tap_geometry(workload), tiles)
+    parts = _pixels(workload, tiles)
     items = -(-workload.m // (wide * target.lanes)) * len(parts)
     return -(-items // target.threads) * wide * -(-max(map(len, parts)) // at_once)
 
 
 def _useful(workload: Workload, config: Config, target: Target) -> float:
     """What all threads compute of use, of what they could in the time of the one that has most."""
-    g, tiles = tap_geometry(workload), _tiles_of_a_part(workload, config, target)
+    tiles = _tiles_of_a_part(workload, config, target)
     computed = _rounds(workload, config, target, tiles) * _pixels_at_once(config, target) * target.lanes
-    return workload.m * sum(map(len, _pixels(g, g.tiles))) / (computed * target.threads)
+    return workload.m * np.count_nonzero(_mask(workload)) / (computed * target.threads)
 
 
 def _fits(pixels: int, vectors: int, target: Target) -> bool:

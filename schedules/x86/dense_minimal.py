@@ -28,7 +28,7 @@ from sparsetvm.core.config import Config
 from sparsetvm.core.layout import Planes
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import ConvGeometry, Workload
-from sparsetvm.formats.toom_cook import HUGE, HUGE_WEIGHT, OUTPUTS, filter_matrix
+from sparsetvm.formats.toom_cook import HUGE, HUGE_WEIGHT, OUTPUTS, filter_matrix, rows_of_parities
 from sparsetvm.space.knobs import Ordered
 from sparsetvm.space.space import Space
 
@@ -64,12 +64,8 @@ class DenseMinimal(Template):
         conv, filters = _conv(workload), config.int("filters")
         short = -workload.m % filters
         taps = np.pad(weight.astype(np.float64), ((0, short), (0, 0))).reshape(-1, conv.in_channels, *conv.kernel)
-        high = taps_of_a_phase(conv)
-        phases = []
-        for first, _ in row_phases(conv):
-            rows = taps[:, :, first::2]
-            rows = np.pad(rows, ((0, 0), (0, 0), (0, high - rows.shape[2]), (0, 0)))
-            phases.append(np.einsum("py,mcyx->mcxp", filter_matrix(high), rows))
+        to_points = filter_matrix(taps_of_a_phase(conv))
+        phases = [np.einsum("py,mcyx->mcxp", to_points, rows) for rows in rows_of_parities(taps)]
         # [filters / F][row phase][channel][kx][point][F]
         points_first = np.stack(phases, 1).reshape(-1, filters, len(phases), *phases[0].shape[1:])
         u = np.ascontiguousarray(points_first.transpose(0, 2, 3, 4, 5, 1), np.float32)

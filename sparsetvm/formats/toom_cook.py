@@ -47,6 +47,15 @@ def output_matrix(taps: int) -> np.ndarray:
     return np.array([*columns, np.eye(OUTPUTS)[-1]]).T
 
 
+def rows_of_parities(taps: np.ndarray) -> list[np.ndarray]:
+    """Of filters (m, channels, kh, kw) for stride 2: what the input rows of each parity meet, (m, channels, kh / 2
+    rounded up, kw), zeros behind where that is a row less.
+    """
+    high = -(-taps.shape[2] // 2)
+    parts = [taps[:, :, first::2] for first in range(2)]
+    return [np.pad(part, ((0, 0), (0, 0), (0, high - part.shape[2]), (0, 0))) for part in parts]
+
+
 def _coefficients(roots: list[float], size: int) -> np.ndarray:
     """Of the monic polynomial with these roots, the lowest first, padded to `size`."""
     low_first = np.poly(roots)[::-1]

@@ -15,7 +15,7 @@ import numpy as np
 
 from sparsetvm.core.graph import Node
 from sparsetvm.core.workload import ConvGeometry
-from sparsetvm.formats.toom_cook import OUTPUTS, filter_matrix, input_matrix, output_matrix
+from sparsetvm.formats.toom_cook import OUTPUTS, filter_matrix, input_matrix, output_matrix, rows_of_parities
 from sparsetvm.runtime.layer_bound import SLOPES, UNIT, LayerReference, Session
 
 
@@ -67,11 +67,8 @@ class MinimalReference(LayerReference):
         taps = np.abs(layer.attrs["weight"].astype(np.float64)).reshape(-1, conv.in_channels, *conv.kernel)
         bias = layer.attrs["bias"]
         self._bias = np.abs(np.zeros(len(taps)) if bias is None else bias.astype(np.float64))
-        self._filters = []
-        for first in range(2):
-            rows = taps[:, :, first::2]
-            rows = np.pad(rows, ((0, 0), (0, 0), (0, self._high - rows.shape[2]), (0, 0)))
-            self._filters.append(np.einsum("py,mcyx->mpcx", np.abs(filter_matrix(self._high)), rows))
+        matrix = np.abs(filter_matrix(self._high))
+        self._filters = [np.einsum("py,mcyx->mpcx", matrix, rows) for rows in rows_of_parities(taps)]
         terms = 2 * conv.in_channels * conv.kernel[1] + 3 * (self._high + OUTPUTS) + 2
         self._gamma = terms * UNIT / (1 - terms * UNIT)
 
