@@ -37,6 +37,7 @@ _TEMPLATES: dict[str, tuple[str, str]] = {
     "x86.spmv_csr": ("sparsetvm.schedules.x86.spmv_csr", "SpmvCsr"),
     "x86.dense_gemv": ("sparsetvm.schedules.x86.dense_gemv", "DenseGemv"),
     "x86.dense_minimal": ("sparsetvm.schedules.x86.dense_minimal", "DenseMinimal"),
+    "x86.dense_winograd": ("sparsetvm.schedules.x86.dense_winograd", "DenseWinograd"),
     "x86.dense_filters": ("sparsetvm.schedules.x86.dense_filters", "DenseFilters"),
     "x86.dense": ("sparsetvm.schedules.x86.dense", "Dense"),
     "cuda.spmv_columns": ("sparsetvm.schedules.cuda.spmv_columns", "SpmvColumns"),

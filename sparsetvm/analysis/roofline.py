@@ -3,7 +3,8 @@
 (GPUs have a model of their own, gpu_roofline.py.)
 
 The model and its constants come from measurements of the kernels on Zen 4, Zen 5 and Emerald Rapids:
-- dense: one vector FMA per `lanes` products; for few columns the weights stream from the cache that holds them;
+- dense: one vector FMA per `lanes` products; for few columns the weights stream from the cache that holds them; with
+  AVX-512 3x3 convolution does half of its products (x86.dense_winograd), with twice the weights;
 - pattern in code: R output rows live in registers, so per k an X vector is loaded once if any of the R rows needs it,
   and each non-zero is an FMA with a broadcast load; K is blocked for L1, which costs R loads and R stores per block;
   meanwhile code and weights (16 bytes per non-zero) come from the outer caches, prefetched, once per call;
@@ -33,6 +34,7 @@ WORTH_IT = 1.1  # a layer is expected to become sparse from this speed-up on
 _L3 = 32 << 20
 _CACHE_RATE, _MEMORY_RATE = 24.0, 7.0  # bytes per cycle that one core streams
 _DENSE_EFFICIENCY = 0.92
+_MINIMAL_TIME, _MINIMAL_K = 0.56, 144  # half of the products, and what it takes to get there; not for shorter rows of W
 _CODE_BYTES = 16.0  # code and weight of one non-zero
 _DATA_EFFICIENCY = 0.60
 _DATA_BYTES = 8.0
@@ -55,7 +57,20 @@ def dense_cycles(workload: Workload, target: Target) -> float:
     vector_fmas = workload.m * workload.k * n / target.lanes
     compute = vector_fmas * max(1.0 / core.fma, 1.0 / (rows * core.loads)) / _DENSE_EFFICIENCY
     weights = stream_cycles(4.0 * workload.m * workload.k)
+    share = _minimal_share(workload, target)
+    if share < 1.0:
+        compute, weights = share * compute, 2.0 * weights
     return max(compute, weights) + _CALL_CYCLES + stream_cycles(workload.activation_bytes)
+
+
+def _minimal_share(workload: Workload, target: Target) -> float:
+    """Time of minimal filtering, of that of all products: rows of outputs come in fours. 1 where it does not apply."""
+    conv = workload.conv
+    if conv is None or target.isa != "avx512" or conv.groups > 1 or workload.k < _MINIMAL_K:
+        return 1.0
+    if (conv.kernel[0], conv.stride, conv.dilation) != (3, (1, 1), (1, 1)):
+        return 1.0
+    return min(1.0, _MINIMAL_TIME * 4 * -(-conv.out_height // 4) / conv.out_height)
 
 
 def sparse_cycles(workload: Workload, target: Target) -> float:

@@ -35,8 +35,8 @@ from sparsetvm.rewrite.make_layers import LAYER_OPS
 from sparsetvm.rewrite.prepare import Prepared, prepare
 from sparsetvm.runtime.difference import Difference
 from sparsetvm.runtime.layer_bound import LayerReference, Session, worst
+from sparsetvm.runtime.minimal_bound import MinimalReference, PooledReference
 from sparsetvm.runtime.module import Module
-from sparsetvm.runtime.pooled_bound import MinimalReference, PooledReference
 
 _LAYERS = (*LAYER_OPS, "depthwise_conv2d", "pooled_conv2d")
 
@@ -106,7 +106,7 @@ def _reference(
     if layer.node.op == "pooled_conv2d":
         return PooledReference(layer.node, open_session)
     choice = choices.get(layer.node.name)
-    if choice is not None and choice.config.template == "x86.dense_minimal":
+    if choice is not None and choice.config.template in ("x86.dense_minimal", "x86.dense_winograd"):
         return MinimalReference(layer.node, open_session)
     return LayerReference(layer.node, layer.arithmetic, open_session, graph.values[layer.y].layout.half)
 

@@ -53,6 +53,23 @@ def test_minimal_filtering_of_a_strided_convolution_has_a_bound_of_its_own(
 
 
 @pytest.mark.skipif("avx512f" not in cpu_flags(), reason="needs AVX-512")
+def test_minimal_filtering_of_rows_has_a_bound_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sparsetvm.schedules.x86.dense_winograd import DenseWinograd
+
+    builder = ModelBuilder("rows", seed=0)
+    x = builder.input("x", (2, 24, 14, 14))
+    y = builder.op("Add", builder.conv(x, 24, 24, 3, pad=1), x)
+    builder.op("Relu", y, out="y")
+    report = verified(builder.output("y"), tmp_path)
+    (layer,) = report.layers
+    assert layer.passed
+    assert 0 < layer.of_bound < 0.5
+    pack = DenseWinograd.pack
+    monkeypatch.setattr(DenseWinograd, "pack", lambda self, w, *rest: pack(self, w * np.float32(1.0005), *rest))
+    assert not verified(builder, tmp_path).layers[0].passed
+
+
+@pytest.mark.skipif("avx512f" not in cpu_flags(), reason="needs AVX-512")
 def test_a_pooled_convolution_has_a_bound_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sparsetvm.schedules.x86.remainder import pooled_conv
 
