@@ -68,6 +68,13 @@ def break_down() -> Parcel:
     raise KeyError("a bug")
 
 
+@pytest.fixture
+def _fork() -> None:
+    """For tests that patch this process: only a fork has the patch, and with threads there is none."""
+    if threading.active_count() > 1:
+        pytest.skip("this process has threads: it does not fork")
+
+
 @pytest.fixture(params=["fork", "interpreter"])
 def _both(request: pytest.FixtureRequest) -> Iterator[None]:
     """A fork where this is the only thread, an interpreter of its own where it is not."""
@@ -113,6 +120,7 @@ def test_child_that_takes_too_much_memory_rejects_the_model():
         in_child(allocate, 1 << 50, size=0)
 
 
+@pytest.mark.usefixtures("_fork")
 def test_child_may_take_more_memory_for_a_larger_file(monkeypatch):
     monkeypatch.setattr(limits, "_MEMORY", 64 << 20)
     monkeypatch.setattr(limits, "_MEMORY_PER_CORE", 0)
@@ -184,6 +192,7 @@ def test_child_is_killed_when_the_caller_is_interrupted(monkeypatch):
         os.waitpid(-1, os.WNOHANG)
 
 
+@pytest.mark.usefixtures("_fork")
 @pytest.mark.parametrize(
     "said",
     [b"", b"\xff" * 8, b"\x01" + bytes(7) + b"\xc1", b"\x02" + bytes(7) + b"\x81\xa0", bytes(8), b"\x01" + bytes(7)],
