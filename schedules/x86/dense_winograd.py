@@ -66,14 +66,10 @@ class DenseWinograd(Template):
         conv = conv_of(workload)
         if workload.m < _LANES or conv.in_channels * conv.kernel[1] < _LEAST_K:
             return False
-        lout = grid_of(workload)
-        computed = POINTS * sum(vectors_of(n, lout.row_stride) for n in self.strips(workload, target)) * _LANES
+        lout, strips = grid_of(workload), strips_of(workload, self.default(workload, target))
+        computed = POINTS * sum(vectors_of(groups, lout.row_stride) for groups in strips) * _LANES
         pixels = conv.out_height * conv.out_width
         return computed <= _WORTH_IT * HIGH * min(lout.tiles * _LANES, pixels * 1.1)
-
-    def strips(self, workload: Workload, target: Target) -> list[int]:
-        """Groups of the strips of the default config."""
-        return strips_of(workload, self.default(workload, target))
 
     def space(self, workload: Workload, target: Target) -> Space:
         total = -(-conv_of(workload).out_height // OUTPUTS)

@@ -112,7 +112,7 @@ class WinogradKernel:
         end = self.lead + (groups - 1) * self.row + self.of_group
         with tb.serial(self.conv.in_channels) as channel:
             for p in range(POINTS):
-                for at in {0, *range(end, self.stride - _LANES, _LANES), self.stride - _LANES}:
+                for at in (0, *range(end, self.stride - _LANES, _LANES), self.stride - _LANES):
                     tir.vstore(self.v, tir.splat(0.0, _LANES), p * points + channel * self.stride + at, _LANES)
             with tb.serial(groups) as group:
                 top = (first + group) * OUTPUTS
