@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from sparsetvm.schedules.base import Packed, Template
 from sparsetvm.schedules.x86.arguments import initial_sums, layer_args
-from sparsetvm.schedules.x86.geometry import supports_taps, tap_geometry
+from sparsetvm.schedules.x86.geometry import conv_of, supports_taps, tap_geometry
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.layout import Planes
@@ -61,7 +61,7 @@ class DenseMinimal(Template):
     def pack(
         self, weight: np.ndarray, bias: np.ndarray | None, workload: Workload, config: Config, target: Target
     ) -> Packed:
-        conv, filters = _conv(workload), config.int("filters")
+        conv, filters = conv_of(workload), config.int("filters")
         short = -workload.m % filters
         taps = np.pad(weight.astype(np.float64), ((0, short), (0, 0))).reshape(-1, conv.in_channels, *conv.kernel)
         to_points = filter_matrix(taps_of_a_phase(conv))
@@ -89,12 +89,6 @@ def row_phases(conv: ConvGeometry) -> list[tuple[int, int]]:
     return [(first, len(range(first, conv.kernel[0], 2))) for first in range(2)]
 
 
-def _conv(workload: Workload) -> ConvGeometry:
-    if workload.conv is None:
-        raise TypeError(f"{workload.op} is no convolution")
-    return workload.conv
-
-
 class _MinimalKernel:
     """Builds the TIR; the fields are what all loops share."""
 
@@ -102,7 +96,7 @@ class _MinimalKernel:
         from sparsetvm.schedules.x86.remainder.images import Images
 
         self.workload, self.packed, self.threads = workload, packed, target.threads
-        self.conv, self.g, self.filters = _conv(workload), tap_geometry(workload), config.int("filters")
+        self.conv, self.g, self.filters = conv_of(workload), tap_geometry(workload), config.int("filters")
         shape = (self.g.batch, workload.m, self.conv.out_height, self.conv.out_width)
         self.out = Images(workload.layout_out, shape, _LANES)
         self.high = taps_of_a_phase(self.conv)

@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 from sparsetvm.schedules.base import Packed, Template
 from sparsetvm.schedules.x86.arguments import initial_sums
-from sparsetvm.schedules.x86.geometry import supports_taps, tap_geometry
+from sparsetvm.schedules.x86.geometry import conv_of, supports_taps, tap_geometry
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.layout import Planes, PlaneTiles
 from sparsetvm.core.target import Target
-from sparsetvm.core.workload import ConvGeometry, Workload
+from sparsetvm.core.workload import Workload
 from sparsetvm.formats.toom_cook import HUGE, HUGE_WEIGHT, OUTPUTS, filter_matrix
 from sparsetvm.space.knobs import Ordered
 from sparsetvm.space.space import Space
@@ -116,12 +116,6 @@ class DenseWinograd(Template):
         from sparsetvm.schedules.x86.winograd_kernel import WinogradKernel
 
         return WinogradKernel(workload, config, packed, target).build(symbol)
-
-
-def conv_of(workload: Workload) -> ConvGeometry:
-    if workload.conv is None:
-        raise TypeError(f"{workload.op} is no convolution")
-    return workload.conv
 
 
 def grid_of(workload: Workload) -> Planes | PlaneTiles:

@@ -80,6 +80,13 @@ class TapGeometry:
         return bits.view(np.uint16).ravel().copy()
 
 
+def conv_of(workload: Workload) -> ConvGeometry:
+    """The convolution that the workload is. Raises TypeError for a product."""
+    if workload.conv is None:
+        raise TypeError(f"{workload.op} is no convolution")
+    return workload.conv
+
+
 def supports_taps(workload: Workload) -> bool:
     """True when the workload's layouts let a kernel read X in place through taps."""
     lin, lout, residual = workload.layout_in, workload.layout_out, workload.residual_layout

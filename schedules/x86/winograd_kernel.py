@@ -12,7 +12,6 @@ from sparsetvm.schedules.x86.dense_winograd import (
     HIGH,
     PLANES,
     POINTS,
-    conv_of,
     filters_at_once,
     grid_of,
     parts_of,
@@ -20,7 +19,7 @@ from sparsetvm.schedules.x86.dense_winograd import (
     vectors_of,
 )
 from sparsetvm.schedules.x86.epilogue import zero_borders
-from sparsetvm.schedules.x86.geometry import tap_geometry
+from sparsetvm.schedules.x86.geometry import conv_of, tap_geometry
 from sparsetvm.schedules.x86.minimal import from_points, larger_magnitude, largest_lane, to_points
 from tvm import tirx
 from tvm.tirx.script import builder as tb
