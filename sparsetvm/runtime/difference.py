@@ -45,6 +45,11 @@ class Difference:
         return worst
 
     @property
+    def says_nothing(self) -> bool:
+        """True where all references are zero: whatever was computed before them is not to be seen in them."""
+        return not any(self._norms)
+
+    @property
     def largest(self) -> float:
         """The largest absolute error of an element."""
         return self._largest

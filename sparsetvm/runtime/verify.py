@@ -104,7 +104,7 @@ def verify_module(
     ]
     relative = max(output.rel_l2_error for output in outputs)
     layers: list[LayerError] = []
-    notes = [*_notes(module, sorted(overflowed)), *_undrawn(module)]
+    notes = [*_notes(module, sorted(overflowed)), *_undrawn(module), *_zeros(found)]
     if module.dynamic is not None:
         notes.append(f"dimension '{module.dynamic.name}' ran with {', '.join(map(str, sizes))}")
     same = True
@@ -155,6 +155,14 @@ def _undrawn(module: Module) -> list[str]:
         return []
     names = ", ".join(f"'{name}'" for name in zeros)
     return [f"zeros were given for {names}: which other integers the model admits is not known"]
+
+
+def _zeros(found: Mapping[str, Difference]) -> list[str]:
+    """A note about outputs that are zero whatever the inputs were."""
+    names = ", ".join(f"'{name}'" for name, difference in found.items() if difference.says_nothing)
+    if not names:
+        return []
+    return [f"zeros are all that the reference has in {names}, which says little of the layers before: try --per-layer"]
 
 
 def _compare(name: str, ours: np.ndarray, theirs: np.ndarray, difference: Difference) -> None:

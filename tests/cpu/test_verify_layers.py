@@ -86,6 +86,16 @@ def test_a_pooled_convolution_has_a_bound_of_its_own(tmp_path: Path, monkeypatch
     assert not verified(builder, tmp_path).passed
 
 
+def test_outputs_of_nothing_but_zeros_are_named(tmp_path: Path) -> None:
+    builder = ModelBuilder("zeros", seed=0)
+    x = builder.input("x", (4, 32))
+    y = builder.op("Relu", builder.linear(x, 32, 16, sparsity=0.9), out="y")
+    builder.op("Mul", y, builder.const(np.zeros(16, np.float32)), out="z")
+    report = verified(builder.output("y", "z"), tmp_path)
+    assert report.passed
+    assert ["'z'" in note and "'y'" not in note for note in report.notes if "--per-layer" in note] == [True]
+
+
 def test_chunks_of_a_batch_are_put_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(split_batch, "_CHUNK_BYTES", 1)
     assert verified(conv_net(batch=2), tmp_path).passed
