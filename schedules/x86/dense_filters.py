@@ -21,10 +21,10 @@ import numpy as np
 from sparsetvm.schedules.base import Packed, Template
 from sparsetvm.schedules.x86.arguments import initial_sums, layer_args
 from sparsetvm.schedules.x86.epilogue import finish_vector, zero_borders
-from sparsetvm.schedules.x86.geometry import TapGeometry, supports_taps, tap_geometry, tap_offset
+from sparsetvm.schedules.x86.geometry import TapGeometry, grid_of, supports_taps, tap_geometry, tap_offset
 
 from sparsetvm.core.config import Config
-from sparsetvm.core.layout import BatchTiles, Planes, PlaneTiles
+from sparsetvm.core.layout import BatchTiles
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
 from sparsetvm.space.knobs import Ordered
@@ -211,10 +211,7 @@ class _FiltersKernel:
 
 def _mask(workload: Workload) -> np.ndarray:
     """(tiles, lanes) bool: which positions of the grid of Y are pixels; `tap_geometry`'s, without all of its taps."""
-    lout = workload.layout_out
-    if not isinstance(lout, Planes | PlaneTiles):
-        raise TypeError(f"{type(lout).__name__} holds no images")
-    return lout.mask()
+    return grid_of(workload).mask()
 
 
 def _real(workload: Workload) -> float:

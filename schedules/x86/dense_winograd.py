@@ -6,9 +6,9 @@
             for point:  MR x NR accumulators; for channel, kx: NR loads of V, MR broadcasts of U = G g, MR * NR FMAs
             four rows of each vector from the points: A m, bias, residual, activation
 
-Winograd's F(4, 3) in one dimension (formats/toom_cook.py): 6 products for 12, with exact halves and quarters only, so
-that float32 loses few units in the last place. In two dimensions there would be a quarter of the products, but columns
-are in the lanes, and errors would multiply as well. Groups lie one behind the other as rows do in X and Y, zero columns
+Winograd's F(4, 3) in one dimension (formats/toom_cook.py): 6 products for 12; B and A hold small integers, so that
+float32 loses few units in the last place. In two dimensions there would be a quarter of the products, but columns are
+in the lanes, and errors would multiply as well. Groups lie one behind the other as rows do in X and Y, zero columns
 between them, so that a vector may span several and small images leave few lanes empty. A strip whose input is huge or
 not finite is computed tap by tap: there infinity and NaN stay with the windows that they are in.
 
@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 from sparsetvm.schedules.base import Packed, Template
 from sparsetvm.schedules.x86.arguments import initial_sums
-from sparsetvm.schedules.x86.geometry import conv_of, supports_taps, tap_geometry
+from sparsetvm.schedules.x86.geometry import conv_of, grid_of, supports_taps, tap_geometry
 
+from sparsetvm.analysis.roofline import LEAST_HALVED_K, may_halve_products
 from sparsetvm.core.config import Config
-from sparsetvm.core.layout import Planes, PlaneTiles
+from sparsetvm.core.layout import Planes
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import Workload
 from sparsetvm.formats.toom_cook import HUGE, HUGE_WEIGHT, OUTPUTS, filter_matrix
@@ -40,7 +41,6 @@ _LANES = 16
 _WORTH_IT = 0.75  # share of the products of the other dense templates, above which these are the default
 # Clocks, about: the points of a vector; what MR x NR FMAs take longer; the weights of a filter from L3.
 _TRANSFORM, _STEP, _WEIGHTS = 32, 2, 2
-_LEAST_K = 48  # columns and channels: for fewer the points cost more than they save
 _FILTERS = (4, 6, 8, 12, 14, 16, 24)
 _VECTORS = (1, 2, 3, 4, 5)
 _GROUPS = (1, 2, 3, 4, 6, 8, 14, 28)
@@ -54,17 +54,17 @@ class DenseWinograd(Template):
     dense = True
 
     def matches(self, workload: Workload, target: Target) -> bool:
-        conv, lin = workload.conv, workload.layout_in
-        if target.isa != "avx512" or conv is None or not isinstance(lin, Planes):
+        lin = workload.layout_in
+        if not may_halve_products(workload, target) or not isinstance(lin, Planes):
             return False
-        shape = conv.groups == 1 and conv.kernel[0] == HIGH and conv.stride == (1, 1) and conv.dilation == (1, 1)
         # A vector begins in the image, and reads no more than one row ahead.
+        conv = conv_of(workload)
         wide = lin.row_stride >= 4 and conv.kernel[1] <= lin.row_stride and conv.out_height >= 2
-        return shape and wide and supports_taps(workload)
+        return wide and supports_taps(workload)
 
     def preferred(self, workload: Workload, target: Target) -> bool:
         conv = conv_of(workload)
-        if workload.m < _LANES or conv.in_channels * conv.kernel[1] < _LEAST_K:
+        if workload.m < _LANES or workload.k < LEAST_HALVED_K:
             return False
         lout, strips = grid_of(workload), strips_of(workload, self.default(workload, target))
         computed = POINTS * sum(vectors_of(groups, lout.row_stride) for groups in strips) * _LANES
@@ -116,13 +116,6 @@ class DenseWinograd(Template):
         from sparsetvm.schedules.x86.winograd_kernel import WinogradKernel
 
         return WinogradKernel(workload, config, packed, target).build(symbol)
-
-
-def grid_of(workload: Workload) -> Planes | PlaneTiles:
-    """The layout of Y."""
-    if not isinstance(workload.layout_out, Planes | PlaneTiles):
-        raise TypeError(f"{type(workload.layout_out).__name__} holds no images")
-    return workload.layout_out
 
 
 def vectors_of(groups: int, row_stride: int) -> int:

@@ -87,6 +87,13 @@ def conv_of(workload: Workload) -> ConvGeometry:
     return workload.conv
 
 
+def grid_of(workload: Workload) -> Planes | PlaneTiles:
+    """The layout of Y, of images with pixels in the lanes. Raises TypeError for any other."""
+    if not isinstance(workload.layout_out, Planes | PlaneTiles):
+        raise TypeError(f"{type(workload.layout_out).__name__} holds no images")
+    return workload.layout_out
+
+
 def supports_taps(workload: Workload) -> bool:
     """True when the workload's layouts let a kernel read X in place through taps."""
     lin, lout, residual = workload.layout_in, workload.layout_out, workload.residual_layout

@@ -13,13 +13,12 @@ from sparsetvm.schedules.x86.dense_winograd import (
     PLANES,
     POINTS,
     filters_at_once,
-    grid_of,
     parts_of,
     strips_of,
     vectors_of,
 )
 from sparsetvm.schedules.x86.epilogue import zero_borders
-from sparsetvm.schedules.x86.geometry import conv_of, tap_geometry
+from sparsetvm.schedules.x86.geometry import conv_of, grid_of, tap_geometry
 from sparsetvm.schedules.x86.minimal import from_points, larger_magnitude, largest_lane, to_points
 from tvm import tirx
 from tvm.tirx.script import builder as tb

@@ -34,7 +34,8 @@ WORTH_IT = 1.1  # a layer is expected to become sparse from this speed-up on
 _L3 = 32 << 20
 _CACHE_RATE, _MEMORY_RATE = 24.0, 7.0  # bytes per cycle that one core streams
 _DENSE_EFFICIENCY = 0.92
-_MINIMAL_TIME, _MINIMAL_K = 0.56, 144  # half of the products, and what it takes to get there; not for shorter rows of W
+_HALVED_TIME = 0.56  # of half of the products, and of what it takes to get there
+LEAST_HALVED_K = 144  # for shorter rows of W that costs more than it saves
 _CODE_BYTES = 16.0  # code and weight of one non-zero
 _DATA_EFFICIENCY = 0.60
 _DATA_BYTES = 8.0
@@ -57,20 +58,26 @@ def dense_cycles(workload: Workload, target: Target) -> float:
     vector_fmas = workload.m * workload.k * n / target.lanes
     compute = vector_fmas * max(1.0 / core.fma, 1.0 / (rows * core.loads)) / _DENSE_EFFICIENCY
     weights = stream_cycles(4.0 * workload.m * workload.k)
-    share = _minimal_share(workload, target)
+    share = _halved_share(workload, target)
     if share < 1.0:
         compute, weights = share * compute, 2.0 * weights
     return max(compute, weights) + _CALL_CYCLES + stream_cycles(workload.activation_bytes)
 
 
-def _minimal_share(workload: Workload, target: Target) -> float:
+def may_halve_products(workload: Workload, target: Target) -> bool:
+    """True for a convolution that x86.dense_winograd is made for."""
+    conv = workload.conv
+    if conv is None or target.isa != "avx512":
+        return False
+    return (conv.groups, conv.kernel[0], conv.stride, conv.dilation) == (1, 3, (1, 1), (1, 1))
+
+
+def _halved_share(workload: Workload, target: Target) -> float:
     """Time of minimal filtering, of that of all products: rows of outputs come in fours. 1 where it does not apply."""
     conv = workload.conv
-    if conv is None or target.isa != "avx512" or conv.groups > 1 or workload.k < _MINIMAL_K:
+    if conv is None or not may_halve_products(workload, target) or workload.k < LEAST_HALVED_K:
         return 1.0
-    if (conv.kernel[0], conv.stride, conv.dilation) != (3, (1, 1), (1, 1)):
-        return 1.0
-    return min(1.0, _MINIMAL_TIME * 4 * -(-conv.out_height // 4) / conv.out_height)
+    return min(1.0, _HALVED_TIME * 4 * -(-conv.out_height // 4) / conv.out_height)
 
 
 def sparse_cycles(workload: Workload, target: Target) -> float:

@@ -57,7 +57,7 @@ class MinimalReference(LayerReference):
         for tile in range(tiles):
             total: np.ndarray | float = 0.0
             for first, filters in enumerate(self._filters):
-                # As the kernels do: below the last row that an output reads, that one again.
+                # As the kernels do, below the last row that an output reads that one again; with a pool zeros, so less.
                 last = height - 1 + len(range(first, kh, stride)) - 1
                 rows = padded[:, :, first + stride * np.minimum(tile * OUTPUTS + np.arange(count), last)]
                 points = np.einsum("pr,bcrx->bpcx", matrix, rows)

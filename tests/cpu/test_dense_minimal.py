@@ -8,7 +8,7 @@ from remainder_cases import TARGETS, with_threads
 from sparsetvm.schedules.base import matching, template
 from test_matmul_templates import activate, conv_reference, run
 
-from sparsetvm.core.layout import Planes
+from sparsetvm.core.layout import Planes, PlaneTiles
 from sparsetvm.core.pattern import PatternSummary
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import ConvGeometry, Epilogue, Workload
@@ -28,8 +28,11 @@ CASES = [
 ]
 
 
-def workload_of(conv: ConvGeometry, m: int, batch: int, epilogue: Epilogue, threads: int = 1) -> Workload:
-    lin, lout = conv_layouts(conv, batch, m, required_pad(conv), 16)
+def workload_of(
+    conv: ConvGeometry, m: int, batch: int, epilogue: Epilogue, threads: int = 1, tiled: bool = False
+) -> Workload:
+    lin, planes = conv_layouts(conv, batch, m, required_pad(conv), 16)
+    lout = PlaneTiles(batch, m, planes.height, planes.width, planes.pad, 16) if tiled else planes
     k, n = conv.in_channels * conv.kernel[0] * conv.kernel[1], batch * conv.out_height * conv.out_width
     return Workload("conv2d", m, k, n, lin, lout, epilogue, DENSE, conv, threads=threads)
 

@@ -6,20 +6,16 @@ import dataclasses
 
 import numpy as np
 import pytest
-from remainder_cases import TARGETS, with_threads
+from remainder_cases import with_threads
 from sparsetvm.schedules.base import matching, template
+from test_dense_minimal import AVX512, RELU, workload_of
 from test_matmul_templates import activate, configs, conv_reference, run
 
 from sparsetvm.core.config import Config
 from sparsetvm.core.layout import Planes, PlaneTiles
-from sparsetvm.core.pattern import PatternSummary
 from sparsetvm.core.target import Target
 from sparsetvm.core.workload import ConvGeometry, Epilogue, Workload
-from sparsetvm.rewrite.plane_geometry import conv_layouts, required_pad
 
-DENSE = PatternSummary("dense", (1, 1), 1.0, 1.0, 0, "0")
-AVX512 = TARGETS[:1]
-RELU = Epilogue(bias=True, activation="relu")
 SIGMOID = Epilogue(bias=True, residual=True, activation="sigmoid")
 _KERNEL = template("x86.dense_winograd")
 SAME = ConvGeometry(5, 13, 18, (3, 3), pads=(1, 1, 1, 1))
@@ -33,15 +29,6 @@ GEOMETRIES = {
     "5 columns": ConvGeometry(2, 6, 20, (3, 5), pads=(0, 2, 2, 1)),
     "two rows": ConvGeometry(1, 2, 16, (3, 3), pads=(1, 1, 1, 1)),
 }
-
-
-def workload_of(
-    conv: ConvGeometry, m: int, batch: int, epilogue: Epilogue, threads: int = 1, tiled: bool = False
-) -> Workload:
-    lin, planes = conv_layouts(conv, batch, m, required_pad(conv), 16)
-    lout = PlaneTiles(batch, m, planes.height, planes.width, planes.pad, 16) if tiled else planes
-    k, n = conv.in_channels * conv.kernel[0] * conv.kernel[1], batch * conv.out_height * conv.out_width
-    return Workload("conv2d", m, k, n, lin, lout, epilogue, DENSE, conv, threads=threads)
 
 
 @dataclasses.dataclass

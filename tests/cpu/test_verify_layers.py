@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -34,39 +35,37 @@ def test_each_layer_of_a_network_stays_within_its_bound(make, tmp_path: Path) ->
     assert any(layer.model_error is not None for layer in report.layers)
 
 
-@pytest.mark.skipif("avx512f" not in cpu_flags(), reason="needs AVX-512")
-def test_minimal_filtering_of_a_strided_convolution_has_a_bound_of_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from sparsetvm.schedules.x86.dense_minimal import DenseMinimal
-
+def strided_conv() -> ModelBuilder:
     builder = ModelBuilder("strided", seed=0)
     x = builder.input("x", (1, 3, 34, 40))
     builder.op("Relu", builder.conv(x, 3, 20, 7, stride=2, pad=3), out="y")
-    report = verified(builder.output("y"), tmp_path)
-    (layer,) = report.layers
-    assert layer.passed
-    assert 0 < layer.of_bound < 0.5
-    pack = DenseMinimal.pack
-    monkeypatch.setattr(DenseMinimal, "pack", lambda self, w, *rest: pack(self, w * np.float32(1.0005), *rest))
-    assert not verified(builder, tmp_path).layers[0].passed
+    return builder.output("y")
+
+
+def conv_and_residual() -> ModelBuilder:
+    builder = ModelBuilder("rows", seed=0)
+    x = builder.input("x", (2, 24, 14, 14))
+    builder.op("Relu", builder.op("Add", builder.conv(x, 24, 24, 3, pad=1), x), out="y")
+    return builder.output("y")
 
 
 @pytest.mark.skipif("avx512f" not in cpu_flags(), reason="needs AVX-512")
-def test_minimal_filtering_of_rows_has_a_bound_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sparsetvm.schedules.x86.dense_winograd import DenseWinograd
+@pytest.mark.parametrize(
+    ("make", "name"), [(strided_conv, "x86.dense_minimal"), (conv_and_residual, "x86.dense_winograd")]
+)
+def test_minimal_filtering_has_a_bound_of_its_own(
+    make: Callable[[], ModelBuilder], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sparsetvm.schedules.base import template
 
-    builder = ModelBuilder("rows", seed=0)
-    x = builder.input("x", (2, 24, 14, 14))
-    y = builder.op("Add", builder.conv(x, 24, 24, 3, pad=1), x)
-    builder.op("Relu", y, out="y")
-    report = verified(builder.output("y"), tmp_path)
+    report = verified(make(), tmp_path)
     (layer,) = report.layers
     assert layer.passed
     assert 0 < layer.of_bound < 0.5
-    pack = DenseWinograd.pack
-    monkeypatch.setattr(DenseWinograd, "pack", lambda self, w, *rest: pack(self, w * np.float32(1.0005), *rest))
-    assert not verified(builder, tmp_path).layers[0].passed
+    kernel = type(template(name))
+    pack = kernel.pack
+    monkeypatch.setattr(kernel, "pack", lambda self, w, *rest: pack(self, w * np.float32(1.0005), *rest))
+    assert not verified(make(), tmp_path).layers[0].passed
 
 
 @pytest.mark.skipif("avx512f" not in cpu_flags(), reason="needs AVX-512")
