@@ -55,3 +55,12 @@ def test_nan_or_infinity_on_one_side_fails_every_tolerance(wrong: float) -> None
 def test_equal_infinities_and_nan_are_no_error() -> None:
     found = over(([math.inf, math.nan, 1.0], [math.inf, math.nan, 1.0]))
     assert found.relative == found.largest == 0.0
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 1.0])
+def test_only_a_reference_of_zeros_says_nothing(value: float) -> None:
+    difference = Difference()
+    difference.add(np.zeros(4), np.zeros(4))
+    assert difference.says_nothing
+    difference.add(np.full(4, value), np.full(4, value))
+    assert not difference.says_nothing
